@@ -1,0 +1,47 @@
+# `make` lists what there is. Everything happens in .venv; nothing is installed elsewhere.
+PYTHON ?= python3
+# options for pip, such as an index of builds without CUDA
+PIP_FLAGS ?=
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help study test lint unit smoke lab clean lock
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+study: $(STAMP) ## install, run the demo study, say where the report is
+	$(BIN)/medstudy run params/demo
+
+test: lint unit smoke ## lint, unit tests, and the smoke study end to end
+
+lint: $(STAMP) ## ruff on package, tests and notebooks
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@set -e; for notebook in notebooks/*.ipynb; do $(BIN)/nbstripout --verify "$$notebook" \
+		|| { echo "$$notebook has outputs: run .venv/bin/nbstripout $$notebook" >&2; exit 1; }; done
+
+unit: $(STAMP) ## unit tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+smoke: $(STAMP) ## every notebook, tiny, end to end
+	$(BIN)/medstudy run params/smoke
+
+lab: $(STAMP) ## open JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+clean: ## remove the results of the smoke study and caches; keeps .venv and all other results
+	rm -rf results/smoke .pytest_cache .ruff_cache
+
+lock: $(STAMP) ## write down the versions that are installed
+	{ echo '# Versions that were tested together (Python 3.11, Linux, CPU), written by `make lock`.'; \
+	  $(BIN)/pip freeze --exclude-editable | sed -E '/ @ /d; s/\+[a-z0-9.]+$$//'; } > requirements.lock.txt
+
+# again only when pyproject.toml or the lock changes
+$(STAMP): pyproject.toml requirements.lock.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "medstudy needs Python 3.11 or newer; give one with: make PYTHON=python3.12" >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) -c requirements.lock.txt -e '.[dev]'
+	touch $(STAMP)

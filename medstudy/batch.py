@@ -1,0 +1,221 @@
+"""From a study to notebook jobs: starts Snakemake, which orders and resumes them, and says how it goes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import medstudy
+from medstudy.machine import cores, die_with_parent, is_locked, memory_gb, try_lock, visible_gpus
+from medstudy.params import RunParams, StudyParams, load_study
+from medstudy.run_notebook import finished, lock_of
+from medstudy.runs import project_root, run_folder
+
+#: Exit code when the study is running already: sysexits' "try again later".
+BUSY = 75
+INTERRUPTED = 130
+#: Memory in GB that one job on a CPU may need; bounds how many run at once.
+JOB_GB = 3
+#: Threads of a job on a cluster, where nobody else needs the rest of what it was given.
+CLUSTER_THREADS = 4
+
+
+class BatchError(RuntimeError):
+    """A study cannot be started; the message says why and what to do."""
+
+
+def enter(folder: str | Path) -> Path:
+    """Go to the root of the checkout that ``folder`` belongs to; return the study's params folder from there.
+
+    Args:
+        folder: ``params/<study>``, or ``results/<study>``, which means the same study.
+    """
+    folder = Path(folder).resolve()
+    packaged = Path(medstudy.__file__).resolve().parents[1]
+    root = next((p for p in (project_root(folder), packaged) if (p / "Snakefile").is_file()), None)
+    if root is None:
+        raise BatchError(
+            f"no Snakefile above {folder}: install medstudy with `pip install -e .` in its checkout"
+        )
+    os.chdir(root)
+    if not (folder / "study.yaml").is_file() and (root / "params" / folder.name / "study.yaml").is_file():
+        folder = root / "params" / folder.name
+    return folder.relative_to(root) if folder.is_relative_to(root) else folder
+
+
+def results_of(study: StudyParams) -> Path:
+    """Results folder of the study, relative to the root if it lies there."""
+    folders = {Path(run.results, study.name) for run in study.runs()}
+    if len(folders) > 1:
+        raise BatchError(f"{study.folder}: `results` differs between tasks; set it in shared.yaml only")
+    return folders.pop()
+
+
+def run(
+    folder: Path,
+    jobs: int | None = None,
+    threads: int | None = None,
+    only: Sequence[str] = (),
+    profile: str = "default",
+    extra: Sequence[str] = (),
+) -> int:
+    """Execute what is missing or out of date of a study; returns the exit code, 0 if all is well.
+
+    Raises:
+        BatchError, ParamsError: found before any notebook starts.
+    """
+    study = load_study(folder)
+    results = results_of(study)
+    for task in only:
+        if task not in study.tasks:
+            raise BatchError(f"--only {task}: not a task of {study.name} (allowed: {', '.join(study.tasks)})")
+    if profile == "default":
+        jobs, threads, gpus = _shares(study, jobs, threads)
+        # Snakemake grants `cores` in all, and each job asks for `threads` of them
+        limits = ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
+    else:
+        limits = ["--jobs", str(jobs)] if jobs else []
+    targets = ["--until", *only] if only else []
+    command = [*_snakemake(folder, profile, threads or CLUSTER_THREADS), *limits, *targets, *extra]
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / ".lock").open("w") as lock:
+        if not try_lock(lock):
+            print(f"{study.name} is running already; see: medstudy status {results}", file=sys.stderr)
+            return BUSY
+        for params in study.runs():
+            if not finished(run_folder(params) / "run.json"):
+                # metrics without an end marker, however they came about, are not to be taken for a result
+                (run_folder(params) / "metrics.json").unlink(missing_ok=True)
+        code = _supervise(command, results)
+    _print_end(code, folder, results)
+    return code
+
+
+def plan(folder: Path) -> dict[str, int]:
+    """Jobs that `run` would start now, counted by rule; starts nothing."""
+    asked = subprocess.run([*_snakemake(folder, "default", 1), "--dry-run"], capture_output=True, text=True)
+    if asked.returncode:
+        raise BatchError(f"Snakemake cannot plan {folder}:\n{(asked.stdout + asked.stderr).strip()}")
+    return planned(asked.stdout + asked.stderr)
+
+
+def planned(log: str) -> dict[str, int]:
+    """Snakemake's table of job counts, without its target and total."""
+    table = re.search(r"^Job stats:\njob +count\n[- ]+\n((?:\S+ +\d+\n)+)", log, re.MULTILINE)
+    rows = (line.split() for line in table[1].splitlines()) if table else ()
+    return {rule: int(count) for rule, count in rows if rule not in {"all", "total"}}
+
+
+def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
+    """Every run, with ok, running, failed, stopped or not started, and its stage or message."""
+    for params in study.runs():
+        folder = run_folder(params)
+        record, progress = _read(folder / "run.json"), _read(folder / "status.json")
+        stage = str(progress.get("stage", ""))
+        if is_locked(lock_of(folder / "notebook.ipynb")):
+            yield params, "running", stage
+        elif record:
+            yield params, str(record["status"]), str(record.get("message", ""))
+        else:
+            yield params, "stopped" if progress else "not started", stage
+
+
+def failures(results: Path) -> list[str]:
+    """One line for each job of the last start that failed, or that ended without saying how."""
+    last = {event["name"]: event for event in _events(results / "engine.jsonl")}
+    bad = (event for event in last.values() if event["state"] != "ok")
+    unsaid = "ended without saying why (killed?); see its log"
+    return [f"failed: {event['name']}: {event.get('message', unsaid)}" for event in bad]
+
+
+def _snakemake(folder: Path, profile: str, threads: int) -> list[str]:
+    """The command up to its options; the lock is ours, as Snakemake's outlives a SIGKILL."""
+    if not Path("profiles", profile).is_dir():
+        known = ", ".join(sorted(p.name for p in Path("profiles").iterdir()))
+        raise BatchError(f"no profile '{profile}' (allowed: {known})")
+    program = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--nolock"]
+    config = ["--config", f"run={folder}", f"threads={threads}"]
+    return [*program, "--workflow-profile", f"profiles/{profile}", *config]
+
+
+def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[int, int, int]:
+    """Jobs at once, threads of each (so that no core is used twice, which is many times slower), and GPUs."""
+    gpus, wanted = len(visible_gpus()), max(int(r.get("gpu", 0)) for r in study.tasks.values())
+    if wanted > gpus:
+        where = f"{study.folder}/study.yaml"
+        raise BatchError(f"{where} asks for gpu: {wanted} a run and this machine shows {gpus}")
+    jobs = jobs or max(1, gpus // wanted if wanted else min(cores(), memory_gb() // JOB_GB))
+    threads = threads or max(1, cores() // jobs)
+    print(f"{study.name}: {jobs} notebooks at once, {threads} thread{'s' * (threads > 1)} each", flush=True)
+    return jobs, threads, gpus
+
+
+def _supervise(command: list[str], results: Path) -> int:
+    """Run Snakemake with its chatter in engine.log, and print a line for every notebook that ends."""
+    journal, log = results / "engine.jsonl", results / "engine.log"
+    journal.write_text("", encoding="utf-8")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        # as Ctrl-C, so that the engine can cancel what it has started
+        signal.signal(number, signal.default_int_handler)
+    with log.open("w") as chatter:
+        # a session of its own, so that one signal reaches the jobs too; and no jobs without us
+        engine = subprocess.Popen(
+            command, stdout=chatter, stderr=chatter, start_new_session=True, preexec_fn=die_with_parent
+        )
+        shown = 0
+        try:
+            while engine.poll() is None:
+                time.sleep(0.3)
+                shown = _show_progress(journal, log, shown)
+        except KeyboardInterrupt:
+            os.killpg(engine.pid, signal.SIGINT)
+            engine.wait()
+            return INTERRUPTED
+    _show_progress(journal, log, shown)
+    return engine.returncode
+
+
+def _show_progress(journal: Path, log: Path, shown: int) -> int:
+    """Print the jobs that ended since ``shown``; returns how many have ended by now."""
+    ended = [event for event in _events(journal) if event["state"] != "started"]
+    if len(ended) > shown:
+        jobs = planned(log.read_text(encoding="utf-8", errors="replace"))
+        total = sum(n for rule, n in jobs.items() if rule != "report")
+        for number, event in enumerate(ended[shown:], start=shown + 1):
+            print(f"[{number}/{total}] {event['name']} {event['state']} {event['seconds']:.0f} s", flush=True)
+    return len(ended)
+
+
+def _print_end(code: int, folder: Path, results: Path) -> None:
+    log = (results / "engine.log").read_text(encoding="utf-8", errors="replace")
+    if code == INTERRUPTED:
+        print("interrupted; what has finished is kept", file=sys.stderr)
+    elif code:
+        # what broke before or beside the notebooks, only the engine can tell
+        print("\n".join(failures(results)) or log[-3000:], file=sys.stderr)
+        log_file = results / "engine.log"
+        print(f"`medstudy run {folder}` redoes only what is missing; log: {log_file}", file=sys.stderr)
+    elif "dry-run" in log:
+        print(log)
+    elif not planned(log):
+        print("nothing to do: every run is finished and up to date")
+    if not code and (report := results / "report" / "index.html").is_file():
+        print(f"report: {report}")
+
+
+def _events(journal: Path) -> list[dict[str, Any]]:
+    lines = journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.is_file() else []
+    # a line without its end is still being written
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

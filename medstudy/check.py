@@ -1,0 +1,90 @@
+"""`medstudy check`: everything about a study that can be found out without loading a model."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from medstudy import batch
+from medstudy.data.cases import DataError
+from medstudy.params import ParamsError, RunParams, load_study
+
+#: Tokens a word of clinical English, roughly; exact counts need the model's tokenizer, see the notebooks.
+TOKENS_A_WORD = 1.4
+
+
+def report_study(folder: Path) -> int:
+    """Print what the study holds and what would run; returns 0, or 2 after listing every fault found.
+
+    Raises:
+        ParamsError: the parameters are not valid, so nothing else can be checked.
+        BatchError: Snakemake cannot plan the study, for example because a notebook is missing.
+    """
+    study = load_study(folder)
+    runs = study.runs()
+    shape = f"{len(study.tasks)} tasks x {len(study.models)} models x {len(study.seeds)} seeds"
+    print(f"{study.name}: {len(runs)} runs ({shape}), results in {batch.results_of(study)}")
+    faults = 0
+    for task in study.tasks:
+        try:
+            # the model does not change the data; every seed has splits of its own
+            for line in describe_data([r for r in runs if r.task == task and r.model == study.models[0]]):
+                print(line)
+        except (DataError, ParamsError) as error:
+            faults += 1
+            print(f"medstudy: {task}: {error}", file=sys.stderr)
+    if faults:
+        return 2
+    states = Counter(state for _, state, _ in batch.statuses(study))
+    print("runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    planned = batch.plan(folder)
+    print(
+        "would run: "
+        + (", ".join(f"{n} {rule}" for rule, n in planned.items()) or "nothing, all is up to date")
+    )
+    return 0
+
+
+def describe_data(runs: list[RunParams]) -> Iterator[str]:
+    """Lines about the data of one task: rows, splits, rough token counts, what the audit finds.
+
+    Args:
+        runs: the same task and data with one or more seeds.
+
+    Raises:
+        DataError: the data cannot be had or split.
+    """
+    from medstudy.data.audit import audit
+    from medstudy.data.sources import load_card, load_cases
+    from medstudy.data.splits import split_cases
+    from medstudy.tasks import get_task
+
+    first = runs[0]
+    card = load_card(first.data)
+    task = get_task(first.task, card)
+    loaded = load_cases(card, first.data_root)
+    splits = [split_cases(loaded.cases, r.n_train, r.n_valid, r.n_test, r.seed, r.split_seed) for r in runs]
+    sizes = (
+        f"train {len(splits[0].train)}, validation {len(splits[0].validation)}, test {len(splits[0].test)}"
+    )
+    yield f"{first.task}: {card.title} ({first.data})"
+    yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases; {sizes}"
+    for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
+        yield f"  left out: {n} x {reason}"
+    lengths = [_tokens(task.prompt(case)) for case in splits[0].all()]
+    answers = sum(_tokens(task.target(case)) for case in splits[0].train)
+    yield (
+        f"  about {statistics.median(lengths):.0f} tokens a prompt (longest {max(lengths)}),"
+        f" {sum(lengths):,} in all prompts, {answers:,} in the answers trained on"
+    )
+    table = audit(loaded, splits[0])
+    found = table[(table["topic"] == "overlap") & (table[["validation", "test"]].max(axis=1) > 0)]
+    for row in found.to_dict("records"):
+        yield f"  note: {row['measure']}: {row['validation']} of validation, {row['test']} of test"
+
+
+def _tokens(text: str) -> int:
+    return round(len(text.split()) * TOKENS_A_WORD)

@@ -1,0 +1,105 @@
+"""The command line: `medstudy run | check | status | report`. Errors: one clear message, exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections import Counter
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the command `medstudy`."""
+    # `medstudy status … | head` ends quietly, as other commands do
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    words = sys.argv[1:] if argv is None else argv
+    # what follows `--` is Snakemake's; argparse itself would mix it with our own positional arguments
+    split = words.index("--") if "--" in words else len(words)
+    args = _parser().parse_args(words[:split])
+    args.extra = words[split + 1 :]
+    from medstudy.batch import BatchError
+    from medstudy.data.cases import DataError
+    from medstudy.params import ParamsError
+
+    try:
+        return args.command(args)
+    except (BatchError, DataError, ParamsError) as error:
+        print(f"medstudy: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="medstudy", description="Is DPO worth it after SFT? Runs a study's notebooks."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = _command(commands, "run", _run, "execute every notebook of a study that is missing or out of date")
+    run.add_argument(
+        "--jobs", type=_positive, metavar="N", help="notebooks at once (default: by cores, memory, GPUs)"
+    )
+    run.add_argument("--threads", type=_positive, metavar="N", help="threads of each (default: cores / jobs)")
+    run.add_argument(
+        "--only", action="append", default=[], metavar="TASK", help="this task (may be given more than once)"
+    )
+    run.add_argument(
+        "--profile", default="default", help="folder in profiles/: default (this machine) or slurm"
+    )
+    run.epilog = "What follows -- is given to Snakemake, for example: medstudy run params/demo -- --dry-run"
+    _command(
+        commands, "check", _check, "validate a study, read its data and say what would run; loads no model"
+    )
+    _command(commands, "status", _status, "one line a run: ok, running, failed, stopped or not started")
+    _command(commands, "report", _report, "write the HTML report of a study that has been run")
+    return parser
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, action: object, text: str
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text)
+    parser.add_argument("study", help="params/<study> or results/<study>")
+    parser.set_defaults(command=action)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from medstudy import batch
+
+    return batch.run(batch.enter(args.study), args.jobs, args.threads, args.only, args.profile, args.extra)
+
+
+def _check(args: argparse.Namespace) -> int:
+    from medstudy import batch, check
+
+    return check.report_study(batch.enter(args.study))
+
+
+def _status(args: argparse.Namespace) -> int:
+    from medstudy import batch
+    from medstudy.params import load_study
+
+    counts: Counter[str] = Counter()
+    for params, state, remark in batch.statuses(load_study(batch.enter(args.study))):
+        counts[state] += 1
+        print(f"{params.task:<24} {params.model:<24} seed {params.seed:<3} {state:<12} {remark}".rstrip())
+    print(", ".join(f"{n} {state}" for state, n in counts.items()))
+    return 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from medstudy import batch, report
+    from medstudy.params import load_study
+
+    folder = batch.enter(args.study)
+    print(report.build(batch.results_of(load_study(folder))))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

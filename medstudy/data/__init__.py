@@ -1,0 +1,1 @@
+"""From a data card to cases in disjoint splits."""

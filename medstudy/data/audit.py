@@ -1,0 +1,138 @@
+"""The audit of a source and its splits: one small table of counts, without any case text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+
+import pandas as pd
+
+from medstudy.data.card import OPEN_OUTCOMES
+from medstudy.data.cases import Case
+from medstudy.data.rows import answers_by_text, text_key
+from medstudy.data.sources import Loaded
+from medstudy.data.splits import Splits
+
+#: Cosine of two texts' TF-IDF vectors (words and pairs of words) from which they are near-duplicates.
+NEAR = 0.9
+_LIKE = f"cases like a training case (cosine of words >= {NEAR})"
+Parts = Mapping[str, list[Case]]
+Line = dict[str, str | int]
+
+
+def audit(loaded: Loaded, splits: Splits) -> pd.DataFrame:
+    """Count what a reader should know before training.
+
+    Returns:
+        Columns topic, measure, source, train, validation, test; whole numbers, empty where none applies.
+    """
+    parts = {
+        "source": loaded.cases,
+        "train": splits.train,
+        "validation": splits.validation,
+        "test": splits.test,
+    }
+    drawn = {name: cases for name, cases in parts.items() if name != "source"}
+    lines = [*_rows(loaded), *_sizes(parts), *_answers(loaded, parts), *_missing(parts), *_lengths(parts)]
+    lines += [*_repeats(parts), *_overlap(drawn)]
+    return pd.DataFrame(lines, columns=["topic", "measure", *parts]).astype(dict.fromkeys(parts, "Int64"))
+
+
+def near_duplicates(table: pd.DataFrame) -> int:
+    """Test cases that repeat a training case or nearly so, from an `audit` table."""
+    return int(table.loc[table["measure"] == _LIKE, "test"].item())
+
+
+def _line(topic: str, measure: str, parts: Parts, count: Callable[[list[Case]], int]) -> Line:
+    return {"topic": topic, "measure": measure} | {name: count(cases) for name, cases in parts.items()}
+
+
+def _rows(loaded: Loaded) -> Iterator[Line]:
+    yield {"topic": "rows", "measure": "in the source", "source": loaded.rows_in}
+    yield {"topic": "rows", "measure": "kept", "source": len(loaded.cases)}
+    for reason, n in Counter(d.reason for d in loaded.dropped).most_common():
+        yield {"topic": "rows", "measure": f"dropped: {reason}", "source": n}
+
+
+def _sizes(parts: Parts) -> Iterator[Line]:
+    yield _line("size", "cases", parts, len)
+    yield _line("size", "groups", parts, lambda cases: len({c.group_id for c in cases}))
+
+
+def _answers(loaded: Loaded, parts: Parts) -> Iterator[Line]:
+    for outcome, labels in loaded.labels.items():
+        for label in labels:
+            yield _line(
+                outcome, label, parts, lambda cases, o=outcome, a=label: sum(c.gold[o] == a for c in cases)
+            )
+    for outcome in sorted(OPEN_OUTCOMES & loaded.cases[0].gold.keys()):
+        yield _line(
+            outcome, "different answers", parts, lambda cases, o=outcome: len({c.gold[o] for c in cases})
+        )
+
+
+def _missing(parts: Parts) -> Iterator[Line]:
+    counts = {name: Counter(f for case in cases for f in _absent(case)) for name, cases in parts.items()}
+    for feature in sorted(counts["source"]):
+        yield {"topic": "missing values", "measure": feature} | {
+            name: n[feature] for name, n in counts.items()
+        }
+
+
+def _absent(case: Case) -> set[str]:
+    features = case.details.get("features", {})
+    return {*case.details.get("missing", ()), *(name for name, value in features.items() if value is None)}
+
+
+def _lengths(parts: Parts) -> Iterator[Line]:
+    for measure, q in (("median", 0.5), ("95 %", 0.95), ("longest", 1.0)):
+        yield _line("words in text", measure, parts, lambda cases, q=q: _quantile([c.text for c in cases], q))
+    if "summary" in parts["source"][0].gold:
+        yield _line(
+            "words in summary",
+            "median",
+            parts,
+            lambda cases: _quantile([c.gold["summary"] for c in cases], 0.5),
+        )
+
+
+def _quantile(texts: list[str], q: float) -> int:
+    return round(pd.Series([len(text.split()) for text in texts]).quantile(q))
+
+
+def _repeats(parts: Parts) -> Iterator[Line]:
+    yield _line(
+        "repeats", "cases that repeat a text", parts, lambda cases: len(cases) - len(answers_by_text(cases))
+    )
+    conflict = "texts with different answers"
+    yield _line(
+        "repeats", conflict, parts, lambda cases: sum(len(a) > 1 for a in answers_by_text(cases).values())
+    )
+
+
+def _overlap(drawn: Parts) -> Iterator[Line]:
+    groups = {name: {c.group_id for c in cases} for name, cases in drawn.items()}
+    shared = {a: len(groups[a] & set().union(*(groups[b] for b in drawn if b != a))) for a in drawn}
+    yield {"topic": "overlap", "measure": "groups in another split (must be 0)"} | shared
+    held = {text_key(c.text) for c in drawn["train"]}
+    others = {name: cases for name, cases in drawn.items() if name != "train"}
+    same = "cases with the text of a training case"
+    yield _line("overlap", same, others, lambda cases: sum(text_key(c.text) in held for c in cases))
+    yield _line("overlap", _LIKE, others, lambda cases: _near(cases, drawn["train"]))
+
+
+def _near(cases: list[Case], train: list[Case]) -> int:
+    """How many cases have a (near-)duplicate in train. What most texts say is their form, and left out."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.neighbors import NearestNeighbors
+
+    held = {text_key(c.text) for c in train}
+    same = pd.Series([text_key(c.text) in held for c in cases])
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", max_df=0.5)
+    try:
+        vectors = vectorizer.fit_transform([c.text for c in [*train, *cases]])
+    except ValueError:  # no word tells the texts apart
+        return int(same.sum())
+    nearest = NearestNeighbors(n_neighbors=1, metric="cosine").fit(vectors[: len(train)])
+    distance, _ = nearest.kneighbors(vectors[len(train) :])
+    return int((same | (distance.ravel() <= 1 - NEAR)).sum())

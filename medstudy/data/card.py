@@ -1,0 +1,303 @@
+"""The data card: one YAML file says what a source is, where it lies and how a row becomes a case.
+
+Every value of a card is read as text (`no`, `1` and `007` stay as written), then typed here. What is
+wrong with a card is found before any data is read.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medstudy.data.cases import DataError
+from medstudy.params import TaskName, nearest
+
+SplitName = Literal["train", "validation", "test"]
+#: What a case of each task is asked for.
+OUTCOMES: dict[str, tuple[str, ...]] = {
+    "text_classification": ("label",),
+    "numeric_classification": ("label",),
+    "clinical_reasoning": ("diagnosis",),
+    "summarization": ("summary",),
+    "clinical_triage": ("provider", "urgency"),
+}
+#: Outcomes answered in free words; the others choose from the card's labels.
+OPEN_OUTCOMES = frozenset({"diagnosis", "summary"})
+CARDS = Path(__file__).resolve().parents[2] / "params" / "data"
+_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+
+
+class Section(BaseModel):
+    """A part of a card: frozen, and a key that it does not know is refused with the nearest one it does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, values: Any) -> Any:
+        allowed = list(cls.model_fields)
+        for key in values if isinstance(values, dict) else ():
+            if key not in allowed:
+                raise ValueError(
+                    f"unknown key '{key}'{nearest(str(key), allowed)} (allowed: {', '.join(allowed)})"
+                )
+        return values
+
+
+class Synthetic(Section):
+    """Cases made by the task's own generator."""
+
+    kind: Literal["synthetic"]
+    n: int = Field(ge=1)
+    seed: int = Field(0, ge=0)
+
+
+class BreastCancer(Section):
+    """The 569 real patients that come with scikit-learn; needs no network."""
+
+    kind: Literal["sklearn_breast_cancer"]
+
+
+class File(Section):
+    """One file: its name (with sub-folders, if that tells it from others), and where to get it."""
+
+    path: str = Field(min_length=1)
+    split: SplitName | None = None
+    url: str = Field("", pattern=r"^(https?://\S+)?$")
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
+
+
+class Files(Section):
+    """Files read by pandas. `names`: for files without a header line; `na_values`: in any column."""
+
+    kind: Literal["files"] = "files"
+    format: Literal["csv", "jsonl", "parquet", "xlsx"]
+    files: list[File] = Field(min_length=1)
+    sep: str = ","
+    encoding: str = "utf-8-sig"
+    decimal: Literal[".", ","] = "."
+    names: list[str] = []
+    na_values: list[str] = []
+
+    @model_validator(mode="after")
+    def _all_or_no_splits(self) -> Files:
+        given = [f.split for f in self.files if f.split]
+        if given and len(given) < len(self.files):
+            raise ValueError("some files have a split and some have none; give one to every file, or to none")
+        if given and "train" not in given:
+            raise ValueError(
+                f"no file is for training (splits: {', '.join(given)}); without splits they are drawn"
+            )
+        return self
+
+
+class Hub(Section):
+    """A data set of the Hugging Face hub; `splits` maps ours to its own, `local` says how to read copies."""
+
+    kind: Literal["hub"]
+    path: str = Field(pattern=r"^[\w.-]+/[\w.-]+$")
+    config: str = ""
+    revision: str = ""
+    splits: dict[SplitName, str] = Field(min_length=1)
+    local: Files | None = None
+
+
+class FeatureColumn(Section):
+    """A value written into the text as ``<wording>: <value> <unit>``.
+
+    ``unit`` or ``decimals`` declares a number, ``map`` a code; without either, the cell is shown as it is.
+    An empty ``missing`` leaves the line out where there is no value.
+    """
+
+    column: str
+    wording: str = ""
+    unit: str = ""
+    decimals: int | None = Field(None, ge=0)
+    map: dict[str, str] = {}
+    missing: str = "not recorded"
+
+    @property
+    def is_number(self) -> bool:
+        """Declared as a number, by unit or decimals."""
+        return bool(self.unit) or self.decimals is not None
+
+    @model_validator(mode="after")
+    def _number_or_code(self) -> FeatureColumn:
+        if self.map and self.is_number:
+            raise ValueError(f"field '{self.column}' has a map and a unit or decimals; keep one of the two")
+        return self
+
+
+class Gold(Section):
+    """Where an outcome's right answer stands. ``drop``: values (``*``: any other) of rows to leave out."""
+
+    column: str
+    map: dict[str, str] = {}
+    drop: list[str] = []
+
+
+class Columns(Section):
+    """How a row becomes a case.
+
+    ``text`` holds ``{Column}`` placeholders, and ``{fields}`` where the fields go. ``missing`` lists, per
+    column, values that mean "no value". ``exclude`` names columns that would give the answer away.
+    ``repeats: drop`` leaves out further copies of a text, and every copy where their answers differ;
+    ``keep`` has them all, in one group. Without ``group_id`` a group is the cases of one text.
+    """
+
+    text: str = "{fields}"
+    fields: list[FeatureColumn] = []
+    gold: dict[str, Gold]
+    case_id: str = ""
+    group_id: str = ""
+    details: dict[str, str] = {}
+    exclude: list[str] = []
+    missing: dict[str, list[str]] = {}
+    repeats: Literal["keep", "drop"] = "keep"
+
+    @property
+    def placeholders(self) -> list[str]:
+        """Columns named in the text, in order."""
+        return [name for name in _PLACEHOLDER.findall(self.text) if name != "fields"]
+
+    @property
+    def shown(self) -> list[str]:
+        """Columns that reach the model, or a task that may show them."""
+        return [*self.placeholders, *(f.column for f in self.fields), *self.details.values()]
+
+    @property
+    def used(self) -> list[str]:
+        """Every column that the card speaks of."""
+        named = [*self.shown, *(g.column for g in self.gold.values()), self.case_id, self.group_id]
+        return [c for c in dict.fromkeys([*named, *self.exclude, *self.missing]) if c]
+
+    @model_validator(mode="after")
+    def _text_and_no_leak(self) -> Columns:
+        if ("{fields}" in self.text) != bool(self.fields):
+            raise ValueError(
+                "fields go where text says {fields}: give both, or a text with {Column} placeholders"
+            )
+        if not self.shown:
+            raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
+        leaks = {*self.exclude, *(g.column for g in self.gold.values())}.intersection(self.shown)
+        if leaks:
+            raise ValueError(
+                f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details"
+            )
+        return self
+
+
+class DataCard(Section):
+    """A data source for one task. A card is private (`shareable: false`) unless it says otherwise.
+
+    ``question`` is the instruction that the model reads. ``labels`` are an outcome's allowed answers, urgency
+    from least to most urgent. ``show_options: false`` asks a multiple-choice source open-ended.
+    """
+
+    name: str = Field(pattern=r"^[\w-]+$")
+    title: str
+    task: TaskName
+    description: str = ""
+    licence: str = ""
+    citation: str = ""
+    shareable: bool = False
+    synthetic: bool = False
+    question: str = Field(min_length=1)
+    labels: dict[str, list[str]] = {}
+    positive: str | None = None
+    show_options: bool = True
+    load: Annotated[Synthetic | BreastCancer | Files | Hub, Field(discriminator="kind")]
+    columns: Columns | None = None
+
+    @field_validator("labels")
+    @classmethod
+    def _labels_differ(cls, labels: dict[str, list[str]]) -> dict[str, list[str]]:
+        for outcome, names in labels.items():
+            if len({n.casefold().strip() for n in names}) < max(2, len(names)):
+                raise ValueError(f"'{outcome}' needs two labels or more, all different: {names}")
+        return labels
+
+    @model_validator(mode="after")
+    def _fits_task(self) -> DataCard:
+        outcomes = OUTCOMES[self.task]
+        _same_keys("labels", self.labels, [o for o in outcomes if o not in OPEN_OUTCOMES], self.task)
+        if self.positive is not None and self.positive not in self.labels.get("label", []):
+            raise ValueError(
+                f"positive '{self.positive}' is not one of labels.label {self.labels.get('label', [])}"
+            )
+        if isinstance(self.load, Synthetic) != (self.columns is None):
+            raise ValueError("columns: needed for every source but kind synthetic, which has none")
+        if isinstance(self.load, Synthetic) and not self.synthetic:
+            raise ValueError("kind synthetic: the card must say `synthetic: true`")
+        if self.columns:
+            _same_keys("columns.gold", self.columns.gold, outcomes, self.task)
+            self._check_maps(self.columns)
+        return self
+
+    def _check_maps(self, columns: Columns) -> None:
+        for outcome, labels in self.labels.items():
+            for answer in columns.gold[outcome].map.values():
+                if answer not in labels:
+                    raise ValueError(
+                        f"columns.gold.{outcome}.map: '{answer}' is not one of labels.{outcome} {labels}"
+                        + nearest(answer, labels)
+                    )
+        if self.task == "numeric_classification":
+            bare = [f.column for f in columns.fields if not (f.map or f.is_number)]
+            if bare or not columns.fields:
+                raise ValueError(
+                    f"numeric_classification needs fields with unit, decimals or map; without: {bare}"
+                )
+
+
+def load_card(name_or_path: str | Path) -> DataCard:
+    """Read a card: a name from ``params/data`` or a path to a YAML file.
+
+    Raises:
+        DataError: no such card, or something in it is wrong; all faults are listed, one a line.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.suffix not in (".yaml", ".yml"):
+        path = CARDS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in CARDS.glob("*.yaml"))
+        raise DataError(
+            f"no data card {path}{nearest(path.stem, known)} (cards that ship: {', '.join(known)})"
+        )
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader)
+        return DataCard.model_validate(values)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not valid YAML: {error}") from None
+    except ValidationError as error:
+        raise DataError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from None
+
+
+class _TextLoader(yaml.BaseLoader):
+    """YAML with every scalar kept as text, and a key given twice refused instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(problem=f"key '{twice}' is given twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _same_keys(where: str, given: dict[str, Any], wanted: Any, task: str) -> None:
+    if set(given) != set(wanted):
+        raise ValueError(f"{where} must be for {list(wanted)} in the task {task}, not {list(given)}")
+
+
+def _explain(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"'{where}' is missing"
+    # a fault of a whole section names what is wrong itself; its content is no help
+    value = "" if isinstance(error["input"], (dict, list)) else f" = {error['input']!r}"
+    return f"{where}{value}: {message}" if where else message

@@ -1,0 +1,33 @@
+"""A case: one example that every arm of a study answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+class DataError(ValueError):
+    """A data card or its data cannot be used; the message names the file, the value and the remedy."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One example, before any wording of a prompt.
+
+    Attributes:
+        case_id: unique within the source.
+        group_id: patient, note or template; no group is ever in two splits.
+        text: what the model is shown (passage, serialised values, vignette, dialogue, message).
+        gold: right answer per outcome, e.g. ``{"provider": "nurse", "urgency": "routine"}``.
+        details: what only some tasks have, JSON-able: ``features`` (numeric), ``findings``, ``synonyms``
+            and ``options`` (reasoning), ``facts`` (summarization).
+        split: ``train``, ``validation`` or ``test`` where the source fixes it, else None.
+    """
+
+    case_id: str
+    group_id: str
+    text: str
+    gold: Mapping[str, str]
+    details: Mapping[str, Any] = field(default_factory=dict)
+    split: str | None = None

@@ -1,0 +1,184 @@
+"""From a row of a table to a case, as the card's `columns` say."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from medstudy.data.card import Columns, DataCard, FeatureColumn, Gold
+from medstudy.data.cases import Case, DataError
+
+
+class RowDropped(Exception):
+    """This row is left out; the message is the reason that is counted, and holds no case text."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row with its column names, and `where` it stands, for errors: ``<file> row <number from 1>``."""
+
+    values: Mapping[str, Any]
+    where: str
+
+
+def to_case(row: Row, card: DataCard, case_id: str, split: str | None) -> Case:
+    """Build the case of one row; `case_id` is used where the card names no column for it.
+
+    Raises:
+        RowDropped: no text, no answer, no group, or an answer that the card drops.
+        DataError: a value that the card does not foresee.
+    """
+    columns = card.columns
+    if columns is None:
+        raise DataError(f"data card '{card.name}' has no columns")
+    cells = Row({name: _cell(row, name, columns) for name in columns.used}, row.where)
+    text = _text(cells, columns)
+    gold = {outcome: _answer(cells, outcome, spec, card) for outcome, spec in columns.gold.items()}
+    return Case(
+        case_id=_needed(cells, columns.case_id, "case id") if columns.case_id else case_id,
+        group_id=_needed(cells, columns.group_id, "group") if columns.group_id else f"text-{text_key(text)}",
+        text=text,
+        gold=gold,
+        details=_details(cells, columns, gold),
+        split=split,
+    )
+
+
+def text_key(text: str) -> str:
+    """A short hash, equal for texts that differ only in case and white space."""
+    return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()[:16]
+
+
+def answers_by_text(cases: Iterable[Case]) -> dict[str, set[str]]:
+    """The different gold answers that each text (by `text_key`) has."""
+    answers: dict[str, set[str]] = {}
+    for case in cases:
+        answers.setdefault(text_key(case.text), set()).add(str(sorted(case.gold.items())))
+    return answers
+
+
+def plain(value: Any) -> Any:
+    """A cell as text with plain line ends, None if empty; lists and dicts (JSON, parquet) as they are."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (dict, list)):
+        return value
+    if pd.isna(value):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).replace("\r\n", "\n").replace("\r", "\n").strip() or None
+
+
+def _code(text: str) -> str:
+    """A code as maps and missing lists compare it: ``1``, ``1.`` and ``1.0`` are one."""
+    return re.sub(r"^(-?\d+)\.0*$", r"\1", text.strip())
+
+
+def _cell(row: Row, name: str, columns: Columns) -> Any:
+    value = plain(row.values[name])
+    empty = {_code(marker) for marker in columns.missing.get(name, [])}
+    return None if isinstance(value, str) and _code(value) in empty else value
+
+
+def _needed(row: Row, column: str, what: str) -> str:
+    if row.values[column] is None:
+        raise RowDropped(f"no {what} in column '{column}'")
+    return str(row.values[column])
+
+
+def _text(row: Row, columns: Columns) -> str:
+    parts = {name: _needed(row, name, "text") for name in columns.placeholders}
+    lines = [
+        _line(row, field) for field in columns.fields if row.values[field.column] is not None or field.missing
+    ]
+    parts["fields"] = "\n".join(lines)
+    # one pass, so that braces inside a cell stay what they are
+    text = re.sub(r"\{([^{}]+)\}", lambda match: parts[match.group(1)], columns.text).strip()
+    if not text:
+        raise RowDropped("no text: every field is empty")
+    return text
+
+
+def _line(row: Row, field: FeatureColumn) -> str:
+    value = row.values[field.column]
+    if value is None:
+        return f"{field.wording or field.column}: {field.missing}"
+    if field.map:
+        shown = _mapped(field.map, value, f"{row.where}, column '{field.column}'", "columns.fields map")
+    elif field.is_number:
+        number = _number(row, field.column)
+        shown = str(plain(number)) if field.decimals is None else f"{number:.{field.decimals}f}"
+    else:
+        shown = str(value)
+    return f"{field.wording or field.column}: {shown} {field.unit}".rstrip()
+
+
+def _number(row: Row, column: str) -> float:
+    try:
+        number = float(row.values[column])
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise DataError(
+            f"{row.where}, column '{column}': {_short(row.values[column])} is not a number;"
+            f" if it means 'no value', list it in columns.missing.{column} or load.na_values"
+        )
+    return number
+
+
+def _mapped(mapping: Mapping[str, str], value: Any, where: str, remedy: str) -> str:
+    codes = {_code(key): answer for key, answer in mapping.items()}
+    if _code(str(value)) not in codes:
+        raise DataError(
+            f"{where}: {_short(value)} is not in the map (allowed: {', '.join(mapping)}); extend {remedy}"
+        )
+    return codes[_code(str(value))]
+
+
+def _answer(row: Row, outcome: str, spec: Gold, card: DataCard) -> str:
+    value = _needed(row, spec.column, f"answer for '{outcome}'")
+    # labels map to themselves; an open outcome takes any answer
+    mapping = spec.map or {name: name for name in card.labels.get(outcome, [value])}
+    known = _code(value) in map(_code, mapping)
+    if _code(value) in map(_code, spec.drop) or (not known and "*" in spec.drop):
+        raise RowDropped(f"answer for '{outcome}' is one that the card drops")
+    where, remedy = f"{row.where}, column '{spec.column}'", f"columns.gold.{outcome}.map or .drop"
+    return _mapped(mapping, value, where, remedy)
+
+
+def _details(row: Row, columns: Columns, gold: Mapping[str, str]) -> dict[str, Any]:
+    cells = {key: row.values[column] for key, column in columns.details.items()}
+    details = {key: value for key, value in cells.items() if value is not None}
+    if "options" in details:
+        _check_options(details["options"], gold, row.where)
+    if columns.fields:
+        details["missing"] = [f.column for f in columns.fields if row.values[f.column] is None]
+        details["features"] = {f.column: _feature(row, f) for f in columns.fields if f.map or f.is_number}
+    return details
+
+
+def _check_options(options: Any, gold: Mapping[str, str], where: str) -> None:
+    if not isinstance(options, dict) or gold.get("diagnosis") not in map(plain, options.values()):
+        raise DataError(f"{where}: details.options must be {{letter: text}} with the right answer among them")
+
+
+def _feature(row: Row, field: FeatureColumn) -> float | None:
+    """The number behind a field; where a code is no number, codes count from 0 in the order of the map."""
+    value = row.values[field.column]
+    if value is None:
+        return None
+    if all(re.fullmatch(r"-?\d+(\.\d*)?", key) for key in field.map):
+        return _number(row, field.column)
+    return float([_code(key) for key in field.map].index(_code(value)))
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}…"

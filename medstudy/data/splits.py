@@ -1,0 +1,116 @@
+"""Splits: by group, never overlapping, the test split the same for every seed.
+
+scikit-learn's group splitters (GroupShuffleSplit, StratifiedGroupKFold) draw a share of the groups; a
+study asks for a number of cases, in proportion to the answers however rare. So groups are put in one
+random order, stratified by systematic sampling, and the splits are taken from its front.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from medstudy.data.card import OPEN_OUTCOMES
+from medstudy.data.cases import Case, DataError
+
+#: Shares taken where the source fixes no split and the number asked for is 0.
+TEST_SHARE, VALIDATION_SHARE = 0.25, 0.1
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Three lists of cases that share no group."""
+
+    train: list[Case]
+    validation: list[Case]
+    test: list[Case]
+
+    def all(self) -> list[Case]:
+        """Every case that a study uses, train first."""
+        return [*self.train, *self.validation, *self.test]
+
+
+def split_cases(
+    cases: Sequence[Case], n_train: int, n_valid: int, n_test: int, seed: int, split_seed: int
+) -> Splits:
+    """Draw the splits of one run. Splits that the source fixes are kept.
+
+    The test split depends on the cases, `n_test` and `split_seed` only; validation and train are drawn
+    from the rest by `seed`. A smaller split is the beginning of a larger one. 0 asks for all cases there
+    are; where the split has first to be carved out, for a quarter (test) or a tenth (validation).
+
+    Raises:
+        DataError: more cases are asked for than there are, or a split would hold one answer only.
+    """
+    given = {
+        name: [c for c in cases if (c.split or "train") == name] for name in ("train", "validation", "test")
+    }
+    rest = given["train"]
+    if given["test"]:
+        test = _take("test", _shuffled(given["test"], split_seed), n_test)
+    else:
+        test, rest = _carve("test", _shuffled(rest, split_seed), n_test, TEST_SHARE)
+    rest = _shuffled(rest, seed)
+    if given["validation"]:
+        validation = _take("valid", _shuffled(given["validation"], seed), n_valid)
+    else:
+        validation, rest = _carve("valid", rest, n_valid, VALIDATION_SHARE)
+    train = _take("train", rest, n_train)
+    _check_answers(cases, train, test)
+    return Splits(train, validation, test)
+
+
+def _shuffled(cases: Sequence[Case], seed: int) -> list[Case]:
+    """Cases in random order, groups kept together, every stretch with about the same mix of answers."""
+    members: dict[str, list[Case]] = {}
+    for case in cases:
+        members.setdefault(case.group_id, []).append(case)
+    rng = np.random.default_rng(seed)
+    groups = pd.DataFrame({"id": rng.permutation(sorted(members))})
+    groups["stratum"] = [_stratum(members[i]) for i in groups["id"]]
+    by = groups.groupby("stratum")["id"]
+    start = groups["stratum"].map({stratum: rng.random() for stratum in sorted(set(groups["stratum"]))})
+    # the k-th of a stratum's n groups stands at (k + start) / n of the way: systematic sampling
+    groups["place"] = (by.cumcount() + start) / by.transform("size")
+    return [case for i in groups.sort_values("place", kind="stable")["id"] for case in members[i]]
+
+
+def _stratum(cases: list[Case]) -> str:
+    """The answers that most of a group's cases have; open answers do not count."""
+    answers = [
+        json.dumps({k: v for k, v in c.gold.items() if k not in OPEN_OUTCOMES}, sort_keys=True) for c in cases
+    ]
+    return Counter(answers).most_common(1)[0][0]
+
+
+def _take(name: str, cases: list[Case], n: int) -> list[Case]:
+    if n > len(cases) or not cases:
+        groups = len({c.group_id for c in cases})
+        raise DataError(
+            f"n_{name} = {n}, but there are {len(cases)} cases (in {groups} groups) for it;"
+            f" ask for fewer, here or in a split drawn before (first test, then validation)"
+        )
+    return cases[:n] if n else cases
+
+
+def _carve(name: str, cases: list[Case], n: int, share: float) -> tuple[list[Case], list[Case]]:
+    """The first cases, and the rest without their groups (the rest of a group cut through goes unused)."""
+    taken = _take(name, cases, n or max(1, round(share * len(cases))))
+    groups = {case.group_id for case in taken}
+    return taken, [case for case in cases if case.group_id not in groups]
+
+
+def _check_answers(cases: Sequence[Case], train: list[Case], test: list[Case]) -> None:
+    for outcome in cases[0].gold.keys() - OPEN_OUTCOMES:
+        for name, split in (("train", train), ("test", test)):
+            answers = {case.gold[outcome] for case in split}
+            if len(answers) == 1:
+                raise DataError(
+                    f"all {len(split)} cases of the {name} split have one {outcome}, '{answers.pop()}';"
+                    f" raise n_{name}, or check the source's own splits"
+                )

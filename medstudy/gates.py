@@ -1,0 +1,198 @@
+"""Eleven checks without which the arms' numbers mean nothing. A failed one marks the run and its verdict."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from medstudy.data.audit import near_duplicates
+from medstudy.runs import Run
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from medstudy.data.splits import Splits
+
+#: Tolerance of the first DPO loss. Policy and reference go through the same arithmetic: seen was 0 exactly.
+FIRST_LOSS_TOLERANCE = 0.001
+#: Largest logit difference after a reload; bf16 weights on a GPU are not bit-exact between kernels.
+RELOAD_TOLERANCE = 0.05
+#: Share of rechecked answers that may differ between batch size 1 and the one used.
+BATCHING_TOLERANCE = 0.1
+#: How far log p(chosen) may fall, in nats and as a share of where it began, before it counts as displaced.
+DISPLACEMENT_NATS, DISPLACEMENT_SHARE = 2.0, 0.5
+#: Below this margin and this share of changed outputs, DPO "did not move".
+MOVED_MARGIN, MOVED_SHARE = 0.01, 0.01
+
+#: How many checks a run must have behind it.
+GATES = 11
+TRAINED = ("sft", "sft_more", "dpo")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One check: what was seen (``value``) against what must hold (``expected``)."""
+
+    gate: str
+    passed: bool
+    value: Any
+    expected: str
+
+
+def check_gates(
+    run: Run,
+    splits: Splits,
+    data_audit: pd.DataFrame,
+    pairs_audit: pd.DataFrame,
+    dpo_log: pd.DataFrame,
+    answers: Mapping[str, list[str]],
+) -> list[Gate]:
+    """All gates of a run, from what its stages measured.
+
+    Args:
+        run: with the stages sft, sft_more, dpo and answers_<arm> finished.
+        splits: the cases of the three splits.
+        data_audit: `data.audit.audit`; near-duplicates of test cases in training are counted, not failed.
+        pairs_audit: `preferences.audit_pairs`.
+        dpo_log: one row a DPO step.
+        answers: arm -> its outputs on the test cases.
+    """
+    facts = {name: stage.facts for name, stage in run.stages.items()}
+    trained = {arm: facts[arm] for arm in TRAINED if facts[arm].get("steps")}
+    decoded = {name: f for name, f in facts.items() if name.startswith("answers_")}
+    moved = "dpo" in trained
+    return [
+        first_loss(facts["dpo"]) if moved else _no_pairs("reference is the SFT model"),
+        tokens(trained),
+        nothing_lost(trained, facts),
+        weights(trained),
+        decoding(decoded),
+        disjoint(splits, near_duplicates(data_audit)),
+        pairs(pairs_audit),
+        dpo_moved(dpo_log, answers) if moved else _no_pairs("DPO moved"),
+        displacement(dpo_log) if moved else _no_pairs("likelihood displacement"),
+        reload(decoded),
+        batching(decoded),
+    ]
+
+
+def first_loss(dpo: Mapping[str, Any]) -> Gate:
+    """The first DPO loss is ln 2 and no reward differs from 0 only if the reference is the SFT model."""
+    good = abs(dpo["first_loss"] - math.log(2)) <= FIRST_LOSS_TOLERANCE
+    good &= dpo["first_reward"] <= FIRST_LOSS_TOLERANCE
+    value = {"loss": round(dpo["first_loss"], 4), "largest reward": round(dpo["first_reward"], 4)}
+    return Gate("reference is the SFT model", good, value, "loss 0.6931 (ln 2), rewards 0")
+
+
+def tokens(trained: Mapping[str, Mapping[str, Any]]) -> Gate:
+    """One BOS in each row at most, and each answer ends with a token that generation stops at."""
+    bos = sorted({n for f in trained.values() for n in f["bos_per_row"]})
+    ends = sum(f["rows_ending_with_stop"] for f in trained.values())
+    rows = sum(f["sequences"] for f in trained.values())
+    value = {"BOS in a row": bos, "rows ending with a stop token": f"{ends} of {rows}"}
+    return Gate(
+        "one BOS, trained end token", max(bos) <= 1 and ends == rows, value, "BOS at most 1, all rows end"
+    )
+
+
+def nothing_lost(trained: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]]) -> Gate:
+    """TRL drops or cuts rows that reach ``max_length`` with hardly a word."""
+    kept = {arm: f"{f['rows']} of {f['rows_in']}" for arm, f in trained.items()}
+    whole = all(f["rows"] == f["rows_in"] and f["longest"] <= f["max_length"] for f in trained.values())
+    same = facts["sft"]["rows"] == facts["sft_more"]["rows"] if "sft_more" in trained else True
+    longest = {arm: f"{f['longest']} of {f['max_length']}" for arm, f in trained.items()}
+    return Gate(
+        "no row lost or cut", whole and same, {"rows": kept, "tokens": longest}, "rows in = rows kept"
+    )
+
+
+def weights(trained: Mapping[str, Mapping[str, Any]]) -> Gate:
+    """Frozen weights unchanged to the bit, every adapter tensor moved."""
+    frozen = sum(f["frozen_changed"] for f in trained.values())
+    moved = {arm: f"{f['adapter_changed']} of {f['adapter_tensors']}" for arm, f in trained.items()}
+    all_moved = all(f["adapter_changed"] == f["adapter_tensors"] > 0 for f in trained.values())
+    value = {"frozen tensors changed": frozen, "adapter tensors moved": moved}
+    return Gate(
+        "only the adapter moved", frozen == 0 and all_moved, value, "0 frozen changed, all adapter moved"
+    )
+
+
+def decoding(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
+    """Every arm answered in eval mode, greedily, with left padding."""
+    good = all(f["greedy"] and not f["training_mode"] and f["padding"] == "left" for f in decoded.values())
+    value = {k: sorted({str(f[k]) for f in decoded.values()}) for k in ("training_mode", "greedy", "padding")}
+    return Gate("eval mode, greedy, left padding", good, value, "training mode False, greedy True, left")
+
+
+def disjoint(splits: Splits, near: int) -> Gate:
+    """No case and no group in two splits; near-duplicates of test cases in training are counted beside it."""
+    parts = [splits.train, splits.validation, splits.test]
+    shared = sum(
+        len({getattr(c, key) for c in a} & {getattr(c, key) for c in b})
+        for key in ("case_id", "group_id")
+        for i, a in enumerate(parts)
+        for b in parts[i + 1 :]
+    )
+    value = {"shared cases or groups": shared, "near-duplicates of test cases in training": near}
+    return Gate("splits are disjoint", shared == 0, value, "0 shared (near-duplicates are only counted)")
+
+
+def pairs(audit: pd.DataFrame) -> Gate:
+    """No identical pair and none from outside the training split."""
+    names = ("identical pairs left", "pairs from test cases", "pairs from test groups")
+    value = {name: int(audit.loc[name, "value"]) for name in names}
+    return Gate("pairs from training only", not any(value.values()), value, "0 of each")
+
+
+def dpo_moved(log: pd.DataFrame, answers: Mapping[str, list[str]]) -> Gate:
+    """DPO changed the model: a reward margin, and outputs that differ from the SFT model's."""
+    margin = float(log["rewards/margins"].tail(_tenth(log)).mean())
+    changed = sum(a != b for a, b in zip(answers["sft"], answers["dpo"], strict=True)) / len(answers["dpo"])
+    value = {"margin at the end": round(margin, 3), "changed outputs": f"{changed:.1%}"}
+    expected = f"margin >= {MOVED_MARGIN} and changed outputs >= {MOVED_SHARE:.0%}"
+    return Gate("DPO moved", margin >= MOVED_MARGIN and changed >= MOVED_SHARE, value, expected)
+
+
+def displacement(log: pd.DataFrame) -> Gate:
+    """The chosen answers must not become much less likely than they were (likelihood displacement)."""
+    start, end = (
+        float(part.mean())
+        for part in (log["logps/chosen"].head(_tenth(log)), log["logps/chosen"].tail(_tenth(log)))
+    )
+    limit = start - max(DISPLACEMENT_NATS, DISPLACEMENT_SHARE * abs(start))
+    value = {"log p(chosen) at the start": round(start, 2), "at the end": round(end, 2)}
+    return Gate("likelihood displacement", end >= limit, value, f"at the end >= {limit:.2f}")
+
+
+def reload(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
+    """The saved adapter, loaded on the plain base, gives the logits of the model that was trained."""
+    value = {
+        name.removeprefix("answers_"): f["reload_difference"]
+        for name, f in decoded.items()
+        if "reload_difference" in f
+    }
+    good = bool(value) and max(value.values()) <= RELOAD_TOLERANCE
+    shown = {arm: float(f"{difference:.1e}") for arm, difference in value.items()}
+    return Gate("adapter reloads", good, shown, f"largest logit difference <= {RELOAD_TOLERANCE}")
+
+
+def batching(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
+    """Share of answers that change when a case is answered alone."""
+    changed = sum(f["changed_by_batching"] for f in decoded.values())
+    n = sum(f["rechecked"] for f in decoded.values())
+    good = changed <= BATCHING_TOLERANCE * n
+    return Gate(
+        "batch size does not matter", good, f"{changed} of {n} changed", f"<= {BATCHING_TOLERANCE:.0%}"
+    )
+
+
+def _tenth(log: pd.DataFrame) -> int:
+    return max(1, len(log) // 10)
+
+
+def _no_pairs(name: str) -> Gate:
+    return Gate(
+        name, False, "no preference pairs: the model made no error to learn from", "at least one pair"
+    )

@@ -1,0 +1,188 @@
+"""Typed parameters: what a run is told, refused before a kernel starts when it cannot be meant.
+
+A notebook keeps its parameters as flat variables, because papermill and a reader of JupyterLab want
+them so; `RunParams.from_notebook` turns them into the frozen object that everything else takes.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+TaskName = Literal[
+    "text_classification",
+    "numeric_classification",
+    "clinical_reasoning",
+    "summarization",
+    "clinical_triage",
+]
+TASKS: tuple[str, ...] = get_args(TaskName)
+DpoLoss = Literal[
+    "sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"
+]
+
+
+class ParamsError(ValueError):
+    """A parameter is unknown, of the wrong type or out of range; the message names value and remedy."""
+
+
+class RunParams(BaseModel):
+    """One run: a study x task x model x seed. Field order is the order of the notebooks' parameter cell."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    task: TaskName
+    study: str = Field("demo", pattern=r"^[\w.-]+$")
+    model: str = Field("builtin/llama", min_length=1)
+    seed: int = Field(0, ge=0)
+    data: str = Field(min_length=1)
+    data_root: str = ""
+    results: str = "results"
+    n_train: int = Field(150, ge=0)
+    n_valid: int = Field(60, ge=0)
+    n_test: int = Field(300, ge=0)
+    split_seed: int = Field(0, ge=0)
+    overlong: Literal["error", "exclude", "truncate"] = "error"
+    few_shot_k: int = Field(3, ge=0, le=32)
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    quantization: Literal["none", "4bit"] = "none"
+    gradient_checkpointing: bool = False
+    batch_size: int = Field(8, ge=1)
+    gradient_accumulation: int = Field(1, ge=1)
+    lora_rank: int = Field(32, ge=1)
+    sft_learning_rate: float = Field(3e-3, gt=0, le=1)
+    sft_epochs: float = Field(4, gt=0)
+    samples_per_case: int = Field(8, ge=1)
+    pairs_per_case: int = Field(4, ge=1)
+    dpo_learning_rate: float = Field(3e-4, gt=0, le=1)
+    dpo_epochs: float = Field(2, gt=0)
+    dpo_beta: float = Field(0.1, gt=0)
+    dpo_loss: list[DpoLoss] = Field(["sigmoid", "sft"], min_length=1)
+    max_new_tokens: int = Field(48, ge=1)
+    eval_batch_size: int = Field(64, ge=1)
+
+    @field_validator("dpo_loss", mode="before")
+    @classmethod
+    def _one_loss_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @classmethod
+    def from_notebook(cls, task: str, namespace: Mapping[str, Any]) -> RunParams:
+        """Collect a notebook's flat parameters from ``globals()``.
+
+        Any other plain value found there can only be a misspelt parameter that papermill injected, so it
+        is refused: papermill itself only warns and goes on with the default.
+
+        Raises:
+            ParamsError: unknown, missing or malformed parameter.
+        """
+        return resolve({k: v for k, v in namespace.items() if _is_parameter(k, v)} | {"task": task})
+
+
+class StudyParams(BaseModel):
+    """A study: the runs that one ``params/<study>`` folder describes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    question: str = ""
+    models: list[str] = Field(min_length=1)
+    seeds: list[int] = Field(min_length=1)
+    tasks: dict[TaskName, dict[str, int | str]] = Field(min_length=1, description="task -> engine resources")
+    folder: Path
+
+    def run(self, task: str, model: str, seed: int) -> RunParams:
+        """Parameters of one run: shared.yaml, then <task>.yaml, then model and seed."""
+        values = read_yaml(self.folder / "shared.yaml") | read_yaml(self.folder / f"{task}.yaml")
+        fixed = {"task": task, "study": self.name, "model": model, "seed": seed}
+        # shared.yaml may say the study's name, so that plain papermill writes to the same place
+        clash = sorted(name for name, value in fixed.items() if values.get(name, value) != value)
+        if clash:
+            said = ", ".join(f"{name} = {values[name]!r}" for name in clash)
+            raise ParamsError(
+                f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files"
+            )
+        return resolve(values | fixed, where=str(self.folder / f"{task}.yaml"))
+
+    def runs(self) -> list[RunParams]:
+        """Every run of the study, in the order task, model, seed."""
+        return [self.run(t, m, s) for t in self.tasks for m in self.models for s in self.seeds]
+
+
+def load_study(folder: str | Path) -> StudyParams:
+    """Read ``<folder>/study.yaml``; the study bears the folder's name.
+
+    Raises:
+        ParamsError: the folder or a file is missing, or a key or value is not allowed.
+    """
+    folder = Path(folder)
+    if not (folder / "study.yaml").is_file():
+        found = sorted(p.parent.name for p in folder.parent.glob("*/study.yaml"))
+        raise ParamsError(
+            f"{folder}/study.yaml does not exist; studies beside it: {', '.join(found) or 'none'}"
+        )
+    values = read_yaml(folder / "study.yaml")
+    values["tasks"] = {k: v or {} for k, v in _as_mapping(values.get("tasks")).items()}
+    return _validate(
+        StudyParams, values | {"name": folder.name, "folder": folder}, str(folder / "study.yaml")
+    )
+
+
+def resolve(values: Mapping[str, Any], where: str = "parameters") -> RunParams:
+    """Validate one run's values; ``where`` is named in the error."""
+    return _validate(RunParams, values, where)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A flat YAML mapping; an empty file is an empty mapping."""
+    if not path.is_file():
+        raise ParamsError(f"{path} does not exist")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ParamsError(f"{path} is not valid YAML: {error}") from None
+    if values is not None and not isinstance(values, dict):
+        raise ParamsError(f"{path} must hold `name: value` lines, not a {type(values).__name__}")
+    return values or {}
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """`; did you mean 'x'?` or an empty string."""
+    hit = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
+    return f"; did you mean '{hit[0]}'?" if hit else ""
+
+
+def _as_mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise ParamsError("\n".join(_explain(e, kind, where) for e in error.errors())) from None
+
+
+def _explain(error: Any, kind: type[BaseModel], where: str) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        allowed = list(kind.model_fields)
+        return f"{where}: unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
+    if error["type"] == "missing":
+        return f"{where}: parameter '{name}' is missing"
+    if error["loc"][-1] == "[key]":
+        name = str(error["input"])
+        return f"{where}: unknown task {name!r}{nearest(name, TASKS)} (allowed: {', '.join(TASKS)})"
+    return f"{where}: {name} = {error['input']!r}: {error['msg']}"
+
+
+def _is_parameter(name: str, value: Any) -> bool:
+    if name.startswith("_") or name in {"In", "Out", "task"} or isinstance(value, ModuleType):
+        return False
+    return isinstance(value, (str, int, float, bool, list, dict)) or value is None

@@ -1,0 +1,76 @@
+"""The predictions table: one row an arm and case, the source of every number of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from medstudy.data.card import DataCard
+from medstudy.data.cases import Case
+from medstudy.tasks.base import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
+
+
+def predictions_table(task: Task, cases: list[Case], answers: Mapping[str, list[str]]) -> pd.DataFrame:
+    """Parse and score every arm's outputs.
+
+    Args:
+        task: parses and scores.
+        cases: the test cases, in the order of the outputs.
+        answers: arm -> output per case.
+
+    Returns:
+        Columns case_id, group_id, arm, output, status, answer and gold (JSON text by outcome), ``score_*``.
+        Every case is there for every arm; an answer that was not parsed scores 0.
+    """
+    import pandas as pd
+
+    rows = []
+    for arm, outputs in answers.items():
+        for case, output in zip(cases, outputs, strict=True):
+            answer = task.parse(output)
+            row = {"case_id": case.case_id, "group_id": case.group_id, "arm": arm, "output": output}
+            row |= {"status": answer.status, "answer": _json(answer.value), "gold": _json(case.gold)}
+            rows.append(row | {f"score_{name}": value for name, value in task.score(answer, case).items()})
+    return pd.DataFrame(rows)
+
+
+def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Per arm: cases, share answered right and share that could not be read."""
+    by_arm = predictions.groupby("arm", sort=False)
+    table = by_arm.agg(n=("case_id", "size"), right=("score_correct", "mean"))
+    return table.assign(unparsed=by_arm["status"].agg(lambda s: (s != "parsed").mean())).round(3)
+
+
+def side_by_side(
+    card: DataCard, task: Task, cases: list[Case], answers: Mapping[str, list[str]], n: int = 3
+) -> str:
+    """The first ``n`` cases, gold and every arm's output, as Markdown; nothing of a source not shareable."""
+    if not card.shareable:
+        return NOT_SHOWN
+    lines = []
+    for i, case in enumerate(cases[:n]):
+        lines += [f"**Case {i + 1}**: {_inline(case.text)}", "", "| arm | answer |", "|---|---|"]
+        lines += [f"| *gold* | {_inline(task.target(case))} |"]
+        lines += [f"| {arm} | {_inline(outputs[i]) or '(empty)'} |" for arm, outputs in answers.items()] + [
+            ""
+        ]
+    return "\n".join(lines)
+
+
+def show_text(card: DataCard, text: str) -> str:
+    """``text`` if the card's source may be shown, else a line that says why not."""
+    return text if card.shareable else NOT_SHOWN
+
+
+def _inline(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+def _json(value: Mapping[str, str]) -> str:
+    return json.dumps(dict(value), ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,147 @@
+"""The report: one self-contained HTML page a notebook and an index, readable without any network."""
+
+from __future__ import annotations
+
+import html
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medstudy.comparison import FinishedRun, finished_runs
+from medstudy.runs import slug
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+class ReportError(RuntimeError):
+    """The study has nothing to report yet; the message names what is missing and the remedy."""
+
+
+def build(study: str | Path) -> Path:
+    """Write ``<study>/report`` from the executed notebooks, tables and figures; return its index.
+
+    Raises:
+        ReportError: the comparison notebook has not been executed.
+    """
+    study = Path(study)
+    if not (study / "comparison.ipynb").is_file():
+        raise ReportError(
+            f"{study}/comparison.ipynb does not exist; run the study first: medstudy run params/{study.name}"
+        )
+    report = study / "report"
+    report.mkdir(exist_ok=True)
+    for old in report.glob("*.html"):
+        old.unlink()
+    runs = finished_runs(study)
+    for run in runs:
+        asked = run.parameters
+        title = f"{_words(asked['task'])} · {asked['model']} · seed {asked['seed']}"
+        _write_page(run.folder / "notebook.ipynb", report / _page(run), title)
+    _write_page(study / "comparison.ipynb", report / "comparison.html", f"{study.name}: comparison")
+    index = report / "index.html"
+    index.write_text(_index(study, runs), encoding="utf-8")
+    return index
+
+
+def _page(run: FinishedRun) -> str:
+    asked = run.parameters
+    return f"{asked['task']}-{slug(asked['model'])}-seed{asked['seed']}.html"
+
+
+def _write_page(notebook: Path, target: Path, title: str) -> None:
+    import nbformat
+    from nbconvert import HTMLExporter
+    from traitlets.config import Config
+
+    exporter = HTMLExporter(
+        config=Config(),
+        template_name="page",
+        extra_template_basedirs=[str(TEMPLATES)],
+        exclude_input_prompt=True,
+        exclude_output_prompt=True,
+    )
+    body, _ = exporter.from_notebook_node(nbformat.read(notebook, as_version=4))
+    target.write_text(_shell(title, body), encoding="utf-8")
+
+
+def _shell(title: str, body: str) -> str:
+    style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
+    head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+    nav = '<nav><a href="index.html">Study</a> <a href="comparison.html">Comparison</a></nav>'
+    title = html.escape(title)
+    return (
+        f'<!doctype html>\n<html lang="en"><head>{head}<title>{title}</title><style>{style}</style></head>\n'
+        f"<body>{nav}<main>{body}</main></body></html>\n"
+    )
+
+
+def _index(study: Path, runs: list[FinishedRun]) -> str:
+    import pandas as pd
+
+    verdicts = pd.read_csv(study / "verdicts.csv")
+    figure = _inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals")
+    dates = sorted(run.record["finished"][:10] for run in runs)
+    data = ", ".join(sorted({run.parameters["data"] for run in runs}))
+    commits = ", ".join(sorted({_commit(run.record) for run in runs}))
+    device = html.escape(", ".join(sorted({run.record["device"] for run in runs})))
+    when = dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
+    body = [
+        f"<h1>{html.escape(study.name)}: is DPO worth it after SFT?</h1>",
+        _verdict_table(verdicts),
+        figure,
+        f"<p>{len(runs)} runs, {when}, on {device}, code {html.escape(commits)}. "
+        f"Data cards: {html.escape(data)}. Not for clinical use.</p>",
+        '<p><a href="comparison.html">Comparison notebook</a>: forest plot, tables, costs.</p>',
+        "<h2>Runs</h2>",
+        _run_table(runs),
+    ]
+    return _shell(f"{study.name}: is DPO worth it?", "\n".join(body))
+
+
+def _verdict_table(verdicts: pd.DataFrame) -> str:
+    rows = [
+        f"<tr><td>{_words(v.task)}</td><td>{html.escape(v.model)}</td>"
+        f'<td><strong class="{_kind(v.verdict)}">{html.escape(v.verdict)}</strong></td>'
+        f"<td>{html.escape(v.sentence)}</td></tr>"
+        for v in verdicts.drop_duplicates(["task", "model"]).itertuples()
+    ]
+    head = "<tr><th>Task</th><th>Model</th><th>Verdict</th><th>Evidence</th></tr>"
+    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _run_table(runs: list[FinishedRun]) -> str:
+    rows = []
+    for run in runs:
+        asked, seconds = run.parameters, sum(value or 0 for value in run.record["seconds"].values())
+        rows.append(
+            f'<tr><td><a href="{_page(run)}">{_words(asked["task"])}</a></td>'
+            f"<td>{html.escape(asked['model'])}</td>"
+            f"<td>{asked['seed']}</td><td>{html.escape(', '.join(run.failed_gates)) or 'all passed'}</td>"
+            f"<td>{seconds:.0f} s</td></tr>"
+        )
+    head = "<tr><th>Notebook</th><th>Model</th><th>Seed</th><th>Gates that failed</th><th>Time</th></tr>"
+    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _commit(record: dict[str, Any]) -> str:
+    changed = " with uncommitted changes" if record.get("git_dirty") else ""
+    return (record.get("git_commit") or "unknown")[:10] + changed
+
+
+def _inline_svg(file: Path, label: str) -> str:
+    svg = re.sub(r"^.*?(?=<svg)", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
+    labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    return f'<figure class="wide">{labelled}</figure>'
+
+
+def _words(name: str) -> str:
+    return html.escape(name.replace("_", " "))
+
+
+def _kind(verdict: str) -> str:
+    """CSS class by what the verdict says first."""
+    starts = {"DPO worth it": "good", "DPO harms": "bad", "not valid": "bad"}
+    return next((kind for start, kind in starts.items() if verdict.startswith(start)), "plain")

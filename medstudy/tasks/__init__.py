@@ -1,0 +1,32 @@
+"""The five tasks. A new one is a file here, a line below, a notebook and a data card."""
+
+from __future__ import annotations
+
+from medstudy.data.card import DataCard
+from medstudy.data.cases import DataError
+from medstudy.tasks.base import Task
+from medstudy.tasks.classification import Classification
+from medstudy.tasks.clinical_reasoning import ClinicalReasoning
+from medstudy.tasks.clinical_triage import ClinicalTriage
+from medstudy.tasks.summarization import Summarization
+
+TASK_TYPES: dict[str, type[Task]] = {
+    "text_classification": Classification,
+    "numeric_classification": Classification,
+    "clinical_reasoning": ClinicalReasoning,
+    "summarization": Summarization,
+    "clinical_triage": ClinicalTriage,
+}
+
+
+def get_task(name: str, card: DataCard) -> Task:
+    """The task ``name``, worded by ``card``.
+
+    Raises:
+        DataError: the card is for another task.
+    """
+    if card.task != name:
+        raise DataError(
+            f"data card '{card.name}' is for the task {card.task}, not {name}; choose another `data`"
+        )
+    return TASK_TYPES[name](card)

@@ -1,0 +1,78 @@
+"""The one shape of a task: words for a case, the right answer in words, and back."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from medstudy.data.card import DataCard
+from medstudy.data.cases import Case
+
+Status = Literal["parsed", "unparsed", "out_of_range"]
+Message = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was understood of a model's output: ``value`` maps each outcome to its answer.
+
+    ``unparsed``: the asked-for form was not found. ``out_of_range``: the form was there, with an answer
+    that is not allowed. In both cases ``value`` is empty and the case counts as wrong.
+    """
+
+    status: Status
+    value: Mapping[str, str] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A task, worded by a data card. Subclasses are stateless but for the card."""
+
+    outcomes: ClassVar[tuple[str, ...]]
+
+    def __init__(self, card: DataCard) -> None:
+        self.card = card
+
+    @abstractmethod
+    def prompt(self, case: Case) -> str:
+        """The user turn that every arm is given."""
+
+    @abstractmethod
+    def target(self, case: Case) -> str:
+        """The gold assistant turn, in the form that `parse` reads."""
+
+    @abstractmethod
+    def parse(self, text: str) -> Answer:
+        """Read a model's output; never raises."""
+
+    @abstractmethod
+    def score(self, answer: Answer, case: Case) -> dict[str, float]:
+        """Per-case scores; ``correct`` (0 or 1) decides what a preference pair rejects."""
+
+    def messages(self, case: Case, examples: list[Case] | None = None) -> list[Message]:
+        """The prompt as chat turns; worked examples, if any, come first."""
+        turns = [
+            {"role": role, "content": content}
+            for example in examples or []
+            for role, content in (("user", self.prompt(example)), ("assistant", self.target(example)))
+        ]
+        return [*turns, {"role": "user", "content": self.prompt(case)}]
+
+
+def normalise(text: str) -> str:
+    """Lower case, no punctuation at the ends, single blanks: how answers are compared."""
+    return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!\"'*").casefold()
+
+
+def choose(text: str, labels: list[str]) -> str | None:
+    """The label that ``text`` states after normalisation, or None."""
+    wanted = normalise(text)
+    return next((label for label in labels if normalise(label) == wanted), None)
+
+
+def field_of(text: str, name: str) -> str | None:
+    """The rest of the first line that starts with ``name:``, or None."""
+    match = re.search(rf"^\s*{re.escape(name)}\s*:[ \t]*(\S.*)$", text, re.IGNORECASE | re.MULTILINE)
+    return match.group(1).strip() if match else None

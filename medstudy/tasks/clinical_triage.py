@@ -1,0 +1,34 @@
+"""Clinical triage: who should see the patient, and how soon. Two outcomes."""
+
+from __future__ import annotations
+
+from medstudy.data.cases import Case
+from medstudy.tasks.base import Answer, Task, choose, field_of
+
+
+class ClinicalTriage(Task):
+    """The model answers on two lines, ``Provider: …`` and ``Urgency: …``."""
+
+    outcomes = ("provider", "urgency")
+
+    def prompt(self, case: Case) -> str:
+        allowed = "\n".join(
+            f"{name.capitalize()}: one of {', '.join(self.card.labels[name])}" for name in self.outcomes
+        )
+        return f"{case.text}\n\n{self.card.question}\n{allowed}"
+
+    def target(self, case: Case) -> str:
+        return "\n".join(f"{name.capitalize()}: {case.gold[name]}" for name in self.outcomes)
+
+    def parse(self, text: str) -> Answer:
+        said = {name: field_of(text, name) for name in self.outcomes}
+        if not all(said.values()):
+            return Answer("unparsed")
+        chosen = {name: choose(value or "", self.card.labels[name]) for name, value in said.items()}
+        if not all(chosen.values()):
+            return Answer("out_of_range")
+        return Answer("parsed", {name: label for name, label in chosen.items() if label})
+
+    def score(self, answer: Answer, case: Case) -> dict[str, float]:
+        right = {name: float(answer.value.get(name) == case.gold[name]) for name in self.outcomes}
+        return right | {"correct": float(all(right.values()))}

@@ -1,0 +1,96 @@
+"""Summarization: a doctor-patient dialogue becomes a note section, scored fact by fact."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import Any
+
+from medstudy.data.cases import Case
+from medstudy.tasks.base import Answer, Task, normalise
+
+#: Share of a fact's content words that another text must hold to count as stating it (real notes only).
+OVERLAP = 0.5
+# fmt: off
+_FUNCTION_WORDS = frozenset(
+    {
+        "a", "an", "and", "are", "as", "at", "be", "been", "by", "for", "from", "had", "has",
+        "have", "he", "her", "him", "his", "in", "is", "it", "its", "no", "not", "of", "on", "or",
+        "she", "that", "the", "their", "they", "this", "to", "was", "were", "who", "with",
+    }
+)
+# fmt: on
+
+
+class Summarization(Task):
+    """Free text: every non-empty output is an answer."""
+
+    outcomes = ("summary",)
+
+    def prompt(self, case: Case) -> str:
+        return f"{case.text}\n\n{self.card.question}"
+
+    def target(self, case: Case) -> str:
+        return case.gold["summary"]
+
+    def parse(self, text: str) -> Answer:
+        return Answer("parsed", {"summary": text.strip()}) if text.strip() else Answer("unparsed")
+
+    def score(self, answer: Answer, case: Case) -> dict[str, float]:
+        said = answer.value.get("summary", "")
+        precision, recall = factual_overlap(said, case)
+        f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        rouge = _rouge().score(case.gold["summary"], said)
+        return {
+            "factual_f1": f1,
+            "factual_precision": precision,
+            "factual_recall": recall,
+            **{name: score.fmeasure for name, score in rouge.items()},
+            "length": float(len(said.split())),
+            "correct": float(f1 == 1.0),
+        }
+
+
+def factual_overlap(said: str, case: Case) -> tuple[float, float]:
+    """Factual precision and recall of a summary: stated facts that are true, true facts that are stated.
+
+    Where the source's facts are known (synthetic cases) a stated sentence is compared with them whole.
+    Real notes have no such list: sentences of the gold note stand in for it, and a fact counts as stated
+    when at least half of its content words are, a rule that cannot see negation or numbers swapped.
+    """
+    stated = sentences(said)
+    facts = case.details.get("facts")
+    if not stated:
+        return 0.0, 0.0
+    if facts is not None:
+        true = {normalise(fact) for fact in facts}
+        hits = {normalise(s) for s in stated} & true
+        # a fact repeated is stated once, but each repetition still counts as a statement
+        return sum(normalise(s) in true for s in stated) / len(stated), len(hits) / len(true)
+    gold = sentences(case.gold["summary"])
+    return _share_found(stated, case.gold["summary"]), _share_found(gold, said)
+
+
+def sentences(text: str) -> list[str]:
+    """Sentences or bullet lines of a note; a full stop between digits does not end one."""
+    parts = (normalise(part) for part in re.split(r"(?<=[.!?;])\s+|\n+", text))
+    return [part for part in parts if part]
+
+
+def _share_found(facts: list[str], text: str) -> float:
+    held = _content(text)
+    wanted = [words for fact in facts if (words := _content(fact))]
+    if not wanted:
+        return 0.0
+    return sum(len(words & held) >= OVERLAP * len(words) for words in wanted) / len(wanted)
+
+
+def _content(text: str) -> set[str]:
+    return set(re.findall(r"[\w.]*\w", text.casefold())) - _FUNCTION_WORDS
+
+
+@cache
+def _rouge() -> Any:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=True)

@@ -1,0 +1,251 @@
+"""Arguments for TRL's trainers, and one careful call of ``trainer.train()``.
+
+The notebooks build `SFTTrainer` and `DPOTrainer` themselves from what is made here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medstudy.models import compute_dtype, cpu_multiplies_bf16, stop_tokens
+from medstudy.params import RunParams
+from medstudy.runs import Run, Stage
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from peft import LoraConfig
+    from trl import DPOConfig, SFTConfig
+
+#: Package modules whose change redoes a training stage.
+CODE = ("training", "models")
+LOG = "log.csv"
+
+
+def lora_config(params: RunParams) -> LoraConfig:
+    """LoRA on every linear layer, alpha twice the rank, no dropout (DPO would switch it off, SFT not)."""
+    from peft import LoraConfig
+
+    return LoraConfig(
+        r=params.lora_rank,
+        lora_alpha=2 * params.lora_rank,
+        lora_dropout=0.0,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def sft_config(params: RunParams, run: Run, longest: int, steps: int = -1) -> SFTConfig:
+    """Arguments of `SFTTrainer`.
+
+    Args:
+        params: the run's parameters.
+        run: its folder.
+        longest: tokens of the longest row; nothing is cut off or dropped.
+        steps: optimiser steps for the control arm ``sft_more``; -1 trains for ``sft_epochs``.
+    """
+    from trl import SFTConfig
+
+    return SFTConfig(
+        learning_rate=params.sft_learning_rate,
+        num_train_epochs=params.sft_epochs,
+        max_steps=steps,
+        **_common(params, run, longest),
+    )
+
+
+def dpo_config(params: RunParams, run: Run, longest: int) -> DPOConfig:
+    """Arguments of `DPOTrainer`; its reference is the SFT adapter that the policy starts from."""
+    from trl import DPOConfig
+
+    return DPOConfig(
+        learning_rate=params.dpo_learning_rate,
+        num_train_epochs=params.dpo_epochs,
+        beta=params.dpo_beta,
+        loss_type=list(params.dpo_loss),
+        **_common(params, run, longest),
+    )
+
+
+def _common(params: RunParams, run: Run, longest: int) -> dict[str, Any]:
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "output_dir": str(run.private / "trainer"),
+        "per_device_train_batch_size": params.batch_size,
+        "gradient_accumulation_steps": params.gradient_accumulation,
+        # today's name; left unset, TRL switches checkpointing on
+        "activation_checkpointing": params.gradient_checkpointing,
+        "max_length": -(-longest // 16) * 16,
+        # one tensor shape a multiple of 16 instead of one a length: a third less memory on a CPU
+        "pad_to_multiple_of": 16,
+        "bf16": compute_dtype(params) == torch.bfloat16 if gpu else cpu_multiplies_bf16(),
+        "use_cpu": not gpu,
+        "lr_scheduler_type": "linear",
+        "warmup_steps": 0.05,
+        "seed": params.seed,
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": gpu,
+    }
+
+
+def train(trainer: Any, stage: Stage, rows_in: int) -> None:
+    """Train, save the adapter and the log, and measure what the gates need.
+
+    Args:
+        trainer: an `SFTTrainer` or `DPOTrainer` that has not trained yet.
+        stage: the unfinished stage that takes the adapter (``adapter/``) and a logit probe (``probe.pt``).
+        rows_in: rows that the trainer was given, to see whether it kept them all.
+    """
+    from transformers import PrinterCallback
+
+    facts = _facts_before(trainer)
+    frozen, adapter = _weight_hashes(trainer.model)
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_progress(stage))
+    result = trainer.train()
+    frozen_after, adapter_after = _weight_hashes(trainer.model)
+    trainer.model.eval()
+    trainer.model.save_pretrained(stage.folder / "adapter", selected_adapters=["default"])
+    _save_probe(trainer, stage)
+    _save_log(trainer, stage)
+    stage.finish(
+        **facts,
+        rows_in=rows_in,
+        steps=trainer.state.global_step,
+        train_seconds=round(result.metrics["train_runtime"], 2),
+        frozen_changed=sum(frozen_after[name] != value for name, value in frozen.items()),
+        adapter_changed=sum(adapter_after[name] != value for name, value in adapter.items()),
+        adapter_tensors=len(adapter),
+    )
+
+
+def training_log(stage: Stage) -> pd.DataFrame:
+    """One row a step (loss; for DPO rewards, margins, log-probabilities), also written to ``training/``."""
+    import pandas as pd
+
+    file = stage.run.folder / "training" / f"{stage.name}.csv"
+    file.parent.mkdir(exist_ok=True)
+    log = (
+        pd.read_csv(stage.folder / LOG)
+        if (stage.folder / LOG).is_file()
+        else pd.DataFrame(columns=["step", "loss"])
+    )
+    log.to_csv(file, index=False)
+    return log
+
+
+def keep_adapter(stage: Stage, previous: Stage) -> None:
+    """Finish ``stage`` with the adapter it would have continued: there was nothing to train on."""
+    import shutil
+
+    shutil.copytree(previous.folder / "adapter", stage.folder / "adapter", dirs_exist_ok=True)
+    shutil.copy(previous.folder / "probe.pt", stage.folder)
+    stage.finish(rows=0, steps=0, train_seconds=0.0)
+
+
+def _facts_before(trainer: Any) -> dict[str, Any]:
+    """What TRL made of the rows, and for DPO the loss before the first step."""
+    rows = list(trainer.train_dataset)
+    dpo = "chosen_ids" in rows[0]
+    # DPO rows hold each completion apart from its prompt
+    ids = [r["prompt_ids"] + r[c] for r in rows for c in ("chosen_ids", "rejected_ids")] if dpo else None
+    ids = ids or [row["input_ids"] for row in rows]
+    tokenizer = trainer.processing_class
+    stops = set(stop_tokens(trainer.model, tokenizer))
+    facts = {
+        "rows": len(rows),
+        "tokens": sum(map(len, ids)),
+        "longest": max(map(len, ids)),
+        "max_length": trainer.args.max_length,
+        "bos_per_row": sorted({row.count(tokenizer.bos_token_id) for row in ids}),
+        "rows_ending_with_stop": sum(bool(stops & set(row[-2:])) for row in ids),
+        "sequences": len(ids),
+    }
+    return facts | (_first_dpo_loss(trainer) if dpo else {})
+
+
+def _first_dpo_loss(trainer: Any) -> dict[str, float]:
+    """Sigmoid DPO loss and mean absolute reward of the first rows before any step.
+
+    It is ln 2 exactly when policy and reference are the same model; it does not depend on the
+    loss that is trained, so it is computed apart from it.
+    """
+    import torch
+
+    batch = trainer.data_collator(
+        [trainer.train_dataset[i] for i in range(min(8, len(trainer.train_dataset)))]
+    )
+    trained = trainer.loss_types, trainer.loss_weights
+    trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
+    try:
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
+        rewards = [trainer._metrics["train"][f"rewards/{side}"][-1] for side in ("chosen", "rejected")]
+    finally:
+        trainer.loss_types, trainer.loss_weights = trained
+        trainer._metrics["train"].clear()
+        trainer._total_train_tokens = 0
+    return {"first_loss": float(loss), "first_reward": max(map(abs, rewards))}
+
+
+def _weight_hashes(model: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Exact hashes of the frozen weights and of the trained adapter's."""
+    import torch
+
+    hashes = {name: torch.hash_tensor(p.detach()).item() for name, p in model.named_parameters()}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    frozen = {name: value for name, value in hashes.items() if name not in trained}
+    return frozen, {name: hashes[name] for name in trained}
+
+
+def _save_probe(trainer: Any, stage: Stage) -> None:
+    """Logits of one prompt, to see later that the saved adapter reloads to the same model."""
+    import torch
+
+    row = trainer.train_dataset[0]
+    ids = torch.tensor([row.get("prompt_ids") or row["input_ids"]], device=trainer.model.device)
+    # without the trainer's bf16 autocast, as the model will run when it answers
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    with torch.inference_mode():
+        logits = model(input_ids=ids).logits[0, -1].float()
+    torch.save({"input_ids": ids.cpu(), "logits": logits.cpu()}, stage.folder / "probe.pt")
+
+
+def _save_log(trainer: Any, stage: Stage) -> None:
+    import pandas as pd
+
+    log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
+    first = ["step", "epoch", "loss"]
+    log[[*first, *(c for c in log.columns if c not in first)]].to_csv(stage.folder / LOG, index=False)
+
+
+def _progress(stage: Stage) -> Any:
+    """A callback that keeps one line of output and the run's status file up to date."""
+    import time
+
+    from IPython.display import display
+    from transformers import TrainerCallback
+
+    class Progress(TrainerCallback):
+        last, line = 0.0, None
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            done = state.global_step == state.max_steps
+            if "loss" not in (logs or {}) or (time.monotonic() - self.last < 1 and not done):
+                return
+            self.last = time.monotonic()
+            progress = {"step": state.global_step, "steps": state.max_steps, "loss": logs["loss"]}
+            stage.run.status(stage.name, state="running", **progress)
+            text = {
+                "text/plain": f"{stage.name}: step {{step}} of {{steps}}, loss {{loss}}".format(**progress)
+            }
+            if self.line is None:
+                self.line = display(text, raw=True, display_id=True)
+            else:
+                self.line.update(text, raw=True)
+
+    return Progress()

@@ -1,0 +1,104 @@
+"""The audit: planted faults are counted, and no case text is in it."""
+
+from itertools import pairwise
+
+import pytest
+
+from medstudy.data.audit import audit
+from medstudy.data.cases import Case
+from medstudy.data.sources import Dropped, Loaded
+from medstudy.data.splits import Splits
+
+
+def case(number, text, label="no", group=None, **details):
+    return Case(f"c{number}", group or f"g{number}", text, {"label": label}, details)
+
+
+WORDS = [
+    "fever",
+    "cough",
+    "rash",
+    "pain",
+    "stone",
+    "sepsis",
+    "gout",
+    "anaemia",
+    "stroke",
+    "migraine",
+    "acne",
+    "lupus",
+]
+TRAIN = [case(i, f"{a} {b} since monday with {b}", group=f"g{i}") for i, (a, b) in enumerate(pairwise(WORDS))]
+VALIDATION = [case(20, "quite another story about a broken ankle", "yes", group="g0")]
+TEST = [
+    case(30, "FEVER cough  since monday with cough", "yes"),
+    case(31, "fever cough since monday with cough", "no", features={"pulse": None, "sex": 1.0}),
+    case(32, "cough rash since monday with rash really", missing=["complaint"]),
+]
+
+
+@pytest.fixture
+def table():
+    splits = Splits(TRAIN, VALIDATION, TEST)
+    dropped = [Dropped("f row 1", "no text"), Dropped("f row 2", "no text"), Dropped("f row 3", "no answer")]
+    loaded = Loaded(splits.all(), len(splits.all()) + 3, dropped, {"label": ["no", "yes"]})
+    return audit(loaded, splits)
+
+
+def numbers(table, measure):
+    row = table[table["measure"].str.startswith(measure)]
+    assert len(row) == 1
+    return row.iloc[0, 2:].tolist()
+
+
+def test_every_row_is_accounted_for(table):
+    rows = table[table["topic"] == "rows"].set_index("measure")["source"]
+    assert rows["in the source"] == 18 and rows["kept"] == 15
+    assert rows["dropped: no text"] == 2 and rows["dropped: no answer"] == 1
+
+
+def test_sizes_answers_missing_values_and_lengths(table):
+    size = table[table["topic"] == "size"].set_index("measure")
+    assert size.loc["cases"].tolist()[1:] == [15, 11, 1, 3]
+    assert size.loc["groups"].tolist()[1:] == [14, 11, 1, 3]
+    assert numbers(table, "yes") == [2, 0, 1, 1]
+    assert numbers(table, "pulse") == numbers(table, "complaint") == [1, 0, 0, 1]
+    assert numbers(table, "median") == [6, 6, 7, 6]
+
+
+def test_leaks_repeats_and_conflicts_are_found(table):
+    overlap = table[table["topic"] == "overlap"]
+    assert overlap.iloc[0, 3:].tolist() == [1, 1, 0]
+    assert overlap.iloc[1, 4:].tolist() == [0, 2]
+    assert overlap.iloc[2, 4:].tolist() == [0, 2]
+    assert numbers(table, "cases that repeat a text") == [2, 0, 0, 1]
+    assert numbers(table, "texts with different answers") == [1, 0, 0, 1]
+
+
+def test_a_text_with_a_word_changed_is_a_near_duplicate():
+    texts = [" ".join(f"word{i}{j}" for j in range(40)) for i in range(4)]
+    cases = [
+        case(i, text)
+        for i, text in enumerate([*texts, texts[0].replace("word020", "other"), "none of these"])
+    ]
+    table = audit(Loaded(cases, 6, []), Splits(cases[:4], cases[4:5], cases[5:]))
+    assert numbers(table, "cases with the text of a training case")[2:] == [0, 0]
+    assert numbers(table, "cases like a training case")[2:] == [1, 0]
+
+
+def test_no_case_text_is_in_the_table(table):
+    assert not any(word in table.to_csv() for word in [*WORDS, "monday", "ankle"])
+
+
+def test_open_answers_are_counted_and_not_shown():
+    cases = [Case(f"c{i}", f"g{i}", f"dialogue {i}", {"summary": f"secret number {i}"}) for i in range(6)]
+    table = audit(Loaded(cases, 6, []), Splits(cases[:2], cases[2:4], cases[4:]))
+    assert numbers(table, "different answers") == [6, 2, 2, 2]
+    assert "secret" not in table.to_csv()
+
+
+def test_texts_without_a_word_to_tell_them_apart():
+    cases = [case(i, "same text", "yes" if i % 2 else "no") for i in range(6)]
+    splits = Splits(cases[:2], cases[2:4], cases[4:])
+    table = audit(Loaded(cases, 6, [], {"label": ["no", "yes"]}), splits)
+    assert table.iloc[-1, 4:].tolist() == [2, 2]

@@ -1,0 +1,182 @@
+"""The data card: those that ship, and those that must be refused."""
+
+import copy
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from medstudy.data.card import CARDS, Synthetic, load_card
+from medstudy.data.cases import DataError
+from medstudy.data.synthetic.medicine import PROVIDERS, URGENCIES
+
+BASE = {
+    "name": "ward",
+    "title": "A ward",
+    "task": "clinical_triage",
+    "question": "Who, and how soon?",
+    "labels": {"provider": ["nurse", "doctor"], "urgency": ["later", "now"]},
+    "load": {"kind": "files", "format": "csv", "files": [{"path": "ward.csv"}]},
+    "columns": {
+        "text": "Complaint: {complaint}\n{fields}",
+        "fields": [{"column": "pulse", "unit": "/min"}],
+        "gold": {
+            "provider": {"column": "seen_by"},
+            "urgency": {"column": "level", "map": {"1": "now", "2": "later"}},
+        },
+        "exclude": ["diagnosis"],
+    },
+}
+MISSING = object()
+
+
+def edited(path, value):
+    """A copy of BASE with the value at a dotted path replaced, added or (MISSING) removed."""
+    card = copy.deepcopy(BASE)
+    *parents, last = path.split(".")
+    part = card
+    for key in parents:
+        part = part[int(key)] if isinstance(part, list) else part[key]
+    if value is MISSING:
+        del part[last]
+    else:
+        part[last] = value
+    return card
+
+
+def write(folder, card):
+    path = folder / "ward.yaml"
+    path.write_text(card if isinstance(card, str) else yaml.safe_dump(card), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CARDS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_cards_that_ship(path):
+    card = load_card(path.stem)
+    assert card.name == path.stem
+    assert card.shareable and card.licence and card.title and card.description
+    assert card.synthetic == isinstance(card.load, Synthetic)
+    assert card.synthetic or card.citation
+
+
+def test_every_task_has_a_synthetic_card():
+    tasks = [load_card(p.stem).task for p in CARDS.glob("synthetic_*.yaml")]
+    assert len(tasks) == len(set(tasks)) == 5
+
+
+def test_labels_of_the_synthetic_messages_are_the_generators():
+    labels = load_card("synthetic_messages").labels
+    assert labels == {"provider": list(PROVIDERS), "urgency": list(URGENCIES)}
+
+
+def test_a_card_is_private_frozen_and_keeps_yes_and_no_as_text(tmp_path):
+    card = load_card(
+        write(
+            tmp_path,
+            "labels: {label: [no, yes]}\npositive: yes\n"
+            + yaml.safe_dump(
+                {k: v for k, v in BASE.items() if k not in ("labels", "columns")}
+                | {"task": "text_classification"}
+            )
+            + "columns: {text: '{note}', gold: {label: {column: uti, map: {0: no, 01: yes}}}}\n",
+        )
+    )
+    assert card.labels == {"label": ["no", "yes"]} and card.positive == "yes"
+    assert card.columns.gold["label"].map == {"0": "no", "01": "yes"}
+    assert not card.shareable and not card.synthetic
+    with pytest.raises(ValidationError, match="frozen"):
+        card.shareable = True
+
+
+BROKEN = {
+    "unknown key": (edited("licens", "x"), ["unknown key 'licens'", "did you mean 'licence'"]),
+    "unknown key deep down": (
+        edited("columns.fields.0.units", "x"),
+        ["columns.fields.0", "did you mean 'unit'"],
+    ),
+    "unknown key of load": (edited("load.seperator", ";"), ["load.files", "seperator", "did you mean 'sep'"]),
+    "missing key": (edited("question", MISSING), ["'question' is missing"]),
+    "empty question": (edited("question", ""), ["question = ''"]),
+    "unknown task": (edited("task", "triage"), ["task = 'triage'", "clinical_triage"]),
+    "unknown kind": (edited("load.kind", "file"), ["load", "'file'", "'files'", "'hub'"]),
+    "no kind": (edited("load", {"format": "csv"}), ["load", "kind"]),
+    "unknown format": (edited("load.format", "tsv"), ["load.files.format = 'tsv'", "'csv'"]),
+    "no files": (edited("load.files", []), ["load.files.files", "at least 1"]),
+    "unknown split": (edited("load.files.0.split", "dev"), ["= 'dev'", "'validation'"]),
+    "no training file": (edited("load.files.0.split", "test"), ["no file is for training"]),
+    "some with split": (
+        edited("load.files", [{"path": "a", "split": "train"}, {"path": "b"}]),
+        ["every file"],
+    ),
+    "not a URL": (edited("load.files.0.url", "ftp://x"), ["url = 'ftp://x'"]),
+    "not a hash": (edited("load.files.0.sha256", "abc"), ["sha256 = 'abc'"]),
+    "not a hub id": (
+        edited("load", {"kind": "hub", "path": "medqa", "splits": {"train": "train"}}),
+        ["path = 'medqa'"],
+    ),
+    "not a boolean": (edited("shareable", "maybe"), ["shareable = 'maybe'"]),
+    "not a number": (edited("load", {"kind": "synthetic", "n": "many"}), ["load.synthetic.n = 'many'"]),
+    "not synthetic": (
+        edited("columns", MISSING) | {"load": {"kind": "synthetic", "n": 9}},
+        ["synthetic: true"],
+    ),
+    "no columns": (edited("columns", MISSING), ["columns: needed"]),
+    "outcome missing": (edited("columns.gold.urgency", MISSING), ["columns.gold", "urgency"]),
+    "labels missing": (edited("labels", {}), ["labels must be for ['provider', 'urgency']"]),
+    "one label": (edited("labels.urgency", ["now"]), ["two labels or more"]),
+    "label twice": (edited("labels.urgency", ["now", "Now "]), ["all different"]),
+    "label misspelt in a map": (edited("columns.gold.urgency.map.1", "nov"), ["'nov'", "did you mean 'now'"]),
+    "unknown positive": (edited("positive", "yes"), ["positive 'yes'"]),
+    "leak column in the text": (
+        edited("columns.text", "{diagnosis} {fields}"),
+        ["'diagnosis' gives the answer away"],
+    ),
+    "leak column in a field": (edited("columns.exclude", ["pulse"]), ["'pulse' gives the answer away"]),
+    "answer in the text": (edited("columns.text", "{level}\n{fields}"), ["'level' gives the answer away"]),
+    "answer in the details": (
+        edited("columns.details", {"note": "seen_by"}),
+        ["'seen_by' gives the answer away"],
+    ),
+    "fields without their place": (edited("columns.text", "{complaint}"), ["{fields}"]),
+    "place without fields": (edited("columns.fields", []), ["{fields}"]),
+    "the same text for all": (
+        edited("columns", BASE["columns"] | {"text": "Hm", "fields": []}),
+        ["read the same"],
+    ),
+    "map and unit": (edited("columns.fields.0.map", {"1": "fast"}), ["keep one"]),
+    "a number that is not declared": (
+        edited("columns.fields.0.unit", "")
+        | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}},
+        ["columns.gold must be for ['label']"],
+    ),
+    "a list for a text": (edited("title", ["x"]), ["title", "string"]),
+    "not a mapping": ("- a\n- b\n", ["dictionary"]),
+    "not YAML": ("name: [", ["not valid YAML", "line"]),
+    "key given twice": ("name: a\nname: b\n", ["key 'name' is given twice"]),
+}
+
+
+@pytest.mark.parametrize(("card", "said"), BROKEN.values(), ids=BROKEN)
+def test_broken_cards_are_refused_and_the_fault_is_named(tmp_path, card, said):
+    path = write(tmp_path, card)
+    with pytest.raises(DataError) as error:
+        load_card(path)
+    assert all(words in str(error.value) for words in [str(path), *said]), str(error.value)
+
+
+def test_numeric_cards_need_declared_numbers(tmp_path):
+    card = copy.deepcopy(BASE) | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}}
+    card["columns"] |= {"fields": [{"column": "pulse"}], "gold": {"label": {"column": "ill"}}}
+    with pytest.raises(DataError, match=r"numeric_classification needs fields .*\['pulse'\]"):
+        load_card(write(tmp_path, card))
+
+
+def test_several_faults_are_all_listed(tmp_path):
+    with pytest.raises(DataError) as error:
+        load_card(write(tmp_path, edited("shareable", "maybe") | {"title": ["x"]}))
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_an_unknown_name_lists_the_cards_that_ship():
+    with pytest.raises(DataError, match=r"did you mean 'ktas'.*medqa"):
+        load_card("ktass")

@@ -1,0 +1,115 @@
+"""The shipped cards on real files, where the folder named by MEDSTUDY_REAL_DATA has them."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from medstudy.data.audit import audit
+from medstudy.data.card import load_card
+from medstudy.data.sources import load_cases
+from medstudy.data.splits import split_cases
+
+ROOT = os.environ.get("MEDSTUDY_REAL_DATA", "")
+pytestmark = pytest.mark.skipif(not ROOT or not Path(ROOT).is_dir(), reason="MEDSTUDY_REAL_DATA is not set")
+
+
+def load(name):
+    loaded = load_cases(load_card(name), ROOT)
+    assert len(loaded.cases) + len(loaded.dropped) == loaded.rows_in
+    return loaded
+
+
+def answers(loaded, outcome="label"):
+    return dict(Counter(case.gold[outcome] for case in loaded.cases))
+
+
+def missing(loaded):
+    return dict(Counter(name for case in loaded.cases for name in case.details["missing"]))
+
+
+@pytest.mark.parametrize("name", ["ktas", "medical_abstracts", "medqa", "mts_dialog", "pima", "uci_heart"])
+def test_splits_share_no_group_and_the_audit_is_clean(name):
+    loaded = load(name)
+    splits = split_cases(loaded.cases, 150, 60, 250, 0, 0)
+    table = audit(loaded, splits).set_index("measure")
+    assert table.loc["groups in another split (must be 0)"].tolist()[2:] == [0, 0, 0]
+    assert table.loc["cases with the text of a training case"].tolist()[3:] == [0, 0]
+    assert not any("\r" in case.text for case in loaded.cases)
+
+
+def test_ktas():
+    loaded = load("ktas")
+    assert (loaded.rows_in, len(loaded.cases)) == (1267, 1258)
+    assert {d.reason for d in loaded.dropped} == {"answer for 'provider' is one that the card drops"}
+    assert answers(loaded, "provider") == {
+        "home": 797 + 26, "ward": 373, "intensive care or surgery": 8 + 22, "other hospital": 32,
+    }  # fmt: skip
+    # 9 patients died: 7 of level 1, one each of levels 2 and 3 (26/220/487/459/75 in the source)
+    assert answers(loaded, "urgency") == {
+        "resuscitation": 19, "emergency": 219, "urgent": 486, "less urgent": 459, "non-urgent": 75,
+    }  # fmt: skip
+    assert missing(loaded)["Chief_complain"] == 21
+    assert not any("??" in case.text or "#BO" in case.text for case in loaded.cases)
+
+
+def test_ktas_shows_no_column_that_was_written_after_triage():
+    card = load_card("ktas")
+    assert len(card.columns.exclude) == 7
+    assert not set(card.columns.exclude) & set(card.columns.shown)
+    assert not any("Corneal abrasion" in case.text for case in load("ktas").cases)
+
+
+def test_pima():
+    loaded = load("pima")
+    assert loaded.rows_in == len(loaded.cases) == 768
+    assert answers(loaded) == {"no": 500, "yes": 268}
+    assert missing(loaded) == {
+        "Glucose": 5,
+        "BloodPressure": 35,
+        "SkinThickness": 227,
+        "Insulin": 374,
+        "BMI": 11,
+    }
+
+
+def test_uci_heart_trains_on_one_hospital_and_tests_on_three():
+    loaded = load("uci_heart")
+    sites = Counter((case.details["site"].removeprefix("processed."), case.split) for case in loaded.cases)
+    assert sites == {
+        ("cleveland", "train"): 303,
+        ("hungarian", "test"): 294,
+        ("switzerland", "test"): 123,
+        ("va", "test"): 200,
+    }
+    assert sum(c.gold["label"] == "no" for c in loaded.cases if c.split == "train") == 164
+    chol = Counter(c.details["site"] for c in loaded.cases if c.details["features"]["chol"] is None)
+    assert chol["processed.switzerland"] == 123
+    splits = split_cases(loaded.cases, 0, 60, 0, 0, 0)
+    assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [243, 60, 617]
+
+
+def test_medical_abstracts():
+    loaded = load("medical_abstracts")
+    assert (loaded.rows_in, len(loaded.cases)) == (2000, 1890)
+    assert Counter(d.reason for d in loaded.dropped) == {"same text, different answers": 110}
+    assert answers(loaded)["general pathological conditions"] == 622
+
+
+def test_medqa():
+    loaded = load("medqa")
+    assert loaded.rows_in == len(loaded.cases) == 1273
+    letters = Counter(
+        next(k for k, v in c.details["options"].items() if v.strip() == c.gold["diagnosis"])
+        for c in loaded.cases
+    )
+    assert letters == {"A": 353, "B": 309, "C": 346, "D": 265}
+
+
+def test_mts_dialog():
+    loaded = load("mts_dialog")
+    assert loaded.rows_in == 1701
+    splits = Counter(case.split for case in loaded.cases)
+    assert splits["test"] == 400 and splits["validation"] in (99, 100) and sum(splits.values()) == 1697
+    assert {d.reason for d in loaded.dropped} == {"its group (patient or text) is in a later split too"}

@@ -1,0 +1,418 @@
+"""From files, hub and scikit-learn to cases: no row lost, every fault named."""
+
+import gzip
+import hashlib
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas as pd
+import pytest
+
+from medstudy.data.card import DataCard
+from medstudy.data.cases import DataError
+from medstudy.data.sources import load_card, load_cases
+
+CSV = """id,patient,note,pulse,sex,lactate,uti,code
+a,p1,"Burning.\r\nFever.",80,1,2.50,1,x
+b,p1,No complaints,,2.0,??,0,x
+c,p2,,90,1,1,1,x
+d,p3,Stone,101.6,1,0,,x
+e,p4,Haematuria,99,2,12,9,x
+"""
+FIELDS = [
+    {"column": "pulse", "wording": "Pulse", "unit": "/min", "decimals": 0},
+    {"column": "sex", "wording": "Sex", "map": {"1": "male", "2": "female"}},
+    {"column": "lactate", "unit": "mmol/L", "missing": ""},
+]
+
+
+def card(columns=None, files=(("ward.csv", None),), **load):
+    """A text-classification card on csv files; `load` and `columns` override parts."""
+    listed = [{"path": path} | ({"split": split} if split else {}) for path, split in files]
+    base = {
+        "text": "{note}",
+        "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}, "drop": ["9"]}},
+    }
+    return DataCard.model_validate(
+        {
+            "name": "ward",
+            "title": "A ward",
+            "task": "text_classification",
+            "question": "Infection?",
+            "labels": {"label": ["no", "yes"]},
+            "load": {"kind": "files", "format": "csv", "files": listed} | load,
+            "columns": base | (columns or {}),
+        }
+    )
+
+
+@pytest.fixture
+def ward(tmp_path):
+    (tmp_path / "ward.csv").write_text(CSV, encoding="utf-8", newline="")
+    return tmp_path
+
+
+def load(columns, folder, content=None, **rest):
+    if content is not None:
+        (folder / "ward.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    loaded = load_cases(card(columns, **rest), folder)
+    assert len(loaded.cases) + len(loaded.dropped) == loaded.rows_in
+    return loaded
+
+
+def test_rows_without_text_or_answer_are_dropped_and_counted(ward):
+    loaded = load({}, ward)
+    assert loaded.rows_in == 5
+    assert [c.case_id for c in loaded.cases] == ["ward-1", "ward-2"]
+    assert [(d.row, d.reason) for d in loaded.dropped] == [
+        ("ward.csv row 3", "no text in column 'note'"),
+        ("ward.csv row 4", "no answer for 'label' in column 'uti'"),
+        ("ward.csv row 5", "answer for 'label' is one that the card drops"),
+    ]
+    assert loaded.cases[0].text == "Burning.\nFever."
+    assert loaded.cases[0].gold == {"label": "yes"}
+
+
+def test_fields_become_lines_and_features(ward):
+    columns = {"text": "{note}\n{fields}", "fields": FIELDS, "missing": {"lactate": ["??"]}, "case_id": "id"}
+    first, second = load(columns | {"group_id": "patient"}, ward).cases
+    assert first.text == "Burning.\nFever.\nPulse: 80 /min\nSex: male\nlactate: 2.5 mmol/L"
+    assert second.text == "No complaints\nPulse: not recorded\nSex: female"
+    assert second.details == {
+        "missing": ["pulse", "lactate"],
+        "features": {"pulse": None, "sex": 2.0, "lactate": None},
+    }
+    assert (first.case_id, first.group_id, second.group_id) == ("a", "p1", "p1")
+
+
+def test_codes_that_are_no_numbers_are_counted_in_the_order_of_the_map(tmp_path):
+    fields = [{"column": "sex", "map": {"f": "woman", "1": "man"}}]
+    cases = load({"text": "{fields}", "fields": fields}, tmp_path, "sex,uti\nf,0\n1,1\n").cases
+    assert [c.details["features"] for c in cases] == [{"sex": 0.0}, {"sex": 1.0}]
+
+
+def test_braces_in_a_cell_stay_as_they_are(tmp_path):
+    assert load({}, tmp_path, "note,uti\n{uti} {x},0\nb,1\n").cases[0].text == "{uti} {x}"
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "jsonl", "parquet", "xlsx"])
+def test_formats_give_the_same_cases(ward, kind):
+    frame = pd.DataFrame({"note": ["one", "two", None], "pulse": [80.0, 90.5, None], "uti": [1, 0, 1]})
+    path = ward / f"other.{kind}"
+    match kind:
+        case "csv":
+            frame.to_csv(path, index=False)
+        case "csv.gz":
+            path.write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
+        case "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case "parquet":
+            frame.to_parquet(path)
+        case "xlsx":
+            frame.to_excel(path, index=False)
+    columns = {"text": "{note}\n{fields}", "fields": [{"column": "pulse", "unit": "/min"}]}
+    loaded = load(columns, ward, files=[(path.name, None)], format=kind.split(".")[0])
+    assert [c.text for c in loaded.cases] == ["one\npulse: 80 /min", "two\npulse: 90.5 /min"]
+    assert [c.gold["label"] for c in loaded.cases] == ["yes", "no"]
+    assert [d.reason for d in loaded.dropped] == ["no text in column 'note'"]
+
+
+def test_semicolons_latin_1_decimal_commas_and_no_header(tmp_path):
+    content = "Fièvre;36,5;1\nNéant;#;0\n".encode("latin-1")
+    columns = {"text": "{note}\n{fields}", "fields": [{"column": "temp", "unit": "°C"}]}
+    how = {
+        "sep": ";",
+        "encoding": "latin-1",
+        "decimal": ",",
+        "names": ["note", "temp", "uti"],
+        "na_values": ["#"],
+    }
+    cases = load(columns, tmp_path, content, **how).cases
+    assert [c.text for c in cases] == ["Fièvre\ntemp: 36.5 °C", "Néant\ntemp: not recorded"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    assert load({}, tmp_path, "\ufeffnote,uti\nx,1\ny,0\n").rows_in == 2
+
+
+def test_leading_zeros_and_na_stay_text(tmp_path):
+    columns = {"text": "{note}", "gold": {"label": {"column": "icd", "map": {"0431": "no", "NA": "yes"}}}}
+    cases = load(columns, tmp_path, "note,icd\nx,0431\nNA,NA\n").cases
+    assert [(c.text, c.gold["label"]) for c in cases] == [("x", "no"), ("NA", "yes")]
+
+
+def test_a_star_drops_every_other_answer(tmp_path):
+    gold = {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}, "drop": ["*"]}}
+    loaded = load({"gold": gold}, tmp_path, "note,uti\na,0\nb,1\nc,perhaps\n")
+    assert [(d.row, d.reason) for d in loaded.dropped] == [
+        ("ward.csv row 3", "answer for 'label' is one that the card drops")
+    ]
+
+
+def test_a_generator_may_not_leave_the_cards_labels():
+    data = load_card("synthetic_uti").model_copy(update={"labels": {"label": ["no", "perhaps"]}})
+    with pytest.raises(DataError, match=r"\['yes'\] not in labels.label \['no', 'perhaps'\]"):
+        load_cases(data)
+
+
+REPEATS = "note,uti\nSame  text,1\nsame text,1\nTwo answers,0\ntwo answers,1\nOther,0\n"
+
+
+def test_repeats_share_a_group_or_are_dropped(tmp_path):
+    kept = load({}, tmp_path, REPEATS).cases
+    assert len(kept) == 5 and len({c.group_id for c in kept}) == 3
+    loaded = load({"repeats": "drop"}, tmp_path, REPEATS)
+    assert [c.text for c in loaded.cases] == ["Same  text", "Other"]
+    assert (
+        sorted(d.reason for d in loaded.dropped)
+        == ["repeats an earlier text"] + ["same text, different answers"] * 2
+    )
+
+
+def test_a_group_in_two_given_splits_stays_in_test_only(tmp_path):
+    (tmp_path / "train.csv").write_text("note,uti\nA,1\nB,0\nC,1\n")
+    (tmp_path / "test.csv").write_text("note,uti\nb,0\nD,1\n")
+    loaded = load({}, tmp_path, files=[("train.csv", "train"), ("test.csv", "test")])
+    assert [(c.text, c.split) for c in loaded.cases] == [
+        ("A", "train"),
+        ("C", "train"),
+        ("b", "test"),
+        ("D", "test"),
+    ]
+    assert loaded.dropped[0].row == "train.csv row 2" and "later split" in loaded.dropped[0].reason
+
+
+def test_source_file_names_the_site(tmp_path):
+    for site, name in (("north", "a"), ("south", "b")):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "ed.csv").write_text(f"note,uti\n{name},1\n{name}{name},0\n")
+    files = [("north/ed.csv", "train"), ("south/ed.csv", "test")]
+    cases = load({"details": {"site": "source_file"}}, tmp_path, files=files).cases
+    assert [c.case_id for c in cases] == ["north/ed-1", "north/ed-2", "south/ed-1", "south/ed-2"]
+    assert cases[2].details["site"] == "south/ed"
+
+
+def options_card():
+    columns = {"text": "{q}", "gold": {"diagnosis": {"column": "answer"}}, "details": {"options": "options"}}
+    values = card().model_dump() | {"task": "clinical_reasoning", "labels": {}, "columns": columns}
+    values["load"] = {"kind": "files", "format": "jsonl", "files": [{"path": "q.jsonl"}]}
+    return DataCard.model_validate(values)
+
+
+def test_markers_and_decimal_commas_leave_json_objects_alone(tmp_path):
+    row = {"q": "Which?", "answer": "-9", "options": {"A": "1,5", "B": "sepsis"}}
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row | {"answer": a}) for a in ("1,5", -9)))
+    values = options_card().model_dump()
+    values["load"] |= {"na_values": ["-9"], "decimal": ","}
+    values["columns"]["gold"]["diagnosis"]["map"] = {"1.5": "1,5"}
+    loaded = load_cases(DataCard.model_validate(values), tmp_path)
+    assert [c.details["options"] for c in loaded.cases] == [row["options"]]
+    assert [d.reason for d in loaded.dropped] == ["no answer for 'diagnosis' in column 'answer'"]
+
+
+def test_options_must_hold_the_answer(tmp_path):
+    row = {"q": "Which?", "answer": "gout", "options": {"A": "gout", "B": "sepsis"}}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    assert load_cases(options_card(), tmp_path).cases[0].details["options"] == row["options"]
+    (tmp_path / "q.jsonl").write_text(json.dumps(row | {"answer": "Gout, acute"}))
+    with pytest.raises(DataError, match=r"q.jsonl row 1: details.options"):
+        load_cases(options_card(), tmp_path)
+
+
+NUMBER = {"text": "{fields}", "fields": [{"column": "pulse", "unit": "/min"}]}
+BROKEN = {
+    "wrong column": (
+        {"text": "{notes}"},
+        CSV,
+        {},
+        ["ward.csv: no column 'notes'; nearest: note", "columns: id"],
+    ),
+    "wrong leak column": ({"exclude": ["cod"]}, CSV, {}, ["no column 'cod'; nearest: code"]),
+    "wrong column with markers": ({"missing": {"lactat": ["0"]}}, CSV, {}, ["no column 'lactat'"]),
+    "wrong separator": ({}, CSV.replace(",", ";"), {}, ["is load.sep right?"]),
+    "wrong encoding": (
+        {},
+        "note,uti\nFièvre,1\n".encode("latin-1"),
+        {},
+        ["ward.csv cannot be read", "encoding"],
+    ),
+    "unknown encoding": ({}, CSV, {"encoding": "latin-x"}, ["cannot be read", "latin-x"]),
+    "no parquet": ({}, CSV, {"format": "parquet"}, ["cannot be read as parquet"]),
+    "no excel sheet": ({}, CSV, {"format": "xlsx"}, ["cannot be read as xlsx"]),
+    "broken json": ({}, '{"note": ', {"format": "jsonl"}, ["cannot be read as jsonl", "line 1"]),
+    "json list": ({}, '{"note": "a", "uti": 1}\n[1]', {"format": "jsonl"}, ["line 2 is not a JSON object"]),
+    "empty file": ({}, "", {}, ["cannot be read"]),
+    "header only": ({}, "note,uti\n", {}, ["no rows"]),
+    "cells without a name": ({}, "note,uti\na,b,1\nc,d,0\n", {}, ["more cells than the header"]),
+    "one class only": ({}, "note,uti\na,1\nb,1\n", {}, ["all 2 cases have one label, 'yes'"]),
+    "nothing left": (
+        {},
+        "note,uti\n,1\nb,\n",
+        {},
+        ["no case is left of 2 rows", "1 x no text in column 'note'"],
+    ),
+    "value without a label": (
+        {},
+        "note,uti\na,1\nb,7\n",
+        {},
+        ["row 2, column 'uti': '7'", "allowed: 0, 1", ".drop"],
+    ),
+    "not one of the labels": (
+        {"gold": {"label": {"column": "uti"}}},
+        "note,uti\na,yes\nb,Yes!\n",
+        {},
+        ["row 2", "'Yes!'", "allowed: no, yes"],
+    ),
+    "not a number": (
+        NUMBER,
+        "pulse,uti\n80,1\nfast,0\n",
+        {},
+        ["ward.csv row 2, column 'pulse': 'fast' is not a number"],
+    ),
+    "infinite": (NUMBER, "pulse,uti\n80,1\ninf,0\n", {}, ["'inf' is not a number", "columns.missing.pulse"]),
+    "unknown code": (
+        {"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
+        "sex,uti\n1,1\n2,0\n",
+        {},
+        ["row 2, column 'sex': '2' is not in the map"],
+    ),
+    "case id twice": (
+        {"case_id": "id"},
+        "id,note,uti\na,x,1\na,y,0\n",
+        {},
+        ["case id 'a'", "row 1", "row 2"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("columns", "content", "how", "said"), BROKEN.values(), ids=BROKEN)
+def test_broken_data_is_refused_and_the_fault_is_named(tmp_path, columns, content, how, said):
+    with pytest.raises(DataError) as error:
+        load(columns, tmp_path, content, **how)
+    assert all(words in str(error.value) for words in said), str(error.value)
+
+
+def test_files_are_found_by_name_in_sub_folders(ward):
+    (ward / "deep" / "er").mkdir(parents=True)
+    (ward / "ward.csv").rename(ward / "deep" / "er" / "ward.csv")
+    assert load({}, ward).rows_in == 5
+    (ward / "deep" / "ward.csv").write_text(CSV)
+    with pytest.raises(DataError, match="is there 2 times"):
+        load({}, ward)
+
+
+def test_a_missing_file_names_the_path_and_both_remedies(tmp_path):
+    with pytest.raises(
+        DataError, match=r"ward\.csv or a folder below; set data_root .* or leave data_root empty"
+    ):
+        load({}, tmp_path)
+    with pytest.raises(DataError, match=r"no file .*nowhere\.csv; set data_root"):
+        load_cases(card(files=[("nowhere.csv", None)]))
+    with pytest.raises(DataError, match="is not a folder"):
+        load({}, tmp_path / "nowhere")
+
+
+@pytest.fixture
+def served(ward):
+    """The ward's folder over HTTP on this machine; yields its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=ward))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def url_card(url, sha256=""):
+    values = card().model_dump()
+    values["load"]["files"] = [{"path": "ward.csv", "url": url, "sha256": sha256}]
+    return DataCard.model_validate(values)
+
+
+def test_a_url_is_fetched_and_its_hash_is_checked(served, ward, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    right = hashlib.sha256((ward / "ward.csv").read_bytes()).hexdigest()
+    assert load_cases(url_card(f"{served}/ward.csv", right)).rows_in == 5
+    with pytest.raises(DataError, match="not what the card was written for"):
+        load_cases(url_card(f"{served}/ward.csv", "0" * 64))
+    with pytest.raises(DataError, match=r"404.*set data_root"):
+        load_cases(url_card(f"{served}/none.csv"))
+
+
+def test_with_data_root_no_network_is_used(ward, monkeypatch):
+    monkeypatch.setattr("medstudy.data.tables.urlopen", lambda *_, **__: pytest.fail("network"))
+    assert load_cases(url_card("https://example.org/ward.csv"), ward).rows_in == 5
+
+
+def hub_card(**extra):
+    values = card().model_dump()
+    values["load"] = {"kind": "hub", "path": "org/ward", "splits": {"train": "train", "test": "dev"}} | extra
+    return DataCard.model_validate(values)
+
+
+def test_hub_splits_are_mapped_to_ours(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def answer(path, config, *, split, revision):
+        asked.append((path, config, split, revision))
+        return datasets.Dataset.from_dict({"note": [f"{split} a", f"{split} b"], "uti": [0, 1]})
+
+    monkeypatch.setattr(datasets, "load_dataset", answer)
+    cases = load_cases(hub_card(revision="abc")).cases
+    assert asked == [("org/ward", None, "train", "abc"), ("org/ward", None, "dev", "abc")]
+    assert [(c.case_id, c.split) for c in cases] == [
+        ("train-1", "train"), ("train-2", "train"), ("dev-1", "test"), ("dev-2", "test"),
+    ]  # fmt: skip
+
+
+def test_a_hub_that_cannot_be_reached_is_a_data_error(monkeypatch):
+    import datasets
+
+    def refuse(*_, **__):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"'org/ward', split 'train': Couldn't reach.*data_root"):
+        load_cases(hub_card())
+
+
+def test_a_hub_card_reads_local_copies_where_it_says_how(ward):
+    with pytest.raises(DataError, match=r"needs load\.local"):
+        load_cases(hub_card(), ward)
+    local = {"format": "csv", "files": [{"path": "ward.csv"}]}
+    assert load_cases(hub_card(local=local), ward).rows_in == 5
+
+
+def test_breast_cancer_comes_with_scikit_learn():
+    loaded = load_cases(load_card("breast_cancer"))
+    assert len(loaded.cases) == loaded.rows_in == 569
+    assert sum(c.gold["label"] == "malignant" for c in loaded.cases) == 212
+    assert all(len(c.details["features"]) == 10 for c in loaded.cases)
+    assert loaded.cases[0].text.startswith("Radius: 18.0\nTexture: 10.4\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "synthetic_uti",
+        "synthetic_urosepsis",
+        "synthetic_vignettes",
+        "synthetic_dialogues",
+        "synthetic_messages",
+    ],
+)
+def test_synthetic_cards_have_labels_and_groups_enough(name):
+    data = load_card(name)
+    loaded = load_cases(data)
+    assert loaded.rows_in == len(loaded.cases) == data.load.n
+    assert all({c.gold[o] for c in loaded.cases} == set(labels) for o, labels in data.labels.items())
+    assert len({c.group_id for c in loaded.cases}) >= 20
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["medical_abstracts", "medqa", "mts_dialog", "pima", "ktas", "uci_heart"])
+def test_public_sources_can_be_fetched(name):
+    assert len(load_cases(load_card(name)).cases) > 500

@@ -1,0 +1,92 @@
+"""One notebook as a job: parameters, end marker, environment, GPUs, privacy of paths."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mock_study
+import nbformat
+import pytest
+
+from medstudy import run_notebook
+from medstudy.run_notebook import NotebookError
+
+
+def execute(root: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "medstudy.run_notebook", f"notebooks/{name}.ipynb", f"out/{name}.ipynb"]
+    return subprocess.run([*command, *words], cwd=root, capture_output=True, text=True)
+
+
+def test_good_notebook_leaves_counts_parameters_and_no_machine_path(tmp_path: Path) -> None:
+    cells = (
+        "import os, warnings\nwarnings.warn('careful')\nprint(os.getcwd() + '/x')",
+        "import sys; print(sys.executable)",
+    )
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "word: str = 'no'  # help", *cells)
+    done = execute(tmp_path, "a", "--set", "word=yes", "--journal", "journal.jsonl", "--name", "a job")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "a.ipynb").read_text()
+    executed = nbformat.reads(text, as_version=4)
+    nbformat.validate(executed)
+    assert [cell.execution_count for cell in executed.cells] == [1, 2, 3, 4]
+    assert executed.metadata.papermill.parameters == {"word": "yes"}
+    assert "./x" in text and "<cell>:2: UserWarning: careful" in text
+    for path in (str(tmp_path), sys.prefix, "ipykernel_"):
+        assert path not in text
+    states = [json.loads(line)["state"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert states == ["started", "ok"]
+
+
+def test_unknown_parameter_of_a_notebook_is_refused(tmp_path: Path) -> None:
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "model = ''", "1 + 1")
+    done = execute(tmp_path, "a", "--set", "modell=x")
+    assert done.returncode == 1
+    assert "a.ipynb has no parameter 'modell'; did you mean 'model'? (allowed: model)" in done.stderr
+    assert not (tmp_path / "out" / "a.ipynb").exists()
+
+
+def test_run_that_does_not_say_that_it_ended_has_failed(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    mock_study.notebook(
+        root / "notebooks" / "a.ipynb", "study = model = data = ''\nseed = n_train = n_test = 0", "1"
+    )
+    (root / "out").mkdir()
+    (root / "out" / "run.json").write_text('{"status": "ok"}')
+    done = execute(root, "a", "--run", "params/tiny", "clinical_triage", "mock/a", "0")
+    assert done.returncode == 1
+    assert "none wrote run.json with status ok" in done.stderr.splitlines()[-1]
+    assert json.loads((root / "out" / "run.json").read_text())["status"] == "failed"
+
+
+def test_parameters_of_a_run_are_those_given_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mock_study.make(tmp_path))
+    given = run_notebook.run_parameters("params/tiny", "clinical_triage", "mock/a", "1")
+    known = {"n_train": 8, "n_test": 20, "data": "synthetic_messages"}
+    assert given == known | {"study": "tiny", "model": "mock/a", "seed": 1}
+
+
+def test_case_text_is_cached_in_private_and_weights_are_shared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", "/shared/hf")
+    for name in ("HF_HUB_CACHE", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    private = tmp_path / "private"
+    environment = run_notebook._environment(tmp_path, private, threads=3, devices=["1"])
+    assert environment["HF_DATASETS_CACHE"] == str(private / "cache" / "datasets")
+    assert environment["HF_HUB_CACHE"] == "/shared/hf/hub"
+    assert environment["HF_TOKEN_PATH"] == "/shared/hf/token"
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    mock_study.notebook(tmp_path / "a.ipynb", "seed = 0")
+    with pytest.raises(NotebookError, match="asks for 2 GPU and this machine shows 1"):
+        run_notebook.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, threads=1, gpus=2, marker=None)

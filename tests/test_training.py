@@ -1,0 +1,254 @@
+"""A real SFT and a real DPO of a tiny model: something moved, the reference is right, every gate can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pandas as pd
+import pytest
+from datasets import Dataset
+from trl import DPOTrainer, SFTTrainer
+
+from medstudy import gates
+from medstudy.data.card import DataCard
+from medstudy.data.cases import Case
+from medstudy.data.splits import Splits
+from medstudy.generation import Decoding, answer_cases, decode, sample_cases
+from medstudy.models import load_model, load_tokenizer, stop_tokens
+from medstudy.params import RunParams
+from medstudy.preferences import Pair, Pairs, audit_pairs, pairs_from_own_errors
+from medstudy.prompts import fit_context, prompt_ids, sft_row, token_table
+from medstudy.runs import Run, Stage
+from medstudy.tasks import get_task
+from medstudy.training import CODE, dpo_config, keep_adapter, lora_config, sft_config, train, training_log
+
+
+def sft_stage(run: Run, card: DataCard, cases: list[Case]) -> Stage:
+    """Train the SFT arm on ``cases``."""
+    task, tokenizer = get_task("text_classification", card), load_tokenizer(run.params)
+    rows = [sft_row(task, case) for case in cases]
+    args, lora = sft_config(run.params, run, 200), lora_config(run.params)
+    stage = run.stage("sft", CODE, args=args, lora=lora, rows=rows)
+    model = load_model(run.params, trainable=True)
+    trainer = SFTTrainer(
+        model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
+    )
+    train(trainer, stage, rows_in=len(rows))
+    return stage
+
+
+def dpo_trainer(run: Run, card: DataCard, cases: list[Case], sft: Stage) -> tuple[DPOTrainer, list]:
+    """A DPO trainer that goes on from ``sft``."""
+    task = get_task("text_classification", card)
+    other = {"yes": "no", "no": "yes"}
+    pairs = [
+        Pair(c.case_id, c.group_id, task.messages(c), c.gold["label"], other[c.gold["label"]], "gold")
+        for c in cases
+    ]
+    rows = [pair.row() for pair in pairs]
+    policy = load_model(run.params, sft.folder / "adapter", trainable=True)
+    args = dpo_config(run.params, run, 200)
+    data = Dataset.from_list(rows)
+    return DPOTrainer(
+        policy, args=args, train_dataset=data, processing_class=load_tokenizer(run.params)
+    ), rows
+
+
+@pytest.fixture
+def trained(params: RunParams, card: DataCard, cases: list[Case]) -> tuple[Run, Stage, Stage]:
+    """A run with its SFT and DPO stages."""
+    run = Run(params)
+    sft = sft_stage(run, card, cases)
+    dpo = run.stage("dpo", CODE, adapter=sft.key)
+    trainer, rows = dpo_trainer(run, card, cases, sft)
+    train(trainer, dpo, rows_in=len(rows))
+    return run, sft, dpo
+
+
+def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: tuple[Run, Stage, Stage]) -> None:
+    run, sft, dpo = trained
+    assert dpo.facts["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert gates.first_loss(dpo.facts).passed
+    for arm, stage in (("sft", sft), ("dpo", dpo)):
+        log = training_log(stage)
+        assert log["loss"].notna().all()
+        assert len(log) == stage.facts["steps"] == 4
+        assert (run.folder / "training" / f"{arm}.csv").is_file()
+    assert {"rewards/margins", "logps/chosen", "logps/rejected"} <= set(training_log(dpo).columns)
+    checked = [gates.tokens, gates.weights]
+    assert all(gate({"sft": sft.facts, "dpo": dpo.facts}).passed for gate in checked)
+    assert not (dpo.folder / "adapter" / "ref").exists()
+
+
+def test_a_wrong_reference_is_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    run = Run(params)
+    sft = sft_stage(run, card, cases)
+    trainer, rows = dpo_trainer(run, card, cases, sft)
+    for name, weight in trainer.model.named_parameters():
+        if ".ref." in name and "lora_B" in name:
+            weight.data.add_(0.5)  # the reference is no longer the SFT model
+    dpo = run.stage("dpo", CODE, adapter=sft.key)
+    train(trainer, dpo, rows_in=len(rows))
+    assert not gates.first_loss(dpo.facts).passed
+
+
+def test_rows_that_trl_cuts_or_drops_are_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    run = Run(params)
+    stage = run.stage("sft", CODE, rows=1)
+    task = get_task("text_classification", card)
+    rows = [sft_row(task, case) for case in cases]
+    args = sft_config(params, run, 16)
+    trainer = SFTTrainer(
+        load_model(params, trainable=True),
+        dataclasses.replace(args, max_length=task_length(params, task, cases) - 1),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=load_tokenizer(params),
+        peft_config=lora_config(params),
+    )
+    train(trainer, stage, rows_in=len(rows))
+    seen = {"sft": stage.facts}
+    assert not (gates.nothing_lost(seen, seen).passed and gates.tokens(seen).passed)
+
+
+def task_length(params: RunParams, task: object, cases: list[Case]) -> int:
+    """Tokens of the longest whole row."""
+    tokenizer = load_tokenizer(params)
+    return max(len(token_table(tokenizer, task.messages(c), task.target(c))) for c in cases)
+
+
+def test_the_saved_adapter_answers_as_the_trained_model_did(
+    trained: tuple[Run, Stage, Stage], card: DataCard, cases: list[Case]
+) -> None:
+    run, sft, dpo = trained
+    task = get_task("text_classification", card)
+    answers = {arm: answer_cases(run, arm, task, cases, stage) for arm, stage in (("sft", sft), ("dpo", dpo))}
+    facts = {name: s.facts for name, s in run.stages.items() if name.startswith("answers_")}
+    assert gates.reload(facts).passed
+    assert gates.decoding(facts).passed
+    assert gates.batching(facts).passed
+    assert all(len(texts) == len(cases) for texts in answers.values())
+    swapped = {"answers_dpo": facts["answers_dpo"] | {"reload_difference": 0.3}}
+    assert not gates.reload(swapped).passed
+    assert Run(run.params).stage  # a second start reads the answers back
+    again = answer_cases(Run(run.params), "sft", task, cases, sft)
+    assert again == answers["sft"]
+
+
+def test_generation_refuses_a_model_in_training_mode(params: RunParams) -> None:
+    with pytest.raises(RuntimeError, match="training mode"):
+        decode(load_model(params, trainable=True), load_tokenizer(params), [[]], Decoding(2, 1))
+
+
+def test_batches_padding_and_shared_prompts_change_no_answer(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    task, model, tokenizer = get_task("text_classification", card), load_model(params), load_tokenizer(params)
+    prompts = [task.messages(case) for case in cases]
+    alone = decode(model, tokenizer, prompts, Decoding(6, 1))
+    assert decode(model, tokenizer, prompts, Decoding(6, 8)) == alone
+    model.generation_config.do_sample, model.generation_config.repetition_penalty = True, 5.0
+    assert (
+        decode(model, tokenizer, prompts, Decoding(6, 3)) == alone
+    )  # the checkpoint's settings are not obeyed
+    near_greedy = decode(model, tokenizer, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
+    assert [set(texts) for texts in near_greedy] == [set(texts) for texts in alone]
+
+
+def test_samples_are_the_same_for_the_same_seed(
+    trained: tuple[Run, Stage, Stage], card: DataCard, cases: list[Case]
+) -> None:
+    run, sft, _ = trained
+    task = get_task("text_classification", card)
+    first = sample_cases(run, task, cases, sft)
+    assert all(len(texts) == run.params.samples_per_case for texts in first)
+    model, tokenizer = load_model(run.params, sft.folder / "adapter"), load_tokenizer(run.params)
+    how = Decoding(4, 4, run.params.samples_per_case, 1.0, run.params.seed)
+    assert decode(model, tokenizer, [task.messages(c) for c in cases], how) == first
+
+
+def test_an_arm_without_pairs_is_the_sft_model_and_says_so(trained: tuple[Run, Stage, Stage]) -> None:
+    run, sft, _ = trained
+    idle = run.stage("idle", CODE, adapter=sft.key)
+    keep_adapter(idle, sft)
+    assert idle.facts["steps"] == 0
+    assert (idle.folder / "adapter" / "adapter_config.json").is_file()
+    assert training_log(idle).empty
+
+
+def test_loss_is_on_the_answer_and_its_end_token_only(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    task, tokenizer = get_task("text_classification", card), load_tokenizer(params)
+    table = token_table(tokenizer, task.messages(cases[0]), "yes")
+    assert "".join(table.loc[table["in_loss"], "token"]) == "yes<|end|>"
+    prompt = prompt_ids(tokenizer, task.messages(cases[0]))
+    assert prompt.count(tokenizer.bos_token_id) == 1
+    assert tokenizer.eos_token_id in stop_tokens(load_model(params), tokenizer)
+
+
+def test_what_does_not_fit_the_context_is_an_error_or_counted(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    from medstudy.data.cases import DataError
+
+    task, tokenizer = get_task("text_classification", card), load_tokenizer(params)
+    long = dataclasses.replace(cases[0], case_id="long", text="dysuria " * 400)
+    both = [*cases, long]
+    with pytest.raises(DataError, match="case long needs .* set overlong to truncate or exclude"):
+        fit_context(both, task, tokenizer, params, 300)
+    kept, lengths = fit_context(both, task, tokenizer, params.model_copy(update={"overlong": "exclude"}), 300)
+    assert (len(kept), lengths.excluded) == (len(cases), 1)
+    kept, lengths = fit_context(
+        both, task, tokenizer, params.model_copy(update={"overlong": "truncate"}), 300
+    )
+    assert (len(kept), lengths.truncated) == (len(both), 1)
+    assert lengths.longest <= 300
+    assert kept[-1].text.startswith("dysuria dysuria")
+    assert task.prompt(kept[-1]).endswith("no, yes.")
+
+
+def test_pairs_come_from_own_errors_and_are_counted(card: DataCard, cases: list[Case]) -> None:
+    task = get_task("text_classification", card)
+    samples = [["yes", "yes"], ["yes", "no"], ["maybe", "maybe"], ["", "no"]]
+    made = pairs_from_own_errors(task, cases[:4], samples, pairs_per_case=4)
+    seen = [(p.case_id, p.chosen, p.rejected, p.source) for p in made.pairs]
+    assert seen == [("case1", "no", "yes", "own"), ("case2", "yes", "maybe", "gold")]
+    audit = audit_pairs(made, cases[4:])["value"]
+    assert audit["pairs"] == 2
+    assert audit["samples that were wrong"] == 4
+    assert audit["repeated wrong samples dropped"] == 2
+    assert audit["pairs from test cases"] == 0
+    assert gates.pairs(audit_pairs(made, cases[4:])).passed
+    assert not gates.pairs(audit_pairs(made, cases)).passed  # test cases among the pairs
+    same = Pair("c", "g", [], "yes", "Yes.", "gold")
+    assert not gates.pairs(audit_pairs(Pairs([same], made.counts), [])).passed
+
+
+def test_gates_go_red_on_what_they_guard(cases: list[Case]) -> None:
+    good = {"rows": 4, "rows_in": 4, "longest": 9, "max_length": 16, "bos_per_row": [1], "sequences": 4}
+    good |= {"rows_ending_with_stop": 4, "frozen_changed": 0, "adapter_changed": 6, "adapter_tensors": 6}
+    assert gates.tokens({"sft": good}).passed
+    assert not gates.tokens({"sft": good | {"bos_per_row": [1, 2]}}).passed
+    assert not gates.tokens({"sft": good | {"rows_ending_with_stop": 3}}).passed
+    assert gates.nothing_lost({"sft": good, "sft_more": good}, {"sft": good, "sft_more": good}).passed
+    assert not gates.nothing_lost({"sft": good | {"rows": 3}}, {"sft": good}).passed
+    assert not gates.weights({"sft": good | {"frozen_changed": 1}}).passed
+    assert not gates.weights({"sft": good | {"adapter_changed": 5}}).passed
+    decoded = {
+        "training_mode": False,
+        "greedy": True,
+        "padding": "left",
+        "changed_by_batching": 0,
+        "rechecked": 10,
+    }
+    assert not gates.decoding({"answers_sft": decoded | {"training_mode": True}}).passed
+    assert not gates.batching({"answers_sft": decoded | {"changed_by_batching": 2}}).passed
+    assert gates.disjoint(Splits(cases[:4], cases[4:6], cases[6:]), 0).passed
+    assert not gates.disjoint(Splits(cases[:4], cases[4:6], cases[3:]), 0).passed
+    log = pd.DataFrame({"rewards/margins": [0.0] * 10, "logps/chosen": [-5.0] * 5 + [-9.0] * 5})
+    assert not gates.dpo_moved(log, {"sft": ["a"] * 4, "dpo": ["b"] * 4}).passed
+    assert not gates.dpo_moved(log.assign(**{"rewards/margins": 1.0}), {"sft": ["a"], "dpo": ["a"]}).passed
+    assert gates.dpo_moved(log.assign(**{"rewards/margins": 1.0}), {"sft": ["a"], "dpo": ["b"]}).passed
+    assert not gates.displacement(log).passed
+    assert gates.displacement(log.assign(**{"logps/chosen": -5.0})).passed
