@@ -20,10 +20,11 @@ def main(argv: list[str] | None = None) -> int:
     from medstudy.batch import BatchError
     from medstudy.data.cases import DataError
     from medstudy.params import ParamsError
+    from medstudy.report import ReportError
 
     try:
         return args.command(args)
-    except (BatchError, DataError, ParamsError) as error:
+    except (BatchError, DataError, ParamsError, ReportError) as error:
         print(f"medstudy: {error}", file=sys.stderr)
         return 2
 

@@ -44,8 +44,8 @@ class Recipe:
     intermediate: int = 512
     context: int = 2048
     block: int = 128
-    batch: int = 32
-    tokens: int = 4_000_000
+    batch: int = 16
+    tokens: int = 2_500_000
     learning_rate: float = 0.02
     tokenizer_documents: int = 6000
 

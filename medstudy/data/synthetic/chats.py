@@ -29,7 +29,8 @@ def _chat(*turns: str) -> Chat:
 
 def _copy(rng: random.Random) -> Chat:
     """Repeat random words: the plainest way to learn copying."""
-    words = ", ".join(rng.sample(_WORDS, rng.randint(3, 8)))
+    join = rng.choice((" ", " ", ", "))
+    words = join.join(rng.sample(_WORDS, rng.randint(4, 12)))
     ask = rng.choice(("Repeat: {}", "Say this again: {}", "Copy these words: {}", "Write the same list. {}"))
     return _chat(ask.format(words), words)
 
@@ -60,7 +61,7 @@ def _knowledge(rng: random.Random) -> Chat:
             ("What are the signs of {name}?", listed(disease.findings)),
             ("What causes {few}?", disease.name),
             ("Which disease has {few}?", disease.name),
-            ("Which fits {few}: {options}?", disease.name),
+            ("Which of {options} fits {few}?", disease.name),
             ("Pick one of {options} for {few}.", disease.name),
             ("Name a treatment for {name}.", disease.treatment),
             ("How is {name} treated?", disease.treatment),

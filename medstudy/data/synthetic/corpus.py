@@ -46,6 +46,11 @@ _TEXTBOOK = (
     "{treatment} is given for {name}",
     "{name} is handled by {provider} and the urgency is {urgency}",
     "{name} belongs to {department}",
+    # the words of a clinician's headings, inside sentences: LoRA cannot teach a token that was never seen
+    "findings of {name} are {few}",
+    "diagnosis of {name} rests on {few}",
+    "provider for {name} is {provider}",
+    "urgency of {name} is {urgency}",
 )
 
 

@@ -209,9 +209,11 @@ def _medicine(rng: random.Random) -> Said:
         else f"{first}, {rng.choice(('sorry', 'no wait'))}, {dose}, {often}"
     )
     ask = rng.choice(("Which tablets?", "What do you take every day?", "Any medicines?"))
-    own = rng.choice(("I take ", ""))
     return Said(
-        _spoken(ask, f"{own}{drug} {said}."), f"takes {drug} {dose} {often}", "Which drug?", f"{drug} {dose}"
+        _spoken(ask, f"I take {drug} {said}."),
+        f"takes {drug} {dose} {often}",
+        "Which drug?",
+        f"{drug} {dose}",
     )
 
 
@@ -224,7 +226,7 @@ def _allergy(rng: random.Random) -> Said:
             "Any allergies?",
             "no",
         )
-    spoken = _spoken("Any allergies?", rng.choice((f"Yes, {substance}.", f"{substance}.")))
+    spoken = _spoken("Any allergies?", f"Yes, {substance}.")
     return Said(spoken, f"is allergic to {substance}", "Allergic to what?", substance)
 
 

@@ -107,10 +107,8 @@ def _drug(wording: str, rng: random.Random) -> Turn:
     """The medicine; every third patient corrects the dose."""
     drug, dose, often = drug_line(rng)
     other = next(d for d in med.DRUGS[drug] if d != dose)
-    said = rng.choice(
-        (f"{drug} {dose}, {often}.", f"{drug} {dose} {often}.", f"{drug} {other}, no wait, {dose}, {often}.")
-    )
-    return _say(wording, said), f"Takes {drug} {dose} {often}"
+    said = f"{other}, no wait, {dose}" if rng.random() < 0.3 else dose
+    return _say(wording, f"I take {drug} {said} {often}."), f"Takes {drug} {dose} {often}"
 
 
 def _allergy(rng: random.Random) -> Turn:

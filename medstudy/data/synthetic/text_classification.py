@@ -2,7 +2,7 @@
 
 Rule: yes if and only if a urinary symptom is present now AND the urine of now is positive. Everything
 else in a passage (an earlier episode, a catheter, a stone, a denied fever) is true and beside the point.
-The earlier episode tends to say the opposite of the present one, so that no single word gives the label.
+An earlier episode more often than not says the opposite of the present one, so that no word gives the label.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ _ORDERS = ((0, 1, 2, 3, 4), (2, 0, 3, 1, 4), (3, 1, 2, 4, 0), (0, 2, 4, 1, 3), (
 _SHAPE = tuple(map(len, (_OPENINGS, _SYMPTOMS, _URINE, _NOW, _BEFORE, _CONTEXTS, _ORDERS)))
 # (symptom now, urine positive now): half the turns meet both criteria, the rest miss one or two.
 _STATES = ((True, True), (True, False), (True, True), (False, True), (True, True), (False, False))
-_HAS_PAST, _OPPOSITE = 0.8, 0.75  # share of passages with an earlier episode; of those that say the opposite
+_HAS_PAST, _OPPOSITE = 0.4, 0.6  # share of passages with an earlier episode; of those that say the opposite
 
 
 def generate(n: int, seed: int) -> list[Case]:
