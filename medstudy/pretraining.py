@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+#: Modules whose text decides what the models read.
+CORPUS_SOURCES = tuple(
+    f"data.synthetic.{name}" for name in ("corpus", "chats", "scenes", "medicine", "writing")
+)
 BOS, PAD, USER, ASSISTANT, END = "<s>", "<pad>", "<|user|>", "<|assistant|>", "<|end|>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -40,19 +44,19 @@ class Recipe:
     vocabulary: int = 2048
     hidden: int = 192
     layers: int = 4
-    heads: int = 6
+    heads: int = 3
     intermediate: int = 512
     context: int = 2048
     block: int = 128
     batch: int = 16
-    tokens: int = 2_500_000
+    tokens: int = 2_000_000
     learning_rate: float = 0.02
     tokenizer_documents: int = 6000
 
 
 RECIPES = {
-    "builtin/llama": Recipe("llama", corpus_seed=1, key_value_heads=6),
-    "builtin/mistral": Recipe("mistral", corpus_seed=2, key_value_heads=2),
+    "builtin/llama": Recipe("llama", corpus_seed=1, key_value_heads=3),
+    "builtin/mistral": Recipe("mistral", corpus_seed=2, key_value_heads=1),
 }
 
 
@@ -63,8 +67,7 @@ def builtin_path(name: str, results: Path) -> Path:
 
 def recipe_key(name: str) -> str:
     """Changes when the recipe, the corpus or a library that trains does."""
-    sources = ("pretraining", "data.synthetic.corpus", "data.synthetic.medicine")
-    return fingerprint([RECIPES[name], code_fingerprint(sources)])
+    return fingerprint([RECIPES[name], code_fingerprint(("pretraining", *CORPUS_SOURCES))])
 
 
 def is_built(name: str, results: Path) -> bool:
@@ -79,7 +82,7 @@ def ensure_built(name: str, results: Path) -> Path:
     """The model's folder; pretrains it, once, when it is not there. Two runs may call this at once."""
     folder = builtin_path(name, results)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as lock:
+    with (folder.parent / f".{folder.name}.building").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not is_built(name, results):
             print(f"{name} is not built yet: pretraining it now, once; this takes a few minutes on two cores")

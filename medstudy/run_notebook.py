@@ -222,7 +222,7 @@ def _environment(scratch: Path, private: Path, threads: int, devices: list[str])
 
 def lock_of(output: Path) -> Path:
     """The file that is locked for as long as ``output`` is being executed."""
-    return output.with_name(f".{output.stem}.lock")
+    return output.with_name(f".{output.name}.lock")  # not the lock under which a base model is built
 
 
 def finished(marker: Path) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import fcntl
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from medstudy import pretraining
 from medstudy.models import ModelError, load_tokenizer, locate, model_fingerprint
 from medstudy.params import RunParams
 from medstudy.pretraining import RECIPES, ensure_built, is_built, new_model, pretrain, train_tokenizer
+from medstudy.run_notebook import lock_of
 
 SMALL = {
     "vocabulary": 400,
@@ -90,3 +93,26 @@ def test_models_that_cannot_be_had_are_named_with_a_remedy(
     for missing in ("nobody/no-such-model", str(tmp_path / "nowhere")):
         with pytest.raises(ModelError, match="cannot be loaded; give a local folder"):
             load_tokenizer(params.model_copy(update={"model": missing}))
+
+
+def test_the_recipe_key_knows_every_source_of_the_corpus() -> None:
+    """A changed source that is not in the key would leave a stale model in use, without a word."""
+    folder = Path(pretraining.__file__).parent / "data" / "synthetic"
+    seen, waiting = set(), ["corpus"]
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        for node in ast.walk(ast.parse((folder / f"{name}.py").read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("medstudy.data.synthetic"):
+                inside = node.module.removeprefix("medstudy.data.synthetic").strip(".")
+                found = [inside] if inside else [alias.name for alias in node.names]
+                waiting += [n for n in found if n not in seen]
+    assert {f"data.synthetic.{name}" for name in seen} == set(pretraining.CORPUS_SOURCES)
+
+
+def test_a_notebook_that_builds_a_model_does_not_wait_for_its_own_lock(small: None, tmp_path: Path) -> None:
+    folder = tmp_path / "base_models"
+    folder.mkdir()
+    with lock_of(folder / "builtin-llama.ipynb").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert ensure_built("builtin/llama", tmp_path).is_dir()

@@ -19,6 +19,7 @@ from medstudy.data.synthetic import (
     text_classification,
 )
 from medstudy.data.synthetic.corpus import documents
+from medstudy.data.synthetic.writing import asked, bare, unlike
 
 GENERATORS = {
     "text_classification": text_classification.generate,
@@ -153,6 +154,8 @@ def test_vignettes_have_one_answer_and_it_is_among_the_options(cases):
         matter = set(details["findings"])
         assert len(matter) == 4 and matter <= known[gold]
         assert all(finding in case.text.lower() for finding in matter)
+        denied = re.search(r"(?:there is no|denies|never) ([a-z ]+)\.|([a-z ]+) is absent", case.text.lower())
+        assert unlike([(denied[1] or denied[2]).strip()], details["findings"]), case.text
         assert max(len(matter & found) for name, found in known.items() if name != gold) <= 3
         assert list(details["options"]) == list("ABCD")
         assert len(set(details["options"].values())) == 4
@@ -163,17 +166,17 @@ def test_the_summary_is_its_facts_and_the_dialogue_holds_them(cases):
     denied = corrected = 0
     for case in cases["summarization"]:
         facts = case.details["facts"]
+        denials = [fact.removeprefix("Denies ") for fact in facts if fact.startswith("Denies")]
+        reported = [fact.split(" for ")[0].removeprefix("Reports ") for fact in facts if "Reports" in fact]
+        assert unlike(denials, reported) == denials
         assert case.gold["summary"] == " ".join(f"{fact}." for fact in facts)
         assert 4 <= len(facts) <= 6 and len(set(facts)) == len(facts)
         assert all(line.startswith(("Doctor: ", "Patient: ")) for line in case.text.splitlines())
         text = case.text.lower()
         for fact in facts:
             if match := re.match(r"(?:Reports|Denies) (.+?)(?: for (\d+ \w+))?$", fact):
-                lay = medicine.FINDINGS[match[1]].replace(" my ", " your ")
-                assert (
-                    re.sub("^an? ", "", lay) in text.replace(" my ", " your ").replace(" i ", " you ")
-                    or " i " in lay.lower()
-                )
+                lay = medicine.FINDINGS[match[1]]
+                assert lay.lower() in text or bare(asked(lay)).lower() in text, fact
                 assert (match[2] or "") in text
             if fact.startswith("Takes"):
                 drug, dose = re.match(r"Takes (\w+) (\d+ m?c?g)", fact).groups()

@@ -7,12 +7,13 @@ words is led to the rival.
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from medstudy.data.cases import Case
 from medstudy.data.synthetic import medicine as med
 from medstudy.data.synthetic.medicine import Disease
-from medstudy.data.synthetic.writing import Draft, Layout, listed, person, sentence, write_cases
+from medstudy.data.synthetic.writing import Draft, Layout, listed, person, sentence, unlike, write_cases
 
 _OPENINGS = (
     "{who} comes with {first} for {days}",
@@ -61,7 +62,9 @@ def _draft(layout: Layout, turn: int, rng: random.Random) -> Draft:
     disease = med.DISEASES[turn % len(med.DISEASES)]
     who, she = person(rng, disease.sex)
     kin = [d for d in look_alikes(disease) if not d.sex or she == "she"]
-    findings, lures, denied = _findings(disease, kin, rng)
+    rival = rng.choice([d for d in kin if len(unlike(d.findings, disease.findings)) >= 3][:_RIVALS])
+    findings = _findings(disease, rival, kin, rng)
+    *lures, denied = rng.sample(unlike(rival.findings, disease.findings), 3)
     slots = {
         "who": who,
         "she": she,
@@ -74,7 +77,7 @@ def _draft(layout: Layout, turn: int, rng: random.Random) -> Draft:
     }
     lines = (_OPENINGS[opening], _SECOND[second], _OLD[old], _ASIDE[aside], _ABSENT[absent])
     text = " ".join(sentence(lines[i].format(**slots)) for i in _ORDERS[order])
-    options = [disease.name, *(d.name for d in kin[:3])]
+    options = [d.name for d in (disease, rival, *[d for d in kin if d is not rival][:2])]
     rng.shuffle(options)
     details = {
         "findings": findings,
@@ -84,14 +87,12 @@ def _draft(layout: Layout, turn: int, rng: random.Random) -> Draft:
     return Draft(text, {"diagnosis": disease.name}, details)
 
 
-def _findings(disease: Disease, kin: list[Disease], rng: random.Random) -> tuple[list[str], list[str], str]:
-    """Draw four findings that only the disease explains whole, two long-standing ones of a rival, one denied.
+def _findings(disease: Disease, rival: Disease, kin: list[Disease], rng: random.Random) -> list[str]:
+    """Draw four findings that only the disease explains whole.
 
-    Of several draws the one that shares most with the rival is taken: the time and the "no" have to be read.
+    Of several draws the one that shares most with the rival is taken: time and "no" have to be read.
     """
-    rival = rng.choice([d for d in kin if len(set(d.findings) - set(disease.findings)) >= 3][:_RIVALS])
-    draws = [rng.sample(disease.findings, 4) for _ in range(_DRAWS)]
-    unique = [draw for draw in draws if all(len(set(draw) - set(d.findings)) >= 1 for d in kin)]
-    findings = max(unique, key=lambda draw: len(set(draw) & set(rival.findings)))
-    *old, denied = rng.sample([f for f in rival.findings if f not in disease.findings], 3)
-    return findings, old, denied
+    fours = itertools.combinations(rng.sample(disease.findings, len(disease.findings)), 4)
+    own = [list(four) for four in fours if not any(set(four) <= set(d.findings) for d in kin)]
+    draws = rng.sample(own, min(_DRAWS, len(own)))
+    return max(draws, key=lambda four: len(set(four) & set(rival.findings)))

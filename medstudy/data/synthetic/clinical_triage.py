@@ -109,7 +109,7 @@ def _situation(provider: str, rng: random.Random) -> tuple[str, str, str, bool]:
     while True:
         complaint = rng.choice(tuple(EVENTS) if rng.random() < 0.3 else tuple(_COMPLAINTS))
         state = rng.choice(("now", "denied", "past", "other"))
-        context = rng.choice(tuple(CONTEXTS))
-        long = complaint not in EVENTS and rng.random() < 0.3
+        context = rng.choice((*CONTEXTS, "plain", "plain", "plain"))
+        long = complaint not in EVENTS and rng.random() < 0.2
         if triage(complaint, state == "now", context, long)[0] == provider:
             return complaint, state, context, long

@@ -11,7 +11,16 @@ from collections.abc import Callable
 
 from medstudy.data.cases import Case
 from medstudy.data.synthetic import medicine as med
-from medstudy.data.synthetic.writing import Draft, Layout, asked, bare, capital, drug_line, write_cases
+from medstudy.data.synthetic.writing import (
+    Draft,
+    Layout,
+    asked,
+    bare,
+    capital,
+    drug_line,
+    unlike,
+    write_cases,
+)
 
 Turn = tuple[str, str]  # what doctor and patient say, the fact for the note ("" for small talk)
 
@@ -68,9 +77,7 @@ def _draft(layout: Layout, turn: int, rng: random.Random) -> Draft:
     greeting, main, ask, yes, no, drug, small, closing, order = layout
     disease = rng.choice(med.DISEASES)
     first, also = rng.sample(disease.findings, 2)
-    denied = rng.choice(
-        [f for f in med.FINDINGS if f not in disease.findings and "vagin" not in f and "vulv" not in f]
-    )
+    denied = rng.choice(unlike(med.FINDINGS, disease.findings))
     medical = [
         _finding(_ASKS[ask], _YES[yes], also, "Reports"),
         _finding(_ASKS[(ask + 1) % len(_ASKS)], _NO[no], denied, "Denies"),

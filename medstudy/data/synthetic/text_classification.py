@@ -57,7 +57,7 @@ _ORDERS = ((0, 1, 2, 3, 4), (2, 0, 3, 1, 4), (3, 1, 2, 4, 0), (0, 2, 4, 1, 3), (
 _SHAPE = tuple(map(len, (_OPENINGS, _SYMPTOMS, _URINE, _NOW, _BEFORE, _CONTEXTS, _ORDERS)))
 # (symptom now, urine positive now): half the turns meet both criteria, the rest miss one or two.
 _STATES = ((True, True), (True, False), (True, True), (False, True), (True, True), (False, False))
-_HAS_PAST, _OPPOSITE = 0.4, 0.6  # share of passages with an earlier episode; of those that say the opposite
+_HAS_PAST, _OPPOSITE = 0.5, 0.6  # share of passages with an earlier episode; of those that say the opposite
 
 
 def generate(n: int, seed: int) -> list[Case]:

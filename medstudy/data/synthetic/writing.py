@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +95,11 @@ def listed(items: Sequence[str], last: str = "and") -> str:
 def capital(text: str) -> str:
     """Make the first letter a capital one."""
     return text[0].upper() + text[1:]
+
+
+def unlike(items: Iterable[str], known: Sequence[str]) -> list[str]:
+    """Items that neither hold nor are held by a known one, as "cough" and "cough at night" do."""
+    return [item for item in items if not any(item in one or one in item for one in known)]
 
 
 def sentence(text: str) -> str:
