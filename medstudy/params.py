@@ -33,7 +33,7 @@ class ParamsError(ValueError):
 
 
 class RunParams(BaseModel):
-    """One run: a study x task x model x seed. Field order is the order of the notebooks' parameter cell."""
+    """One run: a study x task x model x seed. Order and defaults are those of the notebooks' parameter cell."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -46,10 +46,10 @@ class RunParams(BaseModel):
     results: str = "results"
     n_train: int = Field(150, ge=0)
     n_valid: int = Field(60, ge=0)
-    n_test: int = Field(300, ge=0)
+    n_test: int = Field(200, ge=0)
     split_seed: int = Field(0, ge=0)
     overlong: Literal["error", "exclude", "truncate"] = "error"
-    few_shot_k: int = Field(3, ge=0, le=32)
+    few_shot_k: int = Field(2, ge=0, le=32)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "4bit"] = "none"
     gradient_checkpointing: bool = False
@@ -57,11 +57,11 @@ class RunParams(BaseModel):
     gradient_accumulation: int = Field(1, ge=1)
     lora_rank: int = Field(32, ge=1)
     sft_learning_rate: float = Field(3e-3, gt=0, le=1)
-    sft_epochs: float = Field(4, gt=0)
-    samples_per_case: int = Field(8, ge=1)
-    pairs_per_case: int = Field(4, ge=1)
+    sft_epochs: float = Field(5, gt=0)
+    samples_per_case: int = Field(6, ge=1)
+    pairs_per_case: int = Field(2, ge=1)
     dpo_learning_rate: float = Field(3e-4, gt=0, le=1)
-    dpo_epochs: float = Field(2, gt=0)
+    dpo_epochs: float = Field(1, gt=0)
     dpo_beta: float = Field(0.1, gt=0)
     dpo_loss: list[DpoLoss] = Field(["sigmoid", "sft"], min_length=1)
     max_new_tokens: int = Field(48, ge=1)

@@ -8,7 +8,7 @@ import nbformat
 import papermill
 import pytest
 
-from medstudy.params import TASKS, ParamsError, RunParams, load_study, resolve
+from medstudy.params import TASKS, ParamsError, RunParams, load_study, read_yaml, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {"task": "summarization", "data": "synthetic_dialogues"}
@@ -90,6 +90,18 @@ def test_the_notebooks_own_defaults_are_the_demo(task: str) -> None:
     assert set(defaults) == set(RunParams.model_fields) - {"task"}
     assert resolve(defaults | {"task": task}) == demo
     assert all(entry["inferred_type_name"] not in ("", "None") for entry in inferred.values())
+
+
+@pytest.mark.parametrize("study", ["smoke", "demo", "public", "paper"])
+@pytest.mark.parametrize("task", TASKS)
+def test_plain_papermill_and_the_batch_run_the_same(study: str, task: str) -> None:
+    """What a study's files leave out, a notebook takes from its own defaults and the batch from RunParams."""
+    folder = ROOT / "params" / study
+    inferred = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{task}.ipynb"))
+    defaults = {name: eval(entry["default"]) for name, entry in inferred.items()}
+    given = read_yaml(folder / "shared.yaml") | read_yaml(folder / f"{task}.yaml")
+    plain = resolve(defaults | given | {"task": task, "model": "builtin/llama", "seed": 1})
+    assert plain == load_study(folder).run(task, "builtin/llama", 1)
 
 
 HEADINGS = [
