@@ -33,7 +33,7 @@ class ParamsError(ValueError):
 
 
 class RunParams(BaseModel):
-    """One run: a study x task x model x seed. Order and defaults are those of the notebooks' parameter cell."""
+    """One run: a study x task x model x seed. Order and defaults are those of the notebooks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
