@@ -57,6 +57,7 @@ class Lengths:
     answer: list[int]
     excluded: int = 0
     truncated: int = 0
+    answer_cut: int = 0
 
     @property
     def longest(self) -> int:
@@ -64,7 +65,7 @@ class Lengths:
         return max(self.prompt) + max(self.answer)
 
     def table(self) -> pd.DataFrame:
-        """Quantiles of the token counts, and how many cases were excluded or truncated."""
+        """Quantiles of the token counts, and how many cases do not fit and how."""
         import pandas as pd
 
         quantiles = {"median": 0.5, "95 %": 0.95, "longest": 1.0}
@@ -72,7 +73,13 @@ class Lengths:
             name: {label: int(pd.Series(values).quantile(q)) for label, q in quantiles.items()}
             for name, values in (("prompt tokens", self.prompt), ("tokens kept for the answer", self.answer))
         }
-        return pd.DataFrame(rows).T.assign(excluded=self.excluded, truncated=self.truncated)
+        counts = {
+            "excluded": self.excluded,
+            "truncated": self.truncated,
+            "gold answer too long": self.answer_cut,
+        }
+        counts["gold answer too long"] = self.answer_cut
+        return pd.DataFrame(rows).T.assign(**counts)
 
 
 def fit_context(
@@ -81,15 +88,22 @@ def fit_context(
     """Cases whose prompt and answer fit the model's context, and their lengths.
 
     What happens to the others is the parameter ``overlong``: an error, exclusion, or a shortened text.
-    Both remedies are counted, and hold for every arm alike.
+    Both remedies are counted, and hold for every arm alike. A gold answer longer than ``max_new_tokens``
+    could never be given whole: that too is an error, or counted.
 
     Raises:
-        DataError: a case does not fit and ``overlong`` is ``error``, or no case fits.
+        DataError: a case or a gold answer does not fit and ``overlong`` is ``error``, or no case fits.
     """
-    kept, prompts, answers, excluded, truncated = [], [], [], 0, 0
+    kept, prompts, answers, excluded, truncated, cut = [], [], [], 0, 0, 0
     for case in cases:
+        gold = len(answer_ids(tokenizer, task.target(case))) + 1
+        if gold > params.max_new_tokens and params.overlong == "error":
+            raise DataError(
+                f"the gold answer of case {case.case_id} needs {gold} tokens with its end token, but "
+                f"max_new_tokens = {params.max_new_tokens}: no model could give it whole; raise max_new_tokens"
+            )
         # an end token, and a newline that some templates put behind it
-        answer = max(len(answer_ids(tokenizer, task.target(case))), params.max_new_tokens) + 2
+        answer = max(gold, params.max_new_tokens) + 2
         room = context - answer
         prompt = len(prompt_ids(tokenizer, task.messages(case)))
         if prompt > room and params.overlong == "error":
@@ -104,11 +118,12 @@ def fit_context(
             excluded += 1
             continue
         kept.append(case)
+        cut += gold > params.max_new_tokens
         prompts.append(prompt)
         answers.append(answer)
     if not kept:
         raise DataError(f"no case fits into the {context} tokens of {params.model}'s context")
-    return kept, Lengths(prompts, answers, excluded, truncated)
+    return kept, Lengths(prompts, answers, excluded, truncated, cut)
 
 
 def worked_examples(

@@ -137,7 +137,12 @@ def test_plain_snakemake_makes_built_in_models_first(tmp_path: Path) -> None:
     root = mock_study.make(tmp_path)
     study = root / "params" / "tiny"
     write(study / "study.yaml", models=["builtin/llama"], seeds=[3], tasks={"clinical_triage": {}})
-    weights = "from pathlib import Path; Path('results/base_models/builtin-llama').mkdir()"
+    # the package locks a model while it makes it, which must not be the lock that the job holds
+    weights = (
+        "import fcntl\nfrom pathlib import Path\nbases = Path('results/base_models')\n"
+        "fcntl.flock(open(bases / '.builtin-llama.lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "(bases / 'builtin-llama').mkdir()"
+    )
     mock_study.notebook(root / "notebooks" / "base_model.ipynb", "model = ''", weights)
     mock_study.task_notebook(root, "clinical_triage", "Path('results/base_models/builtin-llama').rmdir()")
     command = [sys.executable, "-m", "snakemake", "--config", "run=params/tiny", "--until", "clinical_triage"]

@@ -12,7 +12,7 @@ from trl import DPOTrainer, SFTTrainer
 
 from medstudy import gates
 from medstudy.data.card import DataCard
-from medstudy.data.cases import Case
+from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
 from medstudy.generation import Decoding, answer_cases, decode, sample_cases
 from medstudy.models import load_model, load_tokenizer, stop_tokens
@@ -190,8 +190,6 @@ def test_loss_is_on_the_answer_and_its_end_token_only(
 def test_what_does_not_fit_the_context_is_an_error_or_counted(
     params: RunParams, card: DataCard, cases: list[Case]
 ) -> None:
-    from medstudy.data.cases import DataError
-
     task, tokenizer = get_task("text_classification", card), load_tokenizer(params)
     long = dataclasses.replace(cases[0], case_id="long", text="dysuria " * 400)
     both = [*cases, long]
@@ -206,6 +204,19 @@ def test_what_does_not_fit_the_context_is_an_error_or_counted(
     assert lengths.longest <= 300
     assert kept[-1].text.startswith("dysuria dysuria")
     assert task.prompt(kept[-1]).endswith("no, yes.")
+
+
+def test_a_gold_answer_that_could_never_be_given_is_an_error_or_counted(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    """Seen once: max_new_tokens = 4 cut "malignant" to "malign", and every such answer counted as wrong."""
+    task, tokenizer = get_task("text_classification", card), load_tokenizer(params)
+    short = params.model_copy(update={"max_new_tokens": 1})
+    with pytest.raises(DataError, match="gold answer of case case0 needs . tokens .* raise max_new_tokens"):
+        fit_context(cases, task, tokenizer, short, 300)
+    _, lengths = fit_context(cases, task, tokenizer, short.model_copy(update={"overlong": "exclude"}), 300)
+    assert lengths.answer_cut == len(cases)
+    assert lengths.table()["gold answer too long"].iloc[0] == len(cases)
 
 
 def test_pairs_come_from_own_errors_and_are_counted(card: DataCard, cases: list[Case]) -> None:
