@@ -100,7 +100,7 @@ def fit_context(
         if gold > params.max_new_tokens and params.overlong == "error":
             raise DataError(
                 f"the gold answer of case {case.case_id} needs {gold} tokens with its end token, but "
-                f"max_new_tokens = {params.max_new_tokens}: no model could give it whole; raise max_new_tokens"
+                f"max_new_tokens = {params.max_new_tokens}: it could never be given; raise max_new_tokens"
             )
         # an end token, and a newline that some templates put behind it
         answer = max(gold, params.max_new_tokens) + 2

@@ -20,6 +20,7 @@ from medstudy.params import load_study
 #: The mock results are nothing to report on.
 NO_REPORT = ("--", "--until", "comparison")
 RESULTS = Path("results", "tiny")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
