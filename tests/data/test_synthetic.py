@@ -242,3 +242,10 @@ def test_corpus_holds_no_case_and_no_task_format(cases, corpus):
     assert not [phrase for phrase in FORBIDDEN if phrase.lower() in everything.lower()]
     for made in cases.values():
         assert not [case.case_id for case in made if case.text in everything]
+
+
+def test_corpus_uses_the_words_that_begin_an_answer(corpus):
+    """LoRA cannot teach a token that the base never saw: without them most samples had garbled headings."""
+    everything = " ".join(corpus)
+    for word in ("Findings", "Diagnosis", "Provider", "Urgency"):
+        assert everything.count(f"{word} ") > 5, word
