@@ -122,14 +122,11 @@ def _load_and_decode(
 ) -> tuple[list[list[str]], dict[str, Any]]:
     tokenizer = load_tokenizer(params)
     model = load_model(params, adapter.folder / "adapter" if adapter else None)
-    facts: dict[str, Any] = {
-        "training_mode": model.training,
-        "greedy": how.temperature == 0,
-        "padding": "left",
-    }
+    facts: dict[str, Any] = {"training_mode": model.training}
     if adapter:
         facts["reload_difference"] = reload_difference(model, adapter.folder)
     outputs = decode(model, tokenizer, prompts, how)
+    facts |= {"greedy": not model.generation_config.do_sample, "padding": _padded_side()}
     if recheck:
         alone = decode(model, tokenizer, prompts[:RECHECKED], Decoding(how.max_new_tokens, 1))
         changed = sum(a != b for a, b in zip(alone, outputs, strict=False))
@@ -179,6 +176,12 @@ def _shared_prompt(model: Any, ids: Any, mask: Any, samples: int) -> Any:
     cache = model(**prompt, use_cache=True, logits_to_keep=1).past_key_values
     cache.batch_repeat_interleave(samples)
     return cache
+
+
+def _padded_side() -> str:
+    """Where a short row beside a longer one is padded, for the gate."""
+    _, mask = _left_pad([[1], [1, 1]], 0, "cpu")
+    return "left" if mask[0].tolist() == [0, 1] else "right"
 
 
 def _left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Any, Any]:
