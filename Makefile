@@ -6,10 +6,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint unit smoke lab clean lock
+.PHONY: help study test lint unit smoke lab base-models clean lock
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 study: $(STAMP) ## install, run the demo study, say where the report is
 	$(BIN)/medstudy run params/demo
@@ -30,6 +30,13 @@ smoke: $(STAMP) ## every notebook, tiny, end to end
 
 lab: $(STAMP) ## open JupyterLab
 	$(BIN)/jupyter lab notebooks
+
+base-models: $(STAMP) ## pretrain the built-in models anew and put them into the package (half an hour)
+	set -e; for name in llama mistral; do \
+		$(BIN)/python -m medstudy.run_notebook notebooks/base_model.ipynb results/base_models/builtin-$$name.ipynb \
+			--set model=builtin/$$name rebuild=True --name builtin/$$name & pids="$$pids $$!"; \
+	done; for pid in $$pids; do wait $$pid; done
+	cp -r results/base_models/builtin-llama results/base_models/builtin-mistral medstudy/base_models/
 
 clean: ## remove the results of the smoke study and caches; keeps .venv and all other results
 	rm -rf results/smoke .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""The command line: `medstudy run | check | status | report`. Errors: one clear message, exit code 2."""
+"""The command line: `medstudy run | check | …`. Errors: one clear message, exit code 2."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import signal
 import sys
 from collections import Counter
+
+_VERDICT = ["task", "model", "outcome", "sft", "sft_more", "dpo", "verdict"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,6 +52,12 @@ def _parser() -> argparse.ArgumentParser:
         commands, "check", _check, "validate a study, read its data and say what would run; loads no model"
     )
     _command(commands, "status", _status, "one line a run: ok, running, failed, stopped or not started")
+    compare = _command(
+        commands, "compare", _compare, "compute every number again from the predictions; loads no model"
+    )
+    compare.add_argument(
+        "--margin", type=float, default=0.03, help="differences smaller than this do not matter"
+    )
     _command(commands, "report", _report, "write the HTML report of a study that has been run")
     return parser
 
@@ -91,6 +99,18 @@ def _status(args: argparse.Namespace) -> int:
         print(f"{params.task:<24} {params.model:<24} seed {params.seed:<3} {state:<12} {remark}".rstrip())
     print(", ".join(f"{n} {state}" for state, n in counts.items()))
     return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from medstudy import batch, comparison
+    from medstudy.params import load_study
+
+    study = batch.results_of(load_study(batch.enter(args.study)))
+    other = comparison.recompute(study, args.margin)
+    cells = comparison.study_cells(comparison.finished_runs(study))
+    print(comparison.study_tables(cells, args.margin)["verdicts.csv"][_VERDICT].to_string(index=False))
+    print("\n".join(f"came out otherwise: {file}" for file in other) or "all as the notebooks had it")
+    return 1 if other else 0
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""From the finished runs of a study to one cell per task and model: what the comparison notebook draws."""
+"""From the predictions of a study's finished runs to its verdicts, tables and figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,17 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from medstudy.data.sources import load_card
-from medstudy.evaluation import pooled
+from medstudy.data.cases import DataError
+from medstudy.evaluation import evaluate, pooled
 from medstudy.gates import GATES
 from medstudy.params import TASKS
-from medstudy.verdict import Cell
+from medstudy.verdict import Cell, contrasts_table, metrics_table, verdict_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,16 @@ class FinishedRun:
         unchecked = GATES - len(self.gates)
         return failed + ([f"{unchecked} gates not checked"] if unchecked else [])
 
+    def predictions(self) -> pd.DataFrame:
+        """The answers of every arm; holds case text."""
+        import pandas as pd
+
+        return pd.read_parquet(self.folder / "private" / "predictions.parquet")
+
+    def saved(self, name: str) -> Any:
+        """One of the run's JSON files."""
+        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+
 
 def finished_runs(study: Path) -> list[FinishedRun]:
     """Runs under ``results/<study>`` that ended well, in the order task, model, seed."""
@@ -54,14 +68,114 @@ def study_cells(runs: list[FinishedRun]) -> list[Cell]:
     return [_cell(task, model, members) for (task, model), members in by_cell.items()]
 
 
-def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
+def study_tables(cells: list[Cell], margin: float) -> dict[str, pd.DataFrame]:
+    """The study's CSV files: path from its folder -> table."""
+    return {
+        "verdicts.csv": verdict_table(cells, margin),
+        "tables/metrics.csv": metrics_table(cells),
+        "tables/contrasts.csv": contrasts_table(cells),
+    }
+
+
+def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
+    """Write the tables; returns those that were there with other contents."""
+    changed = []
+    for name, table in tables.items():
+        file, text = study / name, table.to_csv(index=False)
+        if file.is_file() and file.read_text(encoding="utf-8") != text:
+            changed.append(name)
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    return changed
+
+
+def save_figures(study: Path, tables: dict[str, pd.DataFrame], margin: float) -> dict[str, Figure]:
+    """Draw and write the study's figures, ``figures/study`` and ``figures/forest``."""
+    from medstudy import figures
+
+    contrasts = tables["tables/contrasts.csv"]
+    primary = contrasts[contrasts["primary"]]
+    main = tables["tables/metrics.csv"].merge(primary[["task", "metric"]].drop_duplicates())
+    drawn = {"study": figures.study_figure(main), "forest": figures.forest_figure(primary, margin)}
+    for name, figure in drawn.items():
+        figures.save(figure, study / "figures" / name)
+    return drawn
+
+
+def recompute(study: Path, margin: float = 0.03) -> list[str]:
+    """Everything that follows from the predictions, once more, without a model.
+
+    Returns the files that came out otherwise. Compared are each run's metrics.json and contrasts.json, and
+    the study's tables; figures and tables are written again.
+
+    Raises:
+        DataError: there is no finished run.
+    """
+    runs = finished_runs(study)
+    if not runs:
+        raise DataError(f"{study} has no finished run; see: medstudy status {study}")
+    other = []
+    for run in runs:
+        task, labels, positive = (run.parameters["task"], run.record["labels"], run.record["positive"])
+        found = dict(
+            zip(("metrics", "contrasts"), evaluate(run.predictions(), task, labels, positive), strict=True)
+        )
+        other += [f"{run.folder / name}.json" for name, value in found.items() if run.saved(name) != value]
+    tables = study_tables(study_cells(runs), margin)
+    other += [str(study / name) for name in save_tables(study, tables)]
+    save_figures(study, tables, margin)
+    return other
+
+
+def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
+    """Values of the classical baselines, means over seeds: a line a task, model and baseline."""
     import pandas as pd
 
-    card = load_card(runs[0].parameters["data"])
-    predictions = {
-        r.parameters["seed"]: pd.read_parquet(r.folder / "private" / "predictions.parquet") for r in runs
-    }
-    metrics, contrasts = pooled(predictions, task, card.labels, card.positive)
+    rows = [
+        {"task": run.parameters["task"], "model": run.parameters["model"], "baseline": name, "metric": metric}
+        | {"value": cell["value"]}
+        for run in runs
+        if (run.folder / "baselines.json").is_file()
+        for name, cells in run.saved("baselines").items()
+        for metric, cell in cells.items()
+    ]
+    if not rows:
+        return pd.DataFrame()
+    keys = ["task", "model", "baseline", "metric"]
+    wide = pd.DataFrame(rows).groupby(keys, sort=False)["value"].mean().unstack("metric")
+    return wide[[m for m in ("f1", "macro_f1", "accuracy", "auroc") if m in wide]].reset_index()
+
+
+def training_logs(runs: list[FinishedRun], arm: str = "dpo") -> pd.DataFrame:
+    """The training logs of one arm of every run, with columns task, model and seed."""
+    import pandas as pd
+
+    logs = []
+    for run in runs:
+        file = run.folder / "training" / f"{arm}.csv"
+        names = {name: run.parameters[name] for name in ("task", "model", "seed")}
+        logs += [pd.read_csv(file).assign(**names)] if file.is_file() else []
+    return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()
+
+
+def learning_curves(runs: list[FinishedRun]) -> pd.DataFrame:
+    """`learning_curve.csv` of every run that has one, with columns task and model; means over seeds."""
+    import pandas as pd
+
+    parts = [
+        pd.read_csv(file).assign(task=run.parameters["task"], model=run.parameters["model"])
+        for run in runs
+        if (file := run.folder / "learning_curve.csv").is_file()
+    ]
+    if not parts:
+        return pd.DataFrame()
+    keys = ["task", "model", "metric", "pairs"]
+    return pd.concat(parts).groupby(keys, sort=False)[["difference", "low", "high"]].mean().reset_index()
+
+
+def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
+    predictions = {run.parameters["seed"]: run.predictions() for run in runs}
+    metrics, contrasts = pooled(predictions, task, runs[0].record["labels"], runs[0].record["positive"])
     return Cell(
         task=task,
         model=model,

@@ -8,12 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medstudy.metrics import ARMS, Labels, Metric, PredictionsError, case_sums, task_metrics, value_of
+from medstudy.metrics import (
+    ARMS,
+    BASELINES,
+    Labels,
+    Metric,
+    PredictionsError,
+    auroc,
+    case_sums,
+    task_metrics,
+    value_of,
+)
 from medstudy.statistics import (
     Interval,
+    OverSeeds,
     Resampled,
     bootstrap,
     exact_mcnemar,
+    over_seeds,
     randomisation,
     smallest_detectable,
     wilson,
@@ -63,20 +75,23 @@ def pooled(
     """Metrics and contrasts over the seeds of one model and task; keys are the runs' seeds.
 
     A value is the mean over seeds. The resampling unit is the group (the case, where groups hold one case):
-    all its answers, of every seed and arm, are drawn or exchanged together. Intervals therefore speak of
-    other cases for these trained models; ``by_seed`` shows how much retraining moved the difference.
+    all its answers, of every seed and arm, are drawn or exchanged together. With several seeds intervals
+    and tests speak of other cases and of other trainings (`statistics.over_seeds`); with one seed they take
+    the trained models as given.
     """
     answers = _Answers.collect(predictions)
     metrics: Metrics = {arm: {} for arm in answers.arms}
     contrasts = []
     for metric in task_metrics(task, labels, positive):
+        if metric.optional and not all(metric.source in table for table in predictions.values()):
+            continue
         measured = _Measured.of(metric, answers, labels)
-        resampled = bootstrap(measured.outputs, measured.units, seed, resamples, metric.bounded)
-        for arm, result in zip(answers.arms, resampled, strict=False):
-            metrics[arm][metric.name] = measured.entry(arm, result)
+        resampled = measured.resample(seed, resamples)
+        for arm in answers.arms:
+            metrics[arm][metric.name] = measured.entry(arm, resampled[arm])
         if metric.kind != "share_of_parsed":  # its cases differ between arms: nothing to pair
-            for pair, result in zip(answers.pairs, resampled[len(answers.arms) :], strict=True):
-                contrasts.append(measured.contrast(pair, result, seed, resamples))
+            for pair in answers.pairs:
+                contrasts.append(measured.contrast(pair, resampled[pair], seed, resamples))
     order = [f"{a}-{b}" for a, b in CONTRASTS]
     return metrics, sorted(contrasts, key=lambda row: order.index(row["contrast"]))
 
@@ -94,7 +109,7 @@ def validate_predictions(predictions: pd.DataFrame) -> None:
         )
     if predictions.empty:
         raise PredictionsError("predictions have no rows; generate the answers of at least one arm")
-    for name, allowed in (("arm", ARMS), ("status", STATUSES)):
+    for name, allowed in (("arm", (*ARMS, *BASELINES)), ("status", STATUSES)):
         unknown = set(predictions[name]) - set(allowed)
         if unknown:
             raise PredictionsError(
@@ -155,7 +170,7 @@ class _Answers:
             raise PredictionsError(
                 f"seeds have different arms: {[sorted(p) for p in present]}; run the same arms"
             )
-        arms = [arm for arm in ARMS if arm in present[0]]
+        arms = [arm for arm in (*ARMS, *BASELINES) if arm in present[0]]
         groups = sorted(whole["group_id"].unique())
         tables = [t.sort_values("case_id") for t in predictions.values()]
         frames = [{arm: t[t["arm"] == arm] for arm in arms} for t in tables]
@@ -200,22 +215,40 @@ class _Measured:
     def of_arm(self, arm: str) -> np.ndarray:
         return self.sums[:, self.answers.arms.index(arm)]
 
-    def outputs(self, weights: np.ndarray) -> np.ndarray:
-        """Each arm's value, then each contrast's difference: weights (draws, units) -> (outputs, draws)."""
+    def resample(self, seed: int, resamples: int) -> dict[Any, tuple[Resampled, OverSeeds | None]]:
+        """Every arm's value and every pair's difference, over resampled cases and over seeds."""
+        lines: list[Any] = [*self.answers.arms, *self.answers.pairs]
+        results = bootstrap(self._lines, self.units, seed, resamples, self.metric.bounded)
+        seeds = len(self.terms)
+        by_seed = [results[i : i + seeds] for i in range(len(lines), len(results), seeds)]
+        return {
+            line: (whole, over_seeds(np.array([r.value for r in parts]), np.stack([r.draws for r in parts])))
+            for line, whole, parts in zip(lines, results, by_seed, strict=False)
+        }
+
+    def _lines(self, weights: np.ndarray) -> np.ndarray:
+        """Weights (draws, units) -> (outputs, draws): arms and pairs over all seeds, then seed by seed."""
         by_arm = dict(zip(self.answers.arms, np.moveaxis(self._by_seed(weights), 1, 0), strict=True))
-        values = {arm: v.mean(axis=-1) for arm, v in by_arm.items()}
-        return np.stack([*values.values(), *(values[a] - values[b] for a, b in self.answers.pairs)])
+        lines = np.stack([*by_arm.values(), *(by_arm[a] - by_arm[b] for a, b in self.answers.pairs)])
+        return np.concatenate([lines.mean(axis=-1), *np.moveaxis(lines, 2, 1)])
 
     def _by_seed(self, weights: np.ndarray) -> np.ndarray:
+        """Weights (draws, units) -> values (draws, arms, seeds)."""
+        if self.metric.kind == "auroc":
+            by_case = [weights[:, units] for units in self.answers.units]
+            arms = self.answers.arms
+            values = [[auroc(self.terms[s][a], w) for s, w in enumerate(by_case)] for a in arms]
+            return np.moveaxis(np.array(values), 2, 0)
         totals = weights @ self.sums.reshape(self.units, -1)
         return value_of(self.metric, totals.reshape(len(weights), *self.sums.shape[1:]))
 
-    def entry(self, arm: str, result: Resampled) -> dict[str, Any]:
+    def entry(self, arm: str, results: tuple[Resampled, OverSeeds | None]) -> dict[str, Any]:
         """One cell of metrics.json."""
+        result, retrained = results
         hits, counted = self.of_arm(arm).sum(axis=(0, 2))[0, :2]
         parsed_only = self.metric.kind == "share_of_parsed"
         n = round(counted / len(self.terms)) if parsed_only else self.answers.n_cases
-        interval = result.interval
+        interval = (retrained or result).interval
         if self.metric.kind in ("share", "share_of_parsed") and self.answers.independent and n:
             interval = wilson(hits, n)
         return {
@@ -225,11 +258,21 @@ class _Measured:
             **_note(interval),
         }
 
-    def contrast(self, pair: tuple[str, str], result: Resampled, seed: int, resamples: int) -> dict[str, Any]:
+    def contrast(
+        self, pair: tuple[str, str], results: tuple[Resampled, OverSeeds | None], seed: int, resamples: int
+    ) -> dict[str, Any]:
         """One row of contrasts.json."""
         counts = self._discordant(pair)
-        test = "exact McNemar" if counts and self.answers.independent else "approximate randomisation"
-        p = exact_mcnemar(*counts) if test == "exact McNemar" else self._randomised(pair, seed, resamples)
+        result, retrained = results
+        best, degrees = retrained or result, retrained.degrees if retrained else np.inf
+        if retrained:
+            test, p = "t over seeds and cases", retrained.p
+        elif self.metric.kind == "auroc":
+            test, p = "interval only", np.nan
+        elif counts and self.answers.independent:
+            test, p = "exact McNemar", exact_mcnemar(*counts)
+        else:
+            test, p = "approximate randomisation", self._randomised(pair, seed, resamples)
         arms = [self.answers.arms.index(arm) for arm in pair]
         by_seed = self._by_seed(np.ones((1, self.units)))[0][arms]
         within = self._range(-1.0)
@@ -238,7 +281,7 @@ class _Measured:
             "metric": self.metric.name,
             "primary": self.metric.primary,
             "difference": _number(result.value),
-            **_limits(result.interval, within),
+            **_limits(best.interval, within),
             "p": _number(p),
             "test": test,
             "n": self.answers.n_cases,
@@ -246,11 +289,12 @@ class _Measured:
             "seeds": len(self.terms),
             "by_seed": [_number(d) for d in by_seed[0] - by_seed[1]],
             **({"discordant": sum(counts), "gained": counts[0], "lost": counts[1]} if counts else {}),
-            "error": _number(result.error),
-            "equivalence_low": _limits(result.equivalence, within)["low"],
-            "equivalence_high": _limits(result.equivalence, within)["high"],
-            "smallest_detectable": _number(smallest_detectable(result.error)),
-            **_note(result.interval),
+            "error": _number(best.error),
+            "seed_error": _number(retrained.seed_error) if retrained else None,
+            "equivalence_low": _limits(best.equivalence, within)["low"],
+            "equivalence_high": _limits(best.equivalence, within)["high"],
+            "smallest_detectable": _number(smallest_detectable(best.error, degrees=degrees)),
+            **_note(best.interval),
         }
 
     def _discordant(self, pair: tuple[str, str]) -> tuple[int, int] | None:

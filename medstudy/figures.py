@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.metrics import ARMS
+from medstudy.metrics import ARMS, BASELINES, answers
 from medstudy.verdict import METRIC_NAMES, published
 
 if TYPE_CHECKING:
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 
 #: Colours fall in lightness from base to dpo (readable in grey); hues suit the colour-blind.
 ARM_COLOURS = dict(zip(ARMS, ("#DEDEDE", "#E6AB2B", "#4A9CCB", "#1F6391", "#6E1030"), strict=True))
-ARM_MARKERS = dict(zip(ARMS, "ovsD^", strict=True))
-ARM_NAMES = dict(zip(ARMS, ("base", "few-shot", "SFT", "SFT continued", "DPO"), strict=True))
+ARM_COLOURS |= dict.fromkeys(BASELINES, "white")  # no arms: hollow
+ARM_MARKERS = dict(zip((*ARMS, *BASELINES), "ovsD^XPp", strict=True))
+_NAMES = ("base", "few-shot", "SFT", "SFT continued", "DPO", "always the commonest")
+ARM_NAMES = dict(zip((*ARMS, *BASELINES), (*_NAMES, "logistic regression", "gradient boosting"), strict=True))
 #: Inches: text width of an A4 page.
 A4_WIDTH = 7.5
 _INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7
@@ -88,8 +90,11 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 
 def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str], title: str = "") -> Figure:
-    """One run: every arm's value and 95 % interval, a panel per metric in ``names`` (from metrics.json)."""
-    arms = [arm for arm in ARMS if arm in metrics]
+    """One run: every arm's value and 95 % interval, a panel per metric in ``names`` (from metrics.json).
+
+    Baselines, where ``metrics`` holds some (baselines.json), come last, hollow.
+    """
+    arms = [arm for arm in (*ARMS, *BASELINES) if arm in metrics]
     with style():
         figure, axes = _grid(len(names), 1, A4_WIDTH, len(names) * (0.55 + 0.21 * len(arms)) + 0.4)
         for axis, name in zip(axes[:, 0], names, strict=True):
@@ -156,6 +161,75 @@ def forest_figure(contrasts: pd.DataFrame, margin: float = 0.03) -> Figure:
     return figure
 
 
+def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) -> Figure:
+    """How often the positive label is right where an arm gives it a probability (``score_p_positive``).
+
+    Points are bins of equally many test cases; on the diagonal an arm means what it says.
+    """
+    from sklearn.calibration import calibration_curve
+
+    with style():
+        figure, axes = _grid(1, 1, 0.6 * A4_WIDTH, 0.55 * A4_WIDTH)
+        axis = axes[0, 0]
+        axis.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.8)
+        for arm in [arm for arm in ARMS if arm in set(predictions["arm"])]:
+            rows = predictions[predictions["arm"] == arm]
+            truth = answers(rows, "label")[0] == positive
+            share, said = calibration_curve(truth, rows["score_p_positive"], n_bins=bins, strategy="quantile")
+            axis.plot(said, share, color=ARM_COLOURS[arm], linewidth=1)
+            for x, y in zip(said, share, strict=True):
+                _marker(axis, x, y, arm)
+            axis.lines[-1].set_label(ARM_NAMES[arm])
+        axis.set(xlabel=f"probability given to '{positive}'", ylabel=f"share of cases that are '{positive}'")
+        figure.legend(loc="outside right upper")
+    return figure
+
+
+def search_figure(tables: Mapping[str, pd.DataFrame | None]) -> Figure | None:
+    """What was tried on validation (`search.tried`), a panel an arm, best on top; None if nothing was."""
+    shown = {arm: table for arm, table in tables.items() if table is not None}
+    if not shown:
+        return None
+    with style():
+        figure, axes = _grid(len(shown), 1, A4_WIDTH, 0.9 * len(shown) + 0.2 * sum(map(len, shown.values())))
+        for axis, (arm, table) in zip(axes[:, 0], shown.items(), strict=True):
+            ordered = table.sort_values("validation_score", ascending=False, kind="stable")
+            settings = [c for c in table if c not in ("validation_score", "cases", "chosen")]
+            names = [", ".join(f"{s} {row[s]:g}" for s in settings) for _, row in ordered.iterrows()]
+            for y, row in enumerate(ordered.to_dict("records")):
+                fill = "full" if row["chosen"] else "none"
+                _marker(axis, row["validation_score"], y, arm, fillstyle=fill)
+                _beside_row(axis, y, f"{row['validation_score']:.2f}{' chosen' * row['chosen']}")
+            _rows_from_top(axis, names)
+            axis.set_title(
+                f"{ARM_NAMES[arm]}: primary outcome on {ordered['cases'].iloc[0]} validation cases"
+            )
+            axis.set_xlim(0, 1)
+    return figure
+
+
+def learning_figure(points: pd.DataFrame) -> Figure:
+    """What DPO adds over SFT against the number of pairs it had, with 95 % intervals.
+
+    Args:
+        points: columns pairs, metric, difference, low, high (`learning_curve.learning_curve`), and
+            task and model where there are several.
+    """
+    groups = [c for c in ("task", "model", "metric") if c in points]
+    with style():
+        figure, axes = _grid(1, 1, A4_WIDTH, 3)
+        axis = axes[0, 0]
+        axis.axhline(0, color=_INK, linewidth=0.8)
+        for number, (names, rows) in enumerate(points.groupby(groups, sort=False)):
+            at = rows["pairs"] * (1 + 0.01 * number)  # side by side, where points would hide each other
+            label = ", ".join(_capital(METRIC_NAMES.get(str(n), str(n))) for n in names)
+            reach = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
+            axis.errorbar(at, rows["difference"], reach, marker="^", linewidth=1.2, label=label)
+        axis.set(xlabel="preference pairs", ylabel="DPO - SFT on the test cases")
+        figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
 def training_figure(logs: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
     """Training curves from training/<arm>.csv: SFT loss, DPO loss, reward margin, log-probabilities."""
     with style():
@@ -174,6 +248,31 @@ def training_figure(logs: Mapping[str, pd.DataFrame], title: str = "") -> Figure
             )
             loss.legend()
         figure.suptitle(title, x=0.01, ha="left")
+    return figure
+
+
+def trainings_figure(logs: pd.DataFrame) -> Figure:
+    """DPO training of every run: loss, margin and log-probability of the chosen answers, a row a task.
+
+    Args:
+        logs: `comparison.training_logs`.
+    """
+    keys = {"loss": "loss", "rewards/margins": "reward margin", "logps/chosen": "log p(chosen)"}
+    tasks, models = list(dict.fromkeys(logs["task"])), list(dict.fromkeys(logs["model"]))
+    with style():
+        figure, axes = _grid(len(tasks), len(keys), A4_WIDTH, 1.35 * len(tasks) + 0.5)
+        for (task, model, _), rows in logs.groupby(["task", "model", "seed"], sort=False):
+            line = ("-", "--", ":", "-.")[models.index(model) % 4]
+            for axis, key in zip(axes[tasks.index(task)], keys, strict=True):
+                axis.plot(rows["step"], rows[key], line, color=ARM_COLOURS["dpo"], linewidth=0.9, label=model)
+        for row, task in zip(axes, tasks, strict=True):
+            row[0].set_ylabel(_capital(task).replace(" ", "\n", 1))
+        for axis, name in zip(axes[0], keys.values(), strict=True):
+            axis.set_title(name)
+        for axis in axes[-1]:
+            axis.set_xlabel("optimiser step")
+        handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=len(models))
     return figure
 
 

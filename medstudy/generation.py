@@ -6,10 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medstudy.data.cases import Case
-from medstudy.models import load_model, load_tokenizer, model_fingerprint, stop_tokens
+from medstudy.models import end_token, load_model, load_tokenizer, model_fingerprint, stop_tokens
 from medstudy.params import RunParams
-from medstudy.prompts import prompt_ids
+from medstudy.prompts import answer_ids, prompt_ids
 from medstudy.runs import Run, Stage
 from medstudy.tasks.base import Message, Task
 
@@ -66,6 +68,102 @@ def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> lis
     return _decode_stage(
         run, "samples", [task.messages(case) for case in cases], decoding, adapter, recheck=False
     )
+
+
+def answer_validation(run: Run, name: str, task: Task, cases: list[Case], adapter: Stage) -> list[str]:
+    """Greedy answers to the validation cases, by which settings are chosen."""
+    decoding = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
+    prompts = [task.messages(case) for case in cases]
+    outputs = _decode_stage(run, f"validation_{name}", prompts, decoding, adapter, recheck=False)
+    return [texts[0] for texts in outputs]
+
+
+def label_probabilities(
+    run: Run,
+    arm: str,
+    task: Task,
+    cases: list[Case],
+    labels: list[str],
+    adapter: Stage | None = None,
+    examples: list[Case] | None = None,
+) -> np.ndarray:
+    """Probability of each label among the allowed ones, as one arm sees it; kept like its answers.
+
+    Returns:
+        Shape (cases, labels), float64; rows add up to 1.
+    """
+    import pandas as pd
+
+    prompts = [task.messages(case, examples) for case in cases]
+    stage = run.stage(
+        f"probabilities_{arm}",
+        code=("generation", "models"),
+        model=model_fingerprint(run.params),
+        dtype=[run.params.dtype, run.params.quantization],
+        adapter=adapter.key if adapter else None,
+        prompts=prompts,
+        labels=labels,
+        batch_size=run.params.eval_batch_size,
+    )
+    file = stage.folder / "probabilities.parquet"
+    if not stage.done:
+        model = load_model(run.params, adapter.folder / "adapter" if adapter else None)
+        found = score_labels(model, load_tokenizer(run.params), prompts, labels, run.params.eval_batch_size)
+        pd.DataFrame(found, columns=labels).to_parquet(file)
+        stage.finish()
+    return pd.read_parquet(file).to_numpy()
+
+
+def score_labels(
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[Message]],
+    labels: list[str],
+    batch_size: int,
+) -> np.ndarray:
+    """Softmax over the log-probabilities of the labels, each with its end token, after each prompt.
+
+    The prompt runs once; its keys and values are shared by the labels.
+    """
+    import torch
+
+    config = _generation_config(model, tokenizer, Decoding(1, batch_size))
+    answers = [[*answer_ids(tokenizer, label), end_token(tokenizer)] for label in labels]
+    width = max(map(len, answers))
+    said = torch.tensor([ids + [-100] * (width - len(ids)) for ids in answers], device=model.device)
+    encoded = [prompt_ids(tokenizer, messages) for messages in prompts]
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    found = np.empty((len(prompts), len(labels)))
+    per_batch = max(1, batch_size // len(labels))
+    for start in range(0, len(order), per_batch):
+        chosen = order[start : start + per_batch]
+        ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device)
+        with torch.inference_mode():
+            places = (mask.cumsum(-1) - 1).clamp(min=0)
+            prompt = model(
+                input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1
+            )
+            cache = prompt.past_key_values
+            cache.batch_repeat_interleave(len(labels))
+            tokens = said.repeat(len(chosen), 1)
+            mask = mask.repeat_interleave(len(labels), dim=0)
+            after = mask.sum(-1, keepdim=True) + torch.arange(width, device=model.device)
+            logits = model(
+                input_ids=tokens.clamp(min=0),
+                attention_mask=torch.cat([mask, torch.ones_like(tokens)], dim=-1),
+                position_ids=after,
+                past_key_values=cache,
+            ).logits[:, :-1]
+        first = prompt.logits.repeat_interleave(len(labels), dim=0)
+        losses = torch.nn.functional.cross_entropy(
+            torch.cat([first, logits], dim=1).float().flatten(0, 1),
+            tokens.flatten(),
+            ignore_index=-100,
+            reduction="none",
+        )
+        log_p = -losses.view(len(chosen), len(labels), width).sum(-1)
+        found[chosen] = log_p.double().softmax(-1).cpu().numpy()
+    return found
 
 
 def decode(

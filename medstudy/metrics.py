@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 ARMS = ("base", "few_shot", "sft", "sft_more", "dpo")
 Labels = dict[str, list[str]]
-Kind = Literal["f1", "share", "share_of_parsed", "mean"]
+#: What a clinician-informatician would otherwise use; never contrasted with the arms.
+BASELINES = ("majority", "logistic_regression", "gradient_boosting")
+Kind = Literal["f1", "share", "share_of_parsed", "mean", "auroc"]
 
 
 class PredictionsError(ValueError):
@@ -27,11 +29,13 @@ class Metric:
 
     Attributes:
         name: key in metrics.json.
-        kind: ``f1``; ``share`` of all cases; ``share_of_parsed`` cases; ``mean`` of a per-case score.
+        kind: ``f1``; ``share`` of all cases; ``share_of_parsed`` cases; ``mean`` of a per-case score;
+            ``auroc``, the share of pairs of a positive and a negative case that the score puts in order.
         source: outcome whose labels are compared (``f1``), or the per-case column that is averaged.
         primary: the verdict rests on it.
         label: F1 of this one label; None is the macro mean.
         bounded: values lie in [0, 1].
+        optional: left out where the table has no column ``source``.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Metric:
     primary: bool = False
     label: str | None = None
     bounded: bool = True
+    optional: bool = False
 
 
 _ACCURACY = [
@@ -47,7 +52,13 @@ _ACCURACY = [
     Metric("accuracy_parsed", "share_of_parsed", "score_correct"),
 ]
 _UNPARSED = Metric("unparsed", "share", "unparsed")
-_CLASSIFICATION = [Metric("macro_f1", "f1", "label", primary=True), *_ACCURACY, _UNPARSED]
+_CLASSIFICATION = [
+    Metric("macro_f1", "f1", "label", primary=True),
+    *_ACCURACY,
+    _UNPARSED,
+    Metric("auroc", "auroc", "score_p_positive", optional=True),
+    Metric("brier", "mean", "score_brier", optional=True),
+]
 
 TASK_METRICS: dict[str, list[Metric]] = {
     "text_classification": _CLASSIFICATION,
@@ -79,18 +90,23 @@ def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric
         raise ValueError(
             f"positive label '{positive}' is not one of {', '.join(labels['label'])}; correct the data card"
         )
-    return [replace(m, name="f1", label=positive) if m.kind == "f1" else m for m in TASK_METRICS[task]]
+    named = {"f1": {"name": "f1", "label": positive}, "auroc": {"label": positive}}
+    return [replace(m, **named.get(m.kind, {})) for m in TASK_METRICS[task]]
 
 
 def case_sums(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
     """Per-case terms of ``metric`` for one arm, shape (cases, labels, terms), to be added up over cases.
 
-    Terms are true positives, false positives and false negatives of each label for F1, and (value, counted)
-    otherwise. Every case counts, except in ``share_of_parsed``: an answer that was not parsed is a miss of
-    its gold label and a hit of none, and neither under- nor over-triage (it is in ``unparsed``).
+    Terms are true positives, false positives and false negatives of each label for F1, (score, is positive)
+    for AUROC, which is no function of their sums, and (value, counted) otherwise. Every case counts, except
+    in ``share_of_parsed``: an answer that was not parsed is a miss of its gold label and a hit of none, and
+    neither under- nor over-triage (it is in ``unparsed``).
     """
     if metric.kind == "f1":
         return _label_hits(metric, frame, labels)
+    if metric.kind == "auroc":
+        positive = answers(frame, "label")[0] == metric.label
+        return np.stack([_column(frame, metric.source), positive], axis=-1).astype(float)[:, None, :]
     parsed = (frame["status"] == "parsed").to_numpy()
     if metric.source == "unparsed":  # out of range included: either way there is no answer to use
         values = ~parsed
@@ -116,6 +132,24 @@ def value_of(metric: Metric, sums: np.ndarray) -> np.ndarray:
         present = hits + missed > 0
         f1 = np.where(present, 2 * hits / (2 * hits + false + missed), 0.0)
     return f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+
+
+def auroc(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of weighted cases, as Mann and Whitney count it (ties half).
+
+    Args:
+        terms: (cases, 1, 2) from `case_sums`.
+        weights: how often each case is counted, (draws, cases).
+
+    Returns:
+        Shape (draws,); NaN where a draw has one class only.
+    """
+    scores, positive = terms[:, 0, 0], terms[:, 0, 1] == 1
+    above, below = scores[positive][:, None], scores[~positive][None]
+    wins = (above > below) + 0.5 * (above == below)
+    high, low = weights[:, positive], weights[:, ~positive]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((high @ wins) * low).sum(axis=1) / (high.sum(axis=1) * low.sum(axis=1))
 
 
 def score(metric: Metric, frame: pd.DataFrame, labels: Labels) -> float:

@@ -34,12 +34,12 @@ def locate(params: RunParams) -> str:
 
 
 def model_fingerprint(params: RunParams) -> str:
-    """Changes when the weights do: the recipe of a built-in model, a folder's files, or the hub id."""
+    """Changes when the weights do: a built-in model's hash, a folder's files, or the hub id."""
     source = Path(locate(params))
     if not source.is_dir():
         return fingerprint(str(source))
     if (source / "recipe.json").is_file():
-        return str(json.loads((source / "recipe.json").read_text(encoding="utf-8"))["key"])
+        return str(json.loads((source / "recipe.json").read_text(encoding="utf-8"))["sha256"])
     return fingerprint([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.*"))])
 
 

@@ -7,13 +7,24 @@ them so; `RunParams.from_notebook` turns them into the frozen object that everyt
 from __future__ import annotations
 
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 TaskName = Literal[
     "text_classification",
@@ -26,6 +37,30 @@ TASKS: tuple[str, ...] = get_args(TaskName)
 DpoLoss = Literal[
     "sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"
 ]
+
+
+PairSource = Literal["own_errors", "labels", "ratings", "file"]
+
+
+def _each(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One value, or a list of values to choose from on the validation split."""
+    if not isinstance(value, list):
+        return check(value)
+    if not value:
+        raise ValueError("an empty list leaves nothing to choose from; give one value or several")
+    return [check(one) for one in value]
+
+
+#: A number, or a list of numbers of which the best on the validation split is taken (`medstudy.search`).
+Rate = Annotated[float, Field(gt=0, le=1), WrapValidator(_each), PlainSerializer(lambda v: v)]
+Positive = Annotated[float, Field(gt=0), WrapValidator(_each), PlainSerializer(lambda v: v)]
+Count = Annotated[int, Field(ge=1), WrapValidator(_each), PlainSerializer(lambda v: v)]
+#: Parameters that may be lists, by the training whose choice they are, in order.
+SEARCHED: dict[str, tuple[str, ...]] = {
+    "sft": ("sft_learning_rate", "sft_epochs", "lora_rank"),
+    "dpo": ("dpo_learning_rate", "dpo_epochs", "dpo_beta"),
+    "sft_more": ("sft_more_learning_rate",),
+}
 
 
 class ParamsError(ValueError):
@@ -55,14 +90,18 @@ class RunParams(BaseModel):
     gradient_checkpointing: bool = False
     batch_size: int = Field(8, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
-    lora_rank: int = Field(32, ge=1)
-    sft_learning_rate: float = Field(3e-3, gt=0, le=1)
-    sft_epochs: float = Field(5, gt=0)
+    lora_rank: Count = 32
+    sft_learning_rate: Rate = 3e-3
+    sft_epochs: Positive = 5
+    sft_more_learning_rate: Rate = 3e-4
+    pair_source: PairSource = "own_errors"
+    pair_file: str = ""
     samples_per_case: int = Field(6, ge=1)
     pairs_per_case: int = Field(2, ge=1)
-    dpo_learning_rate: float = Field(3e-4, gt=0, le=1)
-    dpo_epochs: float = Field(1, gt=0)
-    dpo_beta: float = Field(0.1, gt=0)
+    pair_counts: list[Annotated[int, Field(ge=1)]] = []
+    dpo_learning_rate: Rate = 3e-4
+    dpo_epochs: Positive = 1
+    dpo_beta: Positive = 0.1
     dpo_loss: list[DpoLoss] = Field(["sigmoid", "sft"], min_length=1)
     max_new_tokens: int = Field(48, ge=1)
     eval_batch_size: int = Field(64, ge=1)
@@ -71,6 +110,22 @@ class RunParams(BaseModel):
     @classmethod
     def _one_loss_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _pairs_have_their_file(self) -> RunParams:
+        if (self.pair_source in ("ratings", "file")) != bool(self.pair_file):
+            raise ValueError(
+                f"pair_source = {self.pair_source!r} with pair_file = {self.pair_file!r}: the sources "
+                "'ratings' and 'file' read a file, and only they do"
+            )
+        return self
+
+    def trials(self, training: str) -> list[RunParams]:
+        """Every combination of the values to choose from for one training (`SEARCHED`); one, usually."""
+        names = SEARCHED[training]
+        values = [v if isinstance(v := getattr(self, name), list) else [v] for name in names]
+        chosen = itertools.product(*values)
+        return [self.model_copy(update=dict(zip(names, some, strict=True))) for some in chosen]
 
     @classmethod
     def from_notebook(cls, task: str, namespace: Mapping[str, Any]) -> RunParams:
@@ -171,6 +226,8 @@ def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> A
 
 def _explain(error: Any, kind: type[BaseModel], where: str) -> str:
     name = ".".join(str(part) for part in error["loc"])
+    if not name:
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
     if error["type"] == "extra_forbidden":
         allowed = list(kind.model_fields)
         return f"{where}: unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"

@@ -6,8 +6,11 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
+from medstudy.privacy import SMALLEST_COUNT
 from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -16,27 +19,43 @@ if TYPE_CHECKING:
 NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
 
 
-def predictions_table(task: Task, cases: list[Case], answers: Mapping[str, list[str]]) -> pd.DataFrame:
+def predictions_table(
+    task: Task,
+    cases: list[Case],
+    answers: Mapping[str, list[str]],
+    probabilities: Mapping[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
     """Parse and score every arm's outputs.
 
     Args:
         task: parses and scores.
         cases: the test cases, in the order of the outputs.
         answers: arm -> output per case.
+        probabilities: arm -> probability of each label (cases, labels), for classification.
 
     Returns:
         Columns case_id, group_id, arm, output, status, answer and gold (JSON text by outcome), ``score_*``.
-        Every case is there for every arm; an answer that was not parsed scores 0.
+        Every case is there for every arm; an answer that was not parsed scores 0. With ``probabilities``
+        also ``score_brier`` (mean squared error over the labels) and, where the card names a positive
+        label, ``score_p_positive``.
     """
     import pandas as pd
 
+    labels = task.card.labels.get("label", [])
     rows = []
     for arm, outputs in answers.items():
-        for case, output in zip(cases, outputs, strict=True):
+        for i, (case, output) in enumerate(zip(cases, outputs, strict=True)):
             answer = task.parse(output)
             row = {"case_id": case.case_id, "group_id": case.group_id, "arm": arm, "output": output}
             row |= {"status": answer.status, "answer": _json(answer.value), "gold": _json(case.gold)}
-            rows.append(row | {f"score_{name}": value for name, value in task.score(answer, case).items()})
+            row |= {f"score_{name}": value for name, value in task.score(answer, case).items()}
+            if probabilities:
+                p = dict(zip(labels, probabilities[arm][i], strict=True))
+                errors = [(p[label] - (label == case.gold["label"])) ** 2 for label in labels]
+                row["score_brier"] = sum(errors) / len(errors)
+                if task.card.positive:
+                    row["score_p_positive"] = p[task.card.positive]
+            rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -66,6 +85,21 @@ def side_by_side(
 def show_text(card: DataCard, text: str) -> str:
     """``text`` if the card's source may be shown, else a line that says why not."""
     return text if card.shareable else NOT_SHOWN
+
+
+def show_counts(card: DataCard, table: pd.DataFrame) -> pd.DataFrame:
+    """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``."""
+
+    def shown(value: object) -> object:
+        if pd.isna(value):
+            return ""
+        number = isinstance(value, (int, float, np.number)) and float(value).is_integer()
+        few = not card.shareable and number and 0 < float(value) < SMALLEST_COUNT
+        return f"< {SMALLEST_COUNT}" if few else int(value) if number else value
+
+    import pandas as pd
+
+    return table.astype(object).map(shown)
 
 
 def _inline(text: str) -> str:

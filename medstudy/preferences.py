@@ -1,13 +1,17 @@
-"""Preference pairs from the SFT model's own errors, and their audit."""
+"""Preference pairs, from the SFT model's own errors or from elsewhere, and their audit."""
 
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medstudy.data.cases import Case
+from medstudy.data.cases import Case, DataError
+from medstudy.params import RunParams
 from medstudy.prompts import Row
 from medstudy.tasks.base import Task, normalise
 
@@ -48,6 +52,44 @@ class Pairs:
         file.write_text("".join(lines), encoding="utf-8")
 
 
+def make_pairs(
+    params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None
+) -> Pairs:
+    """Pairs for the training cases from the source ``pair_source``.
+
+    ``own_errors`` takes the SFT model's ``samples``; ``labels`` sets gold against wrong answers that the
+    task makes up; ``ratings`` reads a table with case_id, text and rating (several raters: their mean);
+    ``file`` reads one with case_id, chosen and rejected. Files: csv, jsonl, xlsx or parquet.
+
+    Raises:
+        DataError: the file or a column is missing, a cell is empty, or no row is about a training case.
+    """
+    if params.pair_source == "own_errors":
+        return pairs_from_own_errors(task, cases, samples or [], params.pairs_per_case)
+    if params.pair_source == "labels":
+        return _pairs_from_labels(task, cases, params.pairs_per_case, params.seed)
+    rated = params.pair_source == "ratings"
+    columns = ("case_id", "text", "rating") if rated else ("case_id", "chosen", "rejected")
+    rows = _read_rows(Path(params.pair_file).expanduser(), columns)
+    by_case = dict(tuple(rows.groupby(rows["case_id"].astype(str))))
+    pick = _rated if rated else _given
+    found = {
+        c.case_id: pick(by_case[c.case_id], params.pairs_per_case) for c in cases if c.case_id in by_case
+    }
+    if not found:
+        raise DataError(
+            f"{params.pair_file}: none of its {len(by_case)} case ids is a training case, e.g. "
+            f"'{next(iter(by_case), '')}' against '{cases[0].case_id}'; see the card's columns.case_id"
+        )
+    counts = {
+        "training prompts": len(cases),
+        "rows in the file": len(rows),
+        "cases in the file outside training": len(by_case) - len(found),
+    }
+    chosen = {case: [(c, r, params.pair_source) for c, r in pairs] for case, pairs in found.items()}
+    return _assemble(task, cases, chosen, counts)
+
+
 def pairs_from_own_errors(
     task: Task, cases: list[Case], samples: list[list[str]], pairs_per_case: int
 ) -> Pairs:
@@ -62,28 +104,82 @@ def pairs_from_own_errors(
         samples: per case, the answers that the SFT model gave at temperature 1.
         pairs_per_case: at most so many rejected answers a case.
     """
-    pairs: list[Pair] = []
     counts = {
-        "prompts": len(cases),
-        "samples": 0,
-        "wrong_samples": 0,
-        "duplicates_dropped": 0,
-        "identical_dropped": 0,
+        "training prompts": len(cases),
+        "samples drawn": 0,
+        "samples that were wrong": 0,
+        "repeated wrong samples dropped": 0,
     }
+    found: dict[str, list[tuple[str, str, str]]] = {}
     for case, outputs in zip(cases, samples, strict=True):
         right, wrong = _split_by_score(task, case, outputs)
         distinct = _most_frequent_first(wrong)
-        counts["samples"] += len(outputs)
-        counts["wrong_samples"] += len(wrong)
-        counts["duplicates_dropped"] += len(wrong) - len(distinct)
+        counts["samples drawn"] += len(outputs)
+        counts["samples that were wrong"] += len(wrong)
+        counts["repeated wrong samples dropped"] += len(wrong) - len(distinct)
         chosen, source = (_most_frequent_first(right)[0], "own") if right else (task.target(case), "gold")
-        different = [text for text in distinct if normalise(text) != normalise(chosen)]
-        counts["identical_dropped"] += len(distinct) - len(different)
+        found[case.case_id] = [(chosen, rejected, source) for rejected in distinct]
+    return _assemble(task, cases, found, counts, pairs_per_case)
+
+
+def _pairs_from_labels(task: Task, cases: list[Case], pairs_per_case: int, seed: int) -> Pairs:
+    rng = random.Random(seed)
+    found = {
+        case.case_id: [(task.target(case), text, "gold") for text in task.wrong_answers(case, cases, rng)]
+        for case in cases
+    }
+    return _assemble(task, cases, found, {"training prompts": len(cases)}, pairs_per_case)
+
+
+def _assemble(
+    task: Task,
+    cases: list[Case],
+    found: Mapping[str, list[tuple[str, str, str]]],
+    counts: dict[str, int],
+    pairs_per_case: int | None = None,
+) -> Pairs:
+    """Pairs in the order of the cases; those whose sides say the same are dropped and counted."""
+    pairs: list[Pair] = []
+    identical = 0
+    for case in cases:
+        offered = found.get(case.case_id, [])
+        different = [pair for pair in offered if normalise(pair[0]) != normalise(pair[1])]
+        identical += len(offered) - len(different)
         pairs += [
-            Pair(case.case_id, case.group_id, task.messages(case), chosen, rejected, source)
-            for rejected in different[:pairs_per_case]
+            Pair(case.case_id, case.group_id, task.messages(case), *pair)
+            for pair in different[:pairs_per_case]
         ]
-    return Pairs(pairs, counts)
+    return Pairs(pairs, counts | {"identical pairs dropped": identical})
+
+
+def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
+    import pandas as pd
+
+    readers = {".csv": pd.read_csv, ".xlsx": pd.read_excel, ".parquet": pd.read_parquet}
+    readers[".jsonl"] = partial(pd.read_json, lines=True, dtype=False)
+    if file.suffix not in readers or not file.is_file():
+        raise DataError(f"pair_file = '{file}': give an existing file that ends in {', '.join(readers)}")
+    rows = readers[file.suffix](file)
+    missing = [name for name in columns if name not in rows]
+    if missing:
+        raise DataError(f"{file} has no column {', '.join(missing)} (columns: {', '.join(map(str, rows))})")
+    empty = rows[rows[list(columns)].isna().any(axis=1)]
+    if len(empty):
+        raise DataError(f"{file}, row {empty.index[0] + 1}: empty cell in {', '.join(columns)}")
+    if "rating" in columns and not pd.api.types.is_numeric_dtype(rows["rating"]):
+        raise DataError(f"{file}: the column rating must hold numbers")
+    return rows
+
+
+def _rated(rows: pd.DataFrame, pairs_per_case: int) -> list[tuple[str, str]]:
+    """The best-rated answer to one case against the worse ones, the worst first."""
+    means = rows.groupby("text")["rating"].mean().sort_values()
+    best = means.index[-1]
+    return [(best, text) for text in means.index[means < means[best]]][:pairs_per_case]
+
+
+def _given(rows: pd.DataFrame, pairs_per_case: int) -> list[tuple[str, str]]:
+    return list(zip(rows["chosen"].astype(str), rows["rejected"].astype(str), strict=True))[:pairs_per_case]
 
 
 def audit_pairs(made: Pairs, test: list[Case]) -> pd.DataFrame:
@@ -97,12 +193,8 @@ def audit_pairs(made: Pairs, test: list[Case]) -> pd.DataFrame:
     longer = sum(chosen > rejected for chosen, rejected in words)
     facts = {
         "pairs": n,
-        "training prompts": made.counts["prompts"],
+        **made.counts,
         "prompts covered": covered,
-        "samples drawn": made.counts["samples"],
-        "samples that were wrong": made.counts["wrong_samples"],
-        "repeated wrong samples dropped": made.counts["duplicates_dropped"],
-        "identical pairs dropped": made.counts["identical_dropped"],
         "identical pairs left": sum(normalise(p.chosen) == normalise(p.rejected) for p in pairs),
         "chosen is the model's own answer": sum(p.source == "own" for p in pairs),
         "chosen is longer": longer,

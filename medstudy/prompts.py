@@ -78,8 +78,14 @@ class Lengths:
             "truncated": self.truncated,
             "gold answer too long": self.answer_cut,
         }
-        counts["gold answer too long"] = self.answer_cut
         return pd.DataFrame(rows).T.assign(**counts)
+
+
+def longest_row(tokenizer: PreTrainedTokenizerBase, rows: list[Row], lengths: Lengths) -> int:
+    """Tokens of the longest case or pair: answers from a file may be longer than the gold ones."""
+    turns = [[*row["prompt"], *row[side]] for row in rows for side in ("chosen", "rejected")]
+    ids = (tokenizer.apply_chat_template(t, tokenize=True, return_dict=False) for t in turns)
+    return max([lengths.longest, *map(len, ids)])
 
 
 def fit_context(

@@ -91,6 +91,9 @@ def execute(
     from papermill.exceptions import PapermillExecutionError
 
     _refuse_unknown(notebook, parameters)
+    private = output.parent / "private" if marker and _is_private(parameters) else None
+    # of a private source nothing is written outside private/ before it has been looked at
+    working = private / "notebook.ipynb" if private else output
     if gpus > len(visible_gpus()):
         raise NotebookError(f"the run asks for {gpus} GPU and this machine shows {len(visible_gpus())}")
     with (
@@ -104,24 +107,55 @@ def execute(
         try:
             papermill.execute_notebook(
                 str(notebook),
-                str(output),
+                str(working),
                 dict(parameters),
                 kernel_name="python3",
                 language="python",
                 progress_bar=False,
                 start_timeout=300,
                 iopub_timeout=60,
-                kernel_manager_class=_kernel_manager(scratch),
+                kernel_manager_class=_kernel_manager(scratch, private),
             )
         except PapermillExecutionError as error:
-            raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {error.evalue}") from None
+            said = f"its message is withheld, see {working}" if private else error.evalue
+            raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {said}") from None
         except RuntimeError as error:
             # "Kernel died": killed from outside, most often for want of memory
-            raise NotebookError(f"cell {_last_started(output)}: {error} (killed? out of memory?)") from None
+            raise NotebookError(f"cell {_last_started(working)}: {error} (killed? out of memory?)") from None
         finally:
-            _tidy(output)
+            _tidy(working)
+            taken = _release(working, output) if private else []
+    if taken:
+        raise NotebookError(
+            f"outputs repeat the private source and were withheld ({'; '.join(taken)}); see {working}"
+        )
     if marker is not None and not finished(marker):
         raise NotebookError(f"all cells ran, but none wrote {marker.name} with status ok")
+
+
+def _is_private(parameters: Mapping[str, Any]) -> bool:
+    """Whether the run's cases may not be shown; so too where the data card cannot be read."""
+    from medstudy.data.card import load_card
+    from medstudy.data.cases import DataError
+
+    try:
+        return not load_card(parameters["data"]).shareable
+    except (DataError, KeyError):
+        return True
+
+
+def _release(working: Path, output: Path) -> list[str]:
+    """Write a notebook out of ``private/`` without what repeats its cases; returns what was taken out."""
+    import nbformat
+
+    from medstudy.privacy import guard_of, withhold
+
+    if not working.is_file():
+        return []
+    notebook = nbformat.read(working, as_version=4)
+    taken = withhold(notebook, guard_of([output.parent]))
+    nbformat.write(notebook, output)
+    return taken
 
 
 def note(journal: Path | None, **event: Any) -> None:
@@ -177,8 +211,11 @@ def _refuse_unknown(notebook: Path, parameters: Mapping[str, Any]) -> None:
             raise NotebookError(f"{notebook.name} has no parameter '{name}'{nearest(name, known)} {allowed}")
 
 
-def _kernel_manager(folder: Path) -> type:
-    """A kernel manager class: this interpreter, Unix sockets and the connection file in ``folder``."""
+def _kernel_manager(folder: Path, private: Path | None) -> type:
+    """A kernel manager class: this interpreter, Unix sockets and the connection file in ``folder``.
+
+    What the kernel's process itself writes goes to ``private/kernel.log`` where there is one.
+    """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -189,6 +226,13 @@ def _kernel_manager(folder: Path) -> type:
             self.connection_file = str(folder / "kernel.json")
             argv = [sys.executable, "-c", KERNEL, "-f", "{connection_file}"]
             self._kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
+
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+            if private is None:
+                return await super()._async_launch_kernel(kernel_cmd, **options)
+            private.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with (private / "kernel.log").open("w") as log:
+                return await super()._async_launch_kernel(kernel_cmd, stdout=log, stderr=log, **options)
 
     return LocalKernelManager
 

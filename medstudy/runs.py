@@ -23,11 +23,15 @@ import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
 from medstudy.params import RunParams
+
+if TYPE_CHECKING:
+    from medstudy.data.card import DataCard
+    from medstudy.data.cases import Case
 
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 #: Trainer arguments that say where and how loudly, not what: they do not change a result.
@@ -149,6 +153,29 @@ class Run:
         """Open the stage ``name``, made from ``inputs`` by the package modules ``code``."""
         return Stage(self, name, fingerprint([inputs, code_fingerprint(code)]))
 
+    def keep_source(self, card: DataCard, cases: list[Case]) -> None:
+        """Keep the cases in ``private/``, for the scan before a report, and note what the card says.
+
+        ``texts`` are all texts of a case; ``ids`` its identifiers, where the card names columns for them.
+        """
+        import pandas as pd
+
+        named = card.columns and (card.columns.case_id, card.columns.group_id)
+        rows = [
+            {
+                "case_id": case.case_id,
+                "group_id": case.group_id,
+                "texts": [case.text, *case.gold.values(), *_strings(case.details)],
+                "ids": [
+                    i for i, column in zip((case.case_id, case.group_id), named or (), strict=False) if column
+                ],
+            }
+            for case in cases
+        ]
+        pd.DataFrame(rows).to_parquet(self.private / "cases.parquet")
+        self.facts |= {"shareable": card.shareable, "labels": card.labels, "positive": card.positive}
+        write_json(self.private / "source.json", {"card": card.name, "shareable": card.shareable})
+
     def status(self, stage: str, **progress: Any) -> None:
         """Where the run is now, for `medstudy status`; replaced at every call."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -174,6 +201,14 @@ class Run:
         }
         self.save("run", record)
         return record
+
+
+def _strings(value: Any) -> list[str]:
+    """Every text inside ``value``."""
+    if isinstance(value, str):
+        return [value]
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    return [text for part in parts for text in _strings(part)]
 
 
 def provenance() -> dict[str, Any]:

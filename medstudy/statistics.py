@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,63 @@ class Interval:
 
 @dataclass(frozen=True)
 class Resampled:
-    """What a bootstrap gives for one output: standard error, 95 % interval, and 90 % for equivalence."""
+    """What a bootstrap gives for one output: standard error, 95 % interval, and 90 % for equivalence.
+
+    ``draws`` are its values over the resamples, shared by all outputs of one call.
+    """
 
     value: float
     error: float
     interval: Interval
     equivalence: Interval
+    draws: np.ndarray = field(repr=False)
+
+
+@dataclass(frozen=True)
+class OverSeeds:
+    """Mean over trained models and its uncertainty from two sources: other trainings and other cases.
+
+    ``seed_error`` and ``case_error`` are the two parts of ``error`` (their squares add up).
+    """
+
+    value: float
+    error: float
+    seed_error: float
+    case_error: float
+    degrees: float
+    p: float
+    interval: Interval
+    equivalence: Interval
+
+
+def over_seeds(by_seed: np.ndarray, draws: np.ndarray) -> OverSeeds | None:
+    """t interval and test that speak of other cases *and* of other trainings with the same settings.
+
+    Seeds are to the cases what readers are in a study of many readers and many cases: the method of
+    Obuchowski and Rockette (Commun Stat Simul Comput 1995;24:285) with the degrees of freedom of Hillis
+    (Stat Med 2007;26:596). Squared error = variance between seeds / seeds + covariance that the seeds share
+    because they answer the same cases.
+
+    Args:
+        by_seed: value (or difference of two arms) of every seed, shape (seeds,).
+        draws: the same over resampled cases, shape (seeds, draws).
+
+    Returns:
+        None where there is nothing to estimate: fewer than two seeds, or seeds that do not differ.
+    """
+    from scipy.stats import t
+
+    seeds = len(by_seed)
+    if seeds < 2 or not np.isfinite(by_seed).all() or np.ptp(by_seed) < 1e-12:
+        return None
+    between = float(np.var(by_seed, ddof=1)) / seeds
+    covariance = np.cov(draws[:, np.isfinite(draws).all(axis=0)])
+    shared = max(0.0, float(covariance[~np.eye(seeds, dtype=bool)].mean()))
+    value, error = float(by_seed.mean()), float(np.sqrt(between + shared))
+    degrees = (between + shared) ** 2 / (between**2 / (seeds - 1))
+    limits = [Interval(*map(float, t.interval(level, degrees, value, error))) for level in (0.95, 0.90)]
+    p = float(2 * t.sf(abs(value) / error, degrees))
+    return OverSeeds(value, error, between**0.5, shared**0.5, float(degrees), p, *limits)
 
 
 def wilson(successes: float, n: float, alpha: float = 0.05) -> Interval:
@@ -62,7 +113,7 @@ def bootstrap(
     value = statistic(np.ones((1, units)))[:, 0]
     if units < 2:
         nothing = Interval(float("nan"), float("nan"), "one unit: no interval")
-        return [Resampled(float(v), float("nan"), nothing, nothing) for v in value]
+        return [Resampled(float(v), float("nan"), nothing, nothing, np.empty(0)) for v in value]
     options = {
         "vectorized": True,
         "axis": -1,
@@ -127,15 +178,17 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     return multipletests(p_values, method="holm")[1] if len(p_values) else np.array([])
 
 
-def smallest_detectable(error: float, alpha: float = 0.05, power: float = 0.8) -> float:
+def smallest_detectable(
+    error: float, alpha: float = 0.05, power: float = 0.8, degrees: float = np.inf
+) -> float:
     """The difference found with this power by a two-sided test whose standard error is ``error``.
 
-    (z_{1-alpha/2} + z_power) * error, the usual normal formula (statsmodels' NormalIndPower for one sample).
-    It shrinks with the root of the number of cases.
+    (t_{1-alpha/2} + t_power) * error; with infinite degrees of freedom the usual normal formula
+    (statsmodels' NormalIndPower for one sample). It shrinks with the root of the number of cases.
     """
-    from scipy.stats import norm
+    from scipy.stats import t
 
-    return float((norm.ppf(1 - alpha / 2) + norm.ppf(power)) * error)
+    return float((t.ppf(1 - alpha / 2, degrees) + t.ppf(power, degrees)) * error)
 
 
 def cases_needed(n: int, error: float, difference: float, alpha: float = 0.05, power: float = 0.8) -> int:
@@ -162,11 +215,11 @@ def _resampled(
     seen = draws[np.isfinite(draws)]
     if not np.isfinite(value) or len(seen) < 2:
         nothing = Interval(float("nan"), float("nan"), "no case is counted: no interval")
-        return Resampled(float(value), float("nan"), nothing, nothing)
+        return Resampled(float(value), float("nan"), nothing, nothing, draws)
     if np.ptp(seen) < 1e-12:
-        return _without_spread(float(value), units, bounded)
+        return _without_spread(float(value), units, bounded, draws)
     intervals = (_or_percentile(limits, seen, alpha) for limits, alpha in ((i95, 0.05), (i90, 0.10)))
-    return Resampled(float(value), float(np.std(seen, ddof=1)), *intervals)
+    return Resampled(float(value), float(np.std(seen, ddof=1)), *intervals, draws)
 
 
 def _or_percentile(bca: np.ndarray, draws: np.ndarray, alpha: float) -> Interval:
@@ -176,13 +229,13 @@ def _or_percentile(bca: np.ndarray, draws: np.ndarray, alpha: float) -> Interval
     return Interval(float(low), float(high), "BCa undefined: percentile interval")
 
 
-def _without_spread(value: float, units: int, bounded: bool) -> Resampled:
+def _without_spread(value: float, units: int, bounded: bool, draws: np.ndarray) -> Resampled:
     if not bounded:
         same = Interval(value, value, "all units alike: no spread to estimate")
-        return Resampled(value, 0.0, same, same)
+        return Resampled(value, 0.0, same, same, draws)
     note = f"all units alike: Wilson limit of 0 of {units}"
     i95, i90 = (
         Interval(value - reach, value + reach, note)
         for reach in (wilson(0, units).high, wilson(0, units, 0.10).high)
     )
-    return Resampled(value, (i95.high - i95.low) / 2 / 1.96, i95, i90)
+    return Resampled(value, (i95.high - i95.low) / 2 / 1.96, i95, i90, draws)

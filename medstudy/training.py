@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 #: Package modules whose change redoes a training stage.
 CODE = ("training", "models")
 LOG = "log.csv"
+PRIVATE_ADAPTER = """# Trained on private data: do not publish
+
+The weights of this adapter were fitted to cases whose data card does not say `shareable: true`.
+They may give parts of them away.
+"""
 
 
 def lora_config(params: RunParams) -> LoraConfig:
@@ -46,7 +51,7 @@ def sft_config(params: RunParams, run: Run, longest: int, steps: int = -1) -> SF
     from trl import SFTConfig
 
     return SFTConfig(
-        learning_rate=params.sft_learning_rate,
+        learning_rate=params.sft_learning_rate if steps < 0 else params.sft_more_learning_rate,
         num_train_epochs=params.sft_epochs,
         max_steps=steps,
         **_common(params, run, longest),
@@ -110,6 +115,8 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     frozen_after, adapter_after = _weight_hashes(trainer.model)
     trainer.model.eval()
     trainer.model.save_pretrained(stage.folder / "adapter", selected_adapters=["default"])
+    if not stage.run.facts.get("shareable", False):
+        (stage.folder / "adapter" / "README.md").write_text(PRIVATE_ADAPTER, encoding="utf-8")
     _save_probe(trainer, stage)
     _save_log(trainer, stage)
     stage.finish(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from medstudy.statistics import cases_needed, holm
+from medstudy.statistics import cases_needed, holm, smallest_detectable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -17,6 +17,8 @@ WORTH = "DPO worth it"
 ENOUGH = "SFT is enough"
 HARMS = "DPO harms"
 INVALID = "not valid"
+#: More seeds than this are not asked for; cases are then what is missing.
+MOST_SEEDS = 20
 #: Contrasts of the Holm family; `few_shot-base` is shown, and no claim rests on it.
 FAMILY = ("sft-base", "dpo-sft", "dpo-sft_more")
 
@@ -25,6 +27,8 @@ METRIC_NAMES = {
     "f1": "F1",
     "macro_f1": "macro-F1",
     "accuracy": "accuracy",
+    "auroc": "AUROC",
+    "brier": "Brier score, lower is better",
     "factual_f1": "factual F1",
     "provider_macro_f1": "provider macro-F1",
     "urgency_macro_f1": "urgency macro-F1",
@@ -184,19 +188,28 @@ def _outcome(rows: dict[str, Row], margin: float, alpha: float, family: int) -> 
         control = f"; DPO is not better by {margin:g} than SFT continued as long"
         return Verdict(ENOUGH, evidence + control + shows)
     if len(rows_used) == 2 and all(_gain(row, alpha) for row in rows_used):
-        # intervals speak of these trained models; only its return in every seed speaks for the method
-        if min(difference for row in rows_used for difference in row["by_seed"]) <= 0:
-            return Verdict(
-                "inconclusive: more seeds needed", f"{evidence}; the gain is not there in every seed"
-            )
+        if over_sft["seeds"] < 2:
+            return Verdict("inconclusive: more seeds needed", f"{evidence}; one training is no evidence")
         return Verdict(WORTH, evidence)
-    more = max(_more_cases(row, margin, alpha / family) for row in rows_used)
     control = "" if over_more is not None else "; no sft_more arm, so a gain could be mere extra training"
+    seeds = max(_more_seeds(row, margin, alpha / family) for row in rows_used)
+    if 0 < seeds <= MOST_SEEDS:
+        return Verdict(f"inconclusive: about {seeds} more seeds", evidence + shows + control)
+    more = max(_more_cases(row, margin, alpha / family) for row in rows_used)
     return Verdict(f"inconclusive: about {more} more cases", evidence + shows + control, more)
 
 
 def _gain(row: Row, alpha: float) -> bool:
     return row["low"] > 0 and row["p_holm"] < alpha
+
+
+def _more_seeds(row: Row, margin: float, alpha: float) -> float:
+    """Seeds to add, as `_more_cases`: trainings cost less than cases. Infinite where they are not enough."""
+    if row["seed_error"] is None:
+        return math.inf
+    needed = (max(abs(row["difference"]), margin) / smallest_detectable(1.0, alpha)) ** 2
+    rest = needed - (row["error"] ** 2 - row["seed_error"] ** 2)
+    return math.ceil(row["seeds"] * (row["seed_error"] ** 2 / rest - 1)) if rest > 0 else math.inf
 
 
 def _more_cases(row: Row, margin: float, alpha: float) -> int:

@@ -20,6 +20,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         RECIPES["builtin/llama"],
         vocabulary=400,
         hidden=8,
+        head_size=4,
         layers=2,
         heads=2,
         key_value_heads=2,

@@ -98,3 +98,17 @@ def test_every_task_has_a_primary_metric_and_reports_unparsed_answers():
     for metrics in TASK_METRICS.values():
         assert any(m.primary for m in metrics)
         assert "unparsed" in [m.name for m in metrics]
+
+
+def test_auroc_equals_scikit_learn_also_with_weights_and_ties():
+    from sklearn.metrics import roc_auc_score
+
+    from medstudy.metrics import auroc
+
+    rng = np.random.default_rng(0)
+    positive, scores = rng.random(80) < 0.3, rng.integers(0, 9, 80) / 9
+    terms = np.stack([scores, positive], axis=-1)[:, None, :]
+    weights = rng.integers(0, 4, (5, 80)).astype(float)
+    expected = [roc_auc_score(positive, scores, sample_weight=w) for w in weights]
+    assert auroc(terms, weights) == pytest.approx(expected)
+    assert np.isnan(auroc(terms, positive[None].astype(float)))  # a draw without negatives

@@ -7,6 +7,7 @@ from medstudy.statistics import (
     cases_needed,
     exact_mcnemar,
     holm,
+    over_seeds,
     randomisation,
     smallest_detectable,
     wilson,
@@ -103,3 +104,29 @@ def test_intervals_cover_and_tests_keep_their_level():
         rejected += exact_mcnemar(int((null > 0).sum()), int((null < 0).sum())) < 0.05
     assert 0.91 <= covered / runs <= 0.98
     assert rejected / runs <= 0.06
+
+
+def draws_with(variance, covariance, seeds):
+    """Draws whose sample covariance is exactly this."""
+    wanted = np.full((seeds, seeds), covariance) + np.eye(seeds) * (variance - covariance)
+    white = np.random.default_rng(1).normal(size=(seeds, 1000))
+    white = np.linalg.solve(np.linalg.cholesky(np.cov(white)), white - white.mean(axis=1, keepdims=True))
+    return np.linalg.cholesky(wanted) @ white
+
+
+def test_over_seeds_equals_the_published_multi_reader_example():
+    # Van Dyke data, 5 readers, ROC area of two treatments, Cov2 .000344 and Cov3 .000239; R package RJafroc
+    # gives SE 0.02074862, df 15.25967, p 0.05166569 and the interval (-0.08795950, 0.00035885)
+    first = np.array([0.91964573, 0.85877617, 0.90386473, 0.97310789, 0.82979066])
+    second = np.array([0.94782609, 0.90531401, 0.92173913, 0.99935588, 0.92995169])
+    got = over_seeds(first - second, draws_with(0.0009, 2 * (0.000344 - 0.000239), 5))
+    assert got.value == pytest.approx(-0.04380032, abs=1e-7)
+    assert got.error == pytest.approx(0.02074862, rel=1e-3)
+    assert got.degrees == pytest.approx(15.25967, rel=1e-2)
+    assert got.p == pytest.approx(0.05166569, rel=1e-2)
+    assert (got.interval.low, got.interval.high) == pytest.approx((-0.0879595, 0.00035885), abs=1e-4)
+
+
+def test_over_seeds_has_nothing_to_say_of_one_seed_or_of_seeds_that_agree():
+    assert over_seeds(np.array([0.1]), np.ones((1, 50))) is None
+    assert over_seeds(np.array([0.1, 0.1]), np.random.default_rng(0).normal(size=(2, 50))) is None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 from trl import DPOTrainer, SFTTrainer
 
@@ -14,22 +16,25 @@ from medstudy import gates
 from medstudy.data.card import DataCard
 from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
-from medstudy.generation import Decoding, answer_cases, decode, sample_cases
+from medstudy.generation import Decoding, answer_cases, decode, sample_cases, score_labels
 from medstudy.models import load_model, load_tokenizer, stop_tokens
 from medstudy.params import RunParams
 from medstudy.preferences import Pair, Pairs, audit_pairs, pairs_from_own_errors
 from medstudy.prompts import fit_context, prompt_ids, sft_row, token_table
 from medstudy.runs import Run, Stage
+from medstudy.search import choose, tried
 from medstudy.tasks import get_task
 from medstudy.training import CODE, dpo_config, keep_adapter, lora_config, sft_config, train, training_log
 
 
-def sft_stage(run: Run, card: DataCard, cases: list[Case]) -> Stage:
+def sft_stage(
+    run: Run, card: DataCard, cases: list[Case], name: str = "sft", params: RunParams | None = None
+) -> Stage:
     """Train the SFT arm on ``cases``."""
     task, tokenizer = get_task("text_classification", card), load_tokenizer(run.params)
     rows = [sft_row(task, case) for case in cases]
-    args, lora = sft_config(run.params, run, 200), lora_config(run.params)
-    stage = run.stage("sft", CODE, args=args, lora=lora, rows=rows)
+    args, lora = sft_config(params or run.params, run, 200), lora_config(params or run.params)
+    stage = run.stage(name, CODE, args=args, lora=lora, rows=rows)
     model = load_model(run.params, trainable=True)
     trainer = SFTTrainer(
         model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
@@ -153,6 +158,53 @@ def test_batches_padding_and_shared_prompts_change_no_answer(
     )  # the checkpoint's settings are not obeyed
     near_greedy = decode(model, tokenizer, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
     assert [set(texts) for texts in near_greedy] == [set(texts) for texts in alone]
+
+
+def test_label_probabilities_are_those_of_the_whole_sequences(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    """Against the plain way: each prompt with each label, one by one, no cache and no padding."""
+    task, model, tokenizer = get_task("text_classification", card), load_model(params), load_tokenizer(params)
+    labels, prompts = ["yes", "no", "not at all"], [task.messages(case) for case in cases]
+    expected = []
+    for messages in prompts:
+        start = len(prompt_ids(tokenizer, messages))
+        log_p = []
+        for label in labels:
+            turns = [*messages, {"role": "assistant", "content": label}]
+            ids = torch.tensor([tokenizer.apply_chat_template(turns, return_dict=False)])
+            with torch.inference_mode():
+                logits = model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
+            log_p.append(logits.gather(1, ids[0, start:, None]).sum())
+        expected.append(torch.stack(log_p).softmax(0).tolist())
+    for batch_size in (1, 4, 64):
+        found = score_labels(model, tokenizer, prompts, labels, batch_size)
+        assert found == pytest.approx(np.array(expected), abs=1e-5)
+
+
+def test_settings_are_chosen_on_validation_and_written_down(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    task = get_task("text_classification", card)
+    # the tiny model cannot learn eight cases
+    some = {"model": "builtin/llama", "sft_learning_rate": [1e-9, 3e-3], "sft_epochs": 15, "lora_rank": 8}
+    listed = params.model_copy(update=some)
+    run, asked = Run(listed), []
+
+    def fit(name: str, trial: RunParams) -> Stage:
+        asked.append((name, trial.sft_learning_rate))
+        return sft_stage(run, card, cases, name, trial)
+
+    chosen, stage = choose(run, "sft", listed, task, cases, fit)
+    assert asked == [("sft-1", 1e-9), ("sft-2", 3e-3)]
+    table = tried(run, "sft")
+    assert chosen.sft_learning_rate == 3e-3
+    assert list(table["chosen"]) == [False, True]
+    assert table["validation_score"][1] > table["validation_score"][0]
+    assert (stage.name, run.stages["sft"]) == ("sft", stage)
+    assert run.facts["chosen"]["sft_learning_rate"] == 3e-3
+    choose(run, "sft", chosen, task, cases, lambda name, trial: stage)
+    assert tried(run, "sft") is None
 
 
 def test_samples_are_the_same_for_the_same_seed(

@@ -20,8 +20,8 @@ from medstudy.verdict import (
 LABELS = {"label": list("abcd")}
 
 
-def row(contrast, difference, half=0.02, p=None, by_seed=None, metric="accuracy"):
-    """A pooled contrast with a symmetric interval of this half-width."""
+def row(contrast, difference, half=0.02, p=None, seeds=3, metric="accuracy", seed_share=0.0):
+    """A pooled contrast with a symmetric interval of this half-width, partly from the seeds' spread."""
     low, high = difference - half, difference + half
     p = (0.0001 if low > 0 or high < 0 else 0.5) if p is None else p
     return {
@@ -34,9 +34,10 @@ def row(contrast, difference, half=0.02, p=None, by_seed=None, metric="accuracy"
         "p": p,
         "p_holm": p,
         "n": 300,
-        "seeds": 3,
-        "by_seed": by_seed or [difference] * 3,
+        "seeds": seeds,
+        "by_seed": [difference] * seeds,
         "error": half / 1.96,
+        "seed_error": seed_share**0.5 * half / 1.96,
         "equivalence_low": difference - 0.84 * half,
         "equivalence_high": difference + 0.84 * half,
         "smallest_detectable": 2.8 * half / 1.96,
@@ -66,9 +67,15 @@ def test_a_gain_has_to_survive_holm():
     assert verdict(contrasts).label.startswith("inconclusive")
 
 
-def test_a_gain_that_one_seed_makes_is_no_verdict_for_the_method():
-    contrasts = [row("dpo-sft", 0.05, by_seed=[0.17, -0.01, -0.01]), row("dpo-sft_more", 0.05)]
-    assert verdict(contrasts).label == "inconclusive: more seeds needed"
+def test_one_training_is_no_verdict_for_the_method():
+    assert verdict(both(0.08, 0.05, seeds=1)).label == "inconclusive: more seeds needed"
+
+
+def test_where_trainings_differ_more_than_cases_it_asks_for_seeds():
+    """Half-width .1 is an error of .051, all from the seeds; to find .06 takes .06 / 2.80 = .0214."""
+    decided = verdict(both(0.06, 0.06, half=0.1, seed_share=1.0))
+    assert decided.label == "inconclusive: about 15 more seeds"  # 3 (.051 / .0214)^2 - 3
+    assert "cases" in verdict(both(0.03, 0.03, half=0.1, seed_share=1.0)).label  # 65 seeds are too many
 
 
 def test_equivalence_needs_the_whole_90_percent_interval_within_the_margin():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.comparison import FinishedRun, finished_runs
+from medstudy.privacy import WORDS, Guard, guard_of, scan_study
 from medstudy.runs import slug
 
 if TYPE_CHECKING:
@@ -23,8 +24,11 @@ class ReportError(RuntimeError):
 def build(study: str | Path) -> Path:
     """Write ``<study>/report`` from the executed notebooks, tables and figures; return its index.
 
+    Every file of the study outside ``private/`` is scanned for text of cases that may not be shown, the
+    pages too; after a hit there is no report.
+
     Raises:
-        ReportError: the comparison notebook has not been executed.
+        ReportError: the comparison notebook has not been executed, or a file repeats a case.
     """
     study = Path(study)
     if not (study / "comparison.ipynb").is_file():
@@ -36,14 +40,53 @@ def build(study: str | Path) -> Path:
     for old in report.glob("*.html"):
         old.unlink()
     runs = finished_runs(study)
+    guard = guard_of(run.folder for run in runs)
+    scanned = _refuse_copies(study, guard)
     for run in runs:
         asked = run.parameters
         title = f"{_words(asked['task'])} · {asked['model']} · seed {asked['seed']}"
         _write_page(run.folder / "notebook.ipynb", report / _page(run), title)
     _write_page(study / "comparison.ipynb", report / "comparison.html", f"{study.name}: comparison")
+    for model, notebook in _base_models(study, runs).items():
+        _write_page(notebook, report / f"{slug(model)}.html", f"How {model} was made")
     index = report / "index.html"
-    index.write_text(_index(study, runs), encoding="utf-8")
+    index.write_text(_index(study, runs, _scan_sentence(guard, scanned)), encoding="utf-8")
+    try:
+        _refuse_copies(report, guard)
+    except ReportError:
+        for page in report.glob("*.html"):
+            page.unlink()
+        raise
     return index
+
+
+def _refuse_copies(folder: Path, guard: Guard) -> int:
+    """Scan a folder; returns how many files were read."""
+    hits, files = scan_study(folder, guard)
+    if hits:
+        listed = "\n".join(f"  {hit}" for hit in hits[:20])
+        raise ReportError(
+            f"{len(hits)} places in {folder} repeat what is private; no report was written:\n{listed}\n"
+            "take the output out of the notebook (or, if the source may be shown, set `shareable: true`)"
+        )
+    return files
+
+
+def _scan_sentence(guard: Guard, files: int) -> str:
+    if not guard.cases:
+        return "All sources of this study may be shown: their data cards say so."
+    return (
+        f"{files} files outside private/ were scanned for runs of {WORDS} words, identifiers and dates of "
+        f"{guard.cases} cases, and for e-mail addresses and access tokens; none was found. This does not "
+        "prove that they are de-identified: paraphrases and pictures are not seen."
+    )
+
+
+def _base_models(study: Path, runs: list[FinishedRun]) -> dict[str, Path]:
+    """Executed notebooks of the built-in models that the runs used."""
+    used = sorted({m for run in runs if (m := run.parameters["model"]).startswith("builtin/")})
+    notebooks = {model: study.parent / "base_models" / f"{slug(model)}.ipynb" for model in used}
+    return {model: notebook for model, notebook in notebooks.items() if notebook.is_file()}
 
 
 def _page(run: FinishedRun) -> str:
@@ -78,7 +121,7 @@ def _shell(title: str, body: str) -> str:
     )
 
 
-def _index(study: Path, runs: list[FinishedRun]) -> str:
+def _index(study: Path, runs: list[FinishedRun], scan: str) -> str:
     import pandas as pd
 
     verdicts = pd.read_csv(study / "verdicts.csv")
@@ -94,7 +137,12 @@ def _index(study: Path, runs: list[FinishedRun]) -> str:
         figure,
         f"<p>{len(runs)} runs, {when}, on {device}, code {html.escape(commits)}. "
         f"Data cards: {html.escape(data)}. Not for clinical use.</p>",
-        '<p><a href="comparison.html">Comparison notebook</a>: forest plot, tables, costs.</p>',
+        '<p><a href="comparison.html">Comparison notebook</a>: forest plot, tables, costs.'
+        + "".join(
+            f' <a href="{slug(m)}.html">How {html.escape(m)} was made</a>.' for m in _base_models(study, runs)
+        )
+        + "</p>",
+        f"<p>{html.escape(scan)}</p>",
         "<h2>Runs</h2>",
         _run_table(runs),
     ]

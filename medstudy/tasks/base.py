@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -50,6 +51,10 @@ class Task(ABC):
     @abstractmethod
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
         """Per-case scores; ``correct`` (0 or 1) decides what a preference pair rejects."""
+
+    @abstractmethod
+    def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
+        """Answers in the right form that are wrong for ``case``, in random order; ``cases`` lend theirs."""
 
     def messages(self, case: Case, examples: list[Case] | None = None) -> list[Message]:
         """The prompt as chat turns; worked examples, if any, come first."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 from medstudy.data.cases import Case
 from medstudy.tasks.base import Answer, Task, choose
 
@@ -29,3 +31,7 @@ class Classification(Task):
 
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
         return {"correct": float(answer.value.get("label") == case.gold["label"])}
+
+    def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
+        others = [label for label in self.labels if label != case.gold["label"]]
+        return rng.sample(others, len(others))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 from medstudy.data.cases import Case
 from medstudy.tasks.base import Answer, Task, field_of, normalise
 
@@ -32,6 +35,14 @@ class ClinicalReasoning(Task):
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
         said = normalise(answer.value.get("diagnosis", ""))
         return {"correct": float(bool(said) and said in self._accepted(case))}
+
+    def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
+        """The other options where the source has some, else diagnoses of other cases."""
+        names = list(case.details.get("options", {}).values()) or [c.gold["diagnosis"] for c in cases]
+        accepted = self._accepted(case)
+        wrong = sorted({name for name in names if normalise(name) not in accepted})
+        answers = [replace(case, gold={"diagnosis": name}) for name in rng.sample(wrong, len(wrong))]
+        return [self.target(answer) for answer in answers]
 
     def _options(self, case: Case) -> dict[str, str]:
         return case.details.get("options", {}) if self.card.show_options else {}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
+
 from medstudy.data.cases import Case
 from medstudy.tasks.base import Answer, Task, choose, field_of
 
@@ -32,3 +35,13 @@ class ClinicalTriage(Task):
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
         right = {name: float(answer.value.get(name) == case.gold[name]) for name in self.outcomes}
         return right | {"correct": float(all(right.values()))}
+
+    def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
+        """One outcome wrong, the other right."""
+        wrong = [
+            {**case.gold, name: label}
+            for name in self.outcomes
+            for label in self.card.labels[name]
+            if label != case.gold[name]
+        ]
+        return [self.target(replace(case, gold=gold)) for gold in rng.sample(wrong, len(wrong))]

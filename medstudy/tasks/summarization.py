@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from functools import cache
 from typing import Any
@@ -50,6 +51,15 @@ class Summarization(Task):
             "correct": float(f1 == 1.0),
         }
 
+    def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
+        """The gold note with one sentence left out, and with one exchanged for another case's."""
+        own = _split(case.gold["summary"].strip())
+        place = rng.randrange(len(own))
+        other = _split(rng.choice(cases).gold["summary"].strip())
+        exchanged = [*own[:place], rng.choice(other), *own[place + 1 :]]
+        texts = [" ".join(exchanged), " ".join([*own[:place], *own[place + 1 :]])]
+        return [text for text in texts if text and normalise(text) != normalise(case.gold["summary"])]
+
 
 def factual_overlap(said: str, case: Case) -> tuple[float, float]:
     """Factual precision and recall of a summary: stated facts that are true, true facts that are stated.
@@ -73,8 +83,12 @@ def factual_overlap(said: str, case: Case) -> tuple[float, float]:
 
 def sentences(text: str) -> list[str]:
     """Sentences or bullet lines of a note; a full stop between digits does not end one."""
-    parts = (normalise(part) for part in re.split(r"(?<=[.!?;])\s+|\n+", text))
+    parts = (normalise(part) for part in _split(text))
     return [part for part in parts if part]
+
+
+def _split(text: str) -> list[str]:
+    return re.split(r"(?<=[.!?;])\s+|\n+", text)
 
 
 def _share_found(facts: list[str], text: str) -> float:

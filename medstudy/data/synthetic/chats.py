@@ -171,21 +171,14 @@ def _when(rng: random.Random) -> Chat:
 
 
 def _then_and_now(rng: random.Random) -> Chat:
-    """One finding or one test, said of two times in either order."""
-    germ = rng.choice(sc.GERMS)
+    """One finding, said of two times in either order."""
     now, before = rng.random() < 0.5, rng.random() < 0.5
-    if rng.random() < 0.5:
-        finding = rng.choice(sc.FINDINGS)
-        said = [
-            f"the patient {rng.choice(sc.HAS if x else sc.HAS_NOT).format(finding)}" for x in (now, before)
-        ]
-        ask = f"Is there {finding} {{}}?"
-    else:
-        said = [rng.choice(sc.POSITIVE if x else sc.NEGATIVE).format(germ) for x in (now, before)]
-        ask = "Was the urine positive {}?"
+    finding = rng.choice(sc.FINDINGS)
+    said = [f"the patient {rng.choice(sc.HAS if x else sc.HAS_NOT).format(finding)}" for x in (now, before)]
     times = rng.choice(sc.TODAY), rng.choice(sc.BEFORE)
     lines = [sentence(f"{time} {line}") for time, line in zip(times, said, strict=True)]
     rng.shuffle(lines)
+    ask = f"Is there {finding} {{}}?"
     (first, one), (second, two) = rng.sample([(times[0], now), (times[1], before)], 2)
     return _chat(f"{' '.join(lines)} {ask.format(first)}", _yes(one), capital(ask.format(second)), _yes(two))
 

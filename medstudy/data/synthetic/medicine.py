@@ -202,16 +202,16 @@ LABS: dict[str, tuple[str, int, float, float]] = {
 
 # What patients write about: their words | note phrase | provider and urgency when nothing else applies.
 _COMPLAINTS = """
-a dressing that needs changing | dressing change | nurse | routine
-stitches that should come out | stitch removal | nurse | soon
+a dressing that comes off | loose dressing | nurse | routine
+stitches that pull | pulling stitches | nurse | soon
 ears blocked with wax | ear wax | nurse | routine
 a small cut that is weeping | weeping wound | nurse | soon
-a blood pressure check that is due | blood pressure check | nurse | routine
+a plaster cast that feels loose | loose cast | nurse | routine
 itchy eyes from hay fever | hay fever | pharmacist | routine
-tablets that run out in two days | repeat prescription | pharmacist | soon
+a stuffy nose from a cold | nasal congestion | pharmacist | soon
 a burning feeling after meals | heartburn | pharmacist | routine
 itching between my toes | athlete's foot | pharmacist | routine
-a question about missed tablets | missed dose | pharmacist | soon
+hiccups after my new tablets | side effect | pharmacist | soon
 burning when I pee | dysuria | primary care | soon
 an ear that aches | earache | primary care | soon
 a cough with green phlegm | productive cough | primary care | soon
