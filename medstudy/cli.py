@@ -6,6 +6,7 @@ import argparse
 import signal
 import sys
 from collections import Counter
+from pathlib import Path
 
 _VERDICT = ["task", "model", "outcome", "sft", "sft_more", "dpo", "verdict"]
 
@@ -59,7 +60,23 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", type=float, default=0.03, help="differences smaller than this do not matter"
     )
     _command(commands, "report", _report, "write the HTML report of a study that has been run")
+    _ratings_parser(commands)
     return parser
+
+
+def _ratings_parser(commands: argparse._SubParsersAction) -> None:
+    text = "blinded sheets for human ratings of one run, and their way back"
+    actions = commands.add_parser("ratings", help=text, description=text).add_subparsers(required=True)
+    out = actions.add_parser("export", help="write one blinded sheet a rater into private/ratings")
+    out.add_argument("run", help="results/<study>/<model>/<task>/seed<k>")
+    out.add_argument("raters", nargs="+", help="a name for each rater's sheet, such as initials")
+    out.add_argument("--cases", type=_positive, default=50)
+    out.add_argument("--arms", nargs="+", default=[], help="default: all of the run")
+    out.set_defaults(command=_export_ratings)
+    back = actions.add_parser("import", help="check filled-in sheets and write ratings.json")
+    back.add_argument("run")
+    back.add_argument("sheets", nargs="+")
+    back.set_defaults(command=_import_ratings)
 
 
 def _command(
@@ -119,6 +136,27 @@ def _report(args: argparse.Namespace) -> int:
 
     folder = batch.enter(args.study)
     print(report.build(batch.results_of(load_study(folder))))
+    return 0
+
+
+def _export_ratings(args: argparse.Namespace) -> int:
+    from medstudy import ratings
+
+    for file in ratings.export(Path(args.run), args.raters, args.cases, args.arms):
+        print(file)
+    return 0
+
+
+def _import_ratings(args: argparse.Namespace) -> int:
+    from medstudy import ratings
+
+    found = ratings.import_sheets(Path(args.run), [Path(sheet) for sheet in args.sheets])
+    for arm, cell in found["arms"].items():
+        print(f"{arm:<10} mean {cell['mean']:.2f} of {cell['n']} cases")
+    for row in found["contrasts"]:
+        print(f"{row['contrast']:<14} {row['difference']:+.2f}, Wilcoxon p = {row['p']:.3g}, n = {row['n']}")
+    for row in found["agreement"]:
+        print(f"{' and '.join(row['raters'])}: weighted kappa {row['weighted_kappa']:.2f}, n = {row['n']}")
     return 0
 
 

@@ -78,7 +78,7 @@ def study_tables(cells: list[Cell], margin: float) -> dict[str, pd.DataFrame]:
 
 
 def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
-    """Write the tables; returns those that were there with other contents."""
+    """Write the tables, as CSV and LaTeX; returns the CSV files that were there with other contents."""
     changed = []
     for name, table in tables.items():
         file, text = study / name, table.to_csv(index=False)
@@ -86,6 +86,9 @@ def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
             changed.append(name)
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
+        latex = study / "tables" / Path(name).with_suffix(".tex").name
+        latex.parent.mkdir(exist_ok=True)
+        latex.write_text(table.to_latex(index=False, escape=True, float_format="%.3f"), encoding="utf-8")
     return changed
 
 

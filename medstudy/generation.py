@@ -83,7 +83,6 @@ def label_probabilities(
     arm: str,
     task: Task,
     cases: list[Case],
-    labels: list[str],
     adapter: Stage | None = None,
     examples: list[Case] | None = None,
 ) -> np.ndarray:
@@ -94,6 +93,7 @@ def label_probabilities(
     """
     import pandas as pd
 
+    labels = task.card.labels["label"]
     prompts = [task.messages(case, examples) for case in cases]
     stage = run.stage(
         f"probabilities_{arm}",

@@ -79,7 +79,7 @@ class RunParams(BaseModel):
     data: str = Field(min_length=1)
     data_root: str = ""
     results: str = "results"
-    n_train: int = Field(150, ge=0)
+    n_train: int = Field(100, ge=0)
     n_valid: int = Field(60, ge=0)
     n_test: int = Field(200, ge=0)
     split_seed: int = Field(0, ge=0)
@@ -92,7 +92,7 @@ class RunParams(BaseModel):
     gradient_accumulation: int = Field(1, ge=1)
     lora_rank: Count = 32
     sft_learning_rate: Rate = 3e-3
-    sft_epochs: Positive = 5
+    sft_epochs: Positive = 8
     sft_more_learning_rate: Rate = 3e-4
     pair_source: PairSource = "own_errors"
     pair_file: str = ""

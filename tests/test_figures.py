@@ -140,4 +140,4 @@ def test_arms_differ_in_grey_and_in_shape():
     linear = [[((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(figures.ARM_COLOURS[arm])] for arm in ARMS]
     lightness = [116 * float(np.dot(c, [0.2126, 0.7152, 0.0722])) ** (1 / 3) - 16 for c in linear]
     assert min(np.abs(np.diff(sorted(lightness)))) > 10
-    assert len(set(figures.ARM_MARKERS.values())) == len(ARMS)
+    assert len(set(figures.ARM_MARKERS.values())) == len(figures.ARM_MARKERS)

@@ -14,6 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from medstudy import report
 from medstudy.comparison import finished_runs, study_cells
 from medstudy.gates import GATES
+from medstudy.params import resolve
 from medstudy.verdict import verdict_table
 
 ARMS = ("base", "sft", "sft_more", "dpo")
@@ -39,7 +40,9 @@ def finished(folder: Path, seed: int, gates: int = GATES, status: str = "ok") ->
     ]
     pd.DataFrame(rows).to_parquet(run / "private" / "predictions.parquet")
     asked = {"task": "text_classification", "model": "builtin/llama", "seed": seed, "data": "synthetic_uti"}
-    record = {"status": status, "parameters": asked, "seconds": {"sft": 1.0, "dpo": 2.0}, "pairs": 4}
+    record = {"status": status, "parameters": resolve(asked).model_dump(), "pairs": 4, "shareable": True}
+    record |= {"seconds": {"sft": 1.0, "dpo": 2.0}, "labels": {"label": ["no", "yes"]}, "positive": "yes"}
+    record |= {"medstudy": "0.1", "versions": {"torch": "2.13"}, "python": "3.11"}
     record |= {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "git_commit": "0123456789abcdef"}
     (run / "run.json").write_text(json.dumps(record))
     checked = [{"gate": f"gate {i}", "passed": True, "value": 0, "expected": ""} for i in range(gates)]
@@ -76,7 +79,15 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
     index = report.build(study)
     pages = {page.name: page.read_text() for page in index.parent.glob("*.html")}
     runs = {f"text_classification-builtin-llama-seed{seed}.html" for seed in (0, 1)}
-    assert set(pages) == {"index.html", "comparison.html"} | runs
+    assert set(pages) == {"index.html", "comparison.html", "checklist.html"} | runs
+    assert "to be filled in by the authors" in pages["checklist.html"]
+    paragraph = (index.parent / "methods.md").read_text()
+    assert "learning rate 0.003" in paragraph and "(0, 1)" in paragraph
+    assert "not valid" not in (index.parent / "cards/text_classification-builtin-llama-model.md").read_text()
+    assert (
+        "no patient is in it"
+        in (index.parent / "cards/text_classification-builtin-llama-data.md").read_text()
+    )
     for text in pages.values():
         loads = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)|url\(([^)]+)\)|@import""", text)
         assert all(not re.match(r"(https?:)?//", "".join(found)) for found in loads)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,15 +31,18 @@ def build(study: str | Path) -> Path:
     Raises:
         ReportError: the comparison notebook has not been executed, or a file repeats a case.
     """
+    import pandas as pd
+
+    from medstudy.report.documents import write_documents
+
     study = Path(study)
     if not (study / "comparison.ipynb").is_file():
         raise ReportError(
             f"{study}/comparison.ipynb does not exist; run the study first: medstudy run params/{study.name}"
         )
     report = study / "report"
-    report.mkdir(exist_ok=True)
-    for old in report.glob("*.html"):
-        old.unlink()
+    shutil.rmtree(report, ignore_errors=True)
+    report.mkdir()
     runs = finished_runs(study)
     guard = guard_of(run.folder for run in runs)
     scanned = _refuse_copies(study, guard)
@@ -49,13 +53,14 @@ def build(study: str | Path) -> Path:
     _write_page(study / "comparison.ipynb", report / "comparison.html", f"{study.name}: comparison")
     for model, notebook in _base_models(study, runs).items():
         _write_page(notebook, report / f"{slug(model)}.html", f"How {model} was made")
+    verdicts = pd.read_csv(study / "verdicts.csv")
+    write_documents(report, runs, verdicts.to_dict("records"))
     index = report / "index.html"
     index.write_text(_index(study, runs, _scan_sentence(guard, scanned)), encoding="utf-8")
     try:
         _refuse_copies(report, guard)
     except ReportError:
-        for page in report.glob("*.html"):
-            page.unlink()
+        shutil.rmtree(report)
         raise
     return index
 
@@ -107,10 +112,11 @@ def _write_page(notebook: Path, target: Path, title: str) -> None:
         exclude_output_prompt=True,
     )
     body, _ = exporter.from_notebook_node(nbformat.read(notebook, as_version=4))
-    target.write_text(_shell(title, body), encoding="utf-8")
+    target.write_text(shell(title, body), encoding="utf-8")
 
 
-def _shell(title: str, body: str) -> str:
+def shell(title: str, body: str) -> str:
+    """A whole page of the report around ``body``."""
     style = (TEMPLATES / "style.css").read_text(encoding="utf-8")
     head = '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
     nav = '<nav><a href="index.html">Study</a> <a href="comparison.html">Comparison</a></nav>'
@@ -142,11 +148,15 @@ def _index(study: Path, runs: list[FinishedRun], scan: str) -> str:
             f' <a href="{slug(m)}.html">How {html.escape(m)} was made</a>.' for m in _base_models(study, runs)
         )
         + "</p>",
+        '<p><a href="checklist.html">Reporting checklist</a>, after TRIPOD-LLM. '
+        '<a href="methods.md">Methods paragraph</a>.</p>',
         f"<p>{html.escape(scan)}</p>",
         "<h2>Runs</h2>",
         _run_table(runs),
+        "<h2>Model cards and data sheets</h2>",
+        _card_links(runs),
     ]
-    return _shell(f"{study.name}: is DPO worth it?", "\n".join(body))
+    return shell(f"{study.name}: is DPO worth it?", "\n".join(body))
 
 
 def _verdict_table(verdicts: pd.DataFrame) -> str:
@@ -172,6 +182,17 @@ def _run_table(runs: list[FinishedRun]) -> str:
         )
     head = "<tr><th>Notebook</th><th>Model</th><th>Seed</th><th>Gates that failed</th><th>Time</th></tr>"
     return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+
+
+def _card_links(runs: list[FinishedRun]) -> str:
+    cells = dict.fromkeys((run.parameters["task"], run.parameters["model"]) for run in runs)
+    items = (
+        f"<li>{_words(task)}, {html.escape(model)}: "
+        f'<a href="cards/{task}-{slug(model)}-model.md">model</a>, '
+        f'<a href="cards/{task}-{slug(model)}-data.md">data</a></li>'
+        for task, model in cells
+    )
+    return f"<ul>{''.join(items)}</ul>"
 
 
 def _commit(record: dict[str, Any]) -> str:
