@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 #: Test cases answered again one by one, to see whether batching changes answers.
-RECHECKED = 16
+RECHECKED = 8
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ class RunParams(BaseModel):
     n_test: int = Field(200, ge=0)
     split_seed: int = Field(0, ge=0)
     overlong: Literal["error", "exclude", "truncate"] = "error"
-    few_shot_k: int = Field(2, ge=0, le=32)
+    few_shot_k: int = Field(1, ge=0, le=32)
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     quantization: Literal["none", "4bit"] = "none"
     gradient_checkpointing: bool = False
