@@ -35,6 +35,12 @@ KERNEL = (
 )
 
 
+#: Figures of executed notebooks are crisp at any size, and the same figure gives the same bytes.
+FIGURES = """c.InlineBackend.figure_formats = {"svg"}
+c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}
+"""
+
+
 class NotebookError(RuntimeError):
     """A notebook did not run to its end; the message names the cell, the error and its message."""
 
@@ -243,6 +249,9 @@ def _environment(scratch: Path, private: Path, threads: int, devices: list[str])
     private.mkdir(parents=True, exist_ok=True, mode=0o700)
     cache = private.absolute() / "cache"
     count = str(threads)
+    profile = scratch / "ipython" / "profile_default" / "ipython_kernel_config.py"
+    profile.parent.mkdir(parents=True, exist_ok=True)
+    profile.write_text(FIGURES, encoding="utf-8")
     return {
         "OMP_NUM_THREADS": count,
         "MKL_NUM_THREADS": count,

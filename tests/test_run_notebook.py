@@ -90,3 +90,17 @@ def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     mock_study.notebook(tmp_path / "a.ipynb", "seed = 0")
     with pytest.raises(NotebookError, match="asks for 2 GPU and this machine shows 1"):
         run_notebook.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, threads=1, gpus=2, marker=None)
+
+
+def test_figures_are_svg_and_the_same_each_time(tmp_path: Path) -> None:
+    lines = ("import matplotlib.pyplot as plt", "figure, axis = plt.subplots()", "axis.plot([1, 2])")
+    draw = "\n".join([*lines, "plt.close()", "figure"])
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "seed = 0", draw)
+    seen = []
+    for _ in range(2):
+        done = execute(tmp_path, "a")
+        assert done.returncode == 0, done.stderr
+        cells = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).cells
+        seen += [o.data for cell in cells for o in cell.get("outputs", []) if "data" in o]
+    assert all("image/svg+xml" in data and "image/png" not in data for data in seen)
+    assert "<dc:date>" not in seen[0]["image/svg+xml"]
