@@ -187,6 +187,7 @@ def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
         seeds=len(runs),
         failed_gates=sorted({name for run in runs for name in run.failed_gates}),
         pairs=mean(run.record["pairs"] for run in runs),
+        pair_tokens=mean(run.record["stages"]["dpo"].get("tokens", 0) for run in runs),
         dpo_seconds=mean(run.record["seconds"]["dpo"] for run in runs),
     )
 

@@ -58,8 +58,8 @@ class Verdict:
 class Cell:
     """One task x model of a study: what `pooled` gave, and what is known of its runs.
 
-    ``failed_gates`` names every gate that failed in any seed, or that was not checked; ``pairs`` and
-    ``dpo_seconds`` are means over seeds.
+    ``failed_gates`` names every gate that failed in any seed, or that was not checked. The cost is given as
+    means over seeds: preference pairs, tokens in them, seconds of DPO training.
     """
 
     task: str
@@ -70,6 +70,7 @@ class Cell:
     failed_gates: Sequence[str] = ()
     pairs: float = math.nan
     dpo_seconds: float = math.nan
+    pair_tokens: float = math.nan
 
 
 def with_holm(cells: Sequence[Cell]) -> list[Cell]:
@@ -270,5 +271,6 @@ def _line(cell: Cell, outcome: str, decided: Verdict) -> Row:
         "verdict": decided.label,
         "sentence": decided.sentence,
         "pairs": cell.pairs,
+        "pair_tokens": cell.pair_tokens,
         "dpo_seconds": cell.dpo_seconds,
     }

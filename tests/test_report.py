@@ -42,6 +42,7 @@ def finished(folder: Path, seed: int, gates: int = GATES, status: str = "ok") ->
     asked = {"task": "text_classification", "model": "builtin/llama", "seed": seed, "data": "synthetic_uti"}
     record = {"status": status, "parameters": resolve(asked).model_dump(), "pairs": 4, "shareable": True}
     record |= {"seconds": {"sft": 1.0, "dpo": 2.0}, "labels": {"label": ["no", "yes"]}, "positive": "yes"}
+    record |= {"stages": {"dpo": {"tokens": 400}}}
     record |= {"medstudy": "0.1", "versions": {"torch": "2.13"}, "python": "3.11"}
     record |= {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "git_commit": "0123456789abcdef"}
     (run / "run.json").write_text(json.dumps(record))
