@@ -187,6 +187,7 @@ def test_tables_of_a_study():
         "verdict",
         "sentence",
         "pairs",
+        "pair_tokens",
         "dpo_seconds",
     ]
     assert table["dpo_sft_difference"][0] == pytest.approx(table["dpo"][0] - table["sft"][0], abs=1e-5)
