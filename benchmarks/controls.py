@@ -20,7 +20,7 @@ import pandas as pd
 
 from medstudy.evaluation import pooled
 from medstudy.statistics import smallest_detectable
-from medstudy.verdict import HARMS, WORTH, Cell, verdict, with_holm
+from medstudy.verdict import HARMS, WORTH, Cell, verdict, verdict_table, with_holm
 
 ARMS = ("base", "sft", "sft_more", "dpo")
 #: Spread of the cases' hardness on the logit scale.
@@ -74,10 +74,10 @@ def true_difference(effect: float, retraining: float) -> float:
     return dpo - sft
 
 
-def simulate(studies: int, resamples: int) -> pd.DataFrame:
+def simulate(studies: int, resamples: int, seed_counts: list[int]) -> pd.DataFrame:
     """One row a scenario: coverage, rates of verdicts, power seen against power by formula."""
     lines = []
-    for seeds in (1, 3, 5):
+    for seeds in seed_counts:
         for retraining in (0.0, 0.1, 0.2):
             for effect in (0.0, 0.3, 0.6):
                 lines.append(_scenario(studies, resamples, 200, seeds, effect, retraining))
@@ -169,11 +169,13 @@ def swapped(study: Path) -> pd.DataFrame:
                     "rejected": [{"role": "assistant", "content": rejected}],
                 }
             )
-        adapter = finished.folder / "private" / "stages" / "sft"
+        if not rows:
+            continue
+        key = finished.record["stages"]["sft"]["key"]
+        stages = (finished.folder / "private" / "stages").glob("sft*/stage.json")
+        [adapter] = [file.parent for file in stages if json.loads(file.read_text())["key"] == key]
         args = dpo_config(asked, run, longest_row(tokenizer, rows, lengths))
-        stage = run.stage(
-            "dpo", CODE, base=model_fingerprint(asked), start=str(adapter), args=args, rows=rows
-        )
+        stage = run.stage("dpo", CODE, base=model_fingerprint(asked), start=key, args=args, rows=rows)
         if not stage.done:
             policy = load_model(asked, adapter / "adapter", trainable=True)
             data = Dataset.from_list(rows)
@@ -193,8 +195,6 @@ def swapped(study: Path) -> pd.DataFrame:
         Cell(task, model, *pooled(tables, task, *labels[task]), seeds=len(tables))
         for (task, model), tables in by_cell.items()
     ]
-    from medstudy.verdict import verdict_table
-
     return verdict_table(cells)
 
 
@@ -207,9 +207,10 @@ def main() -> None:
     parser.add_argument("study", nargs="?", type=Path)
     parser.add_argument("--studies", type=int, default=400)
     parser.add_argument("--resamples", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 3, 5])
     args = parser.parse_args()
     known = args.control == "simulate"
-    table = simulate(args.studies, args.resamples) if known else swapped(args.study)
+    table = simulate(args.studies, args.resamples, args.seeds) if known else swapped(args.study)
     print(table.to_csv(index=False))
 
 

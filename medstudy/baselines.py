@@ -26,8 +26,10 @@ def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
     gold = [case.gold["label"] for case in splits.train]
     answers: dict[str, list[str]] = {}
     probabilities: dict[str, np.ndarray] = {}
-    for name, model in _models(splits.train, seed).items():
-        found = model.fit(_inputs(splits.train), gold).predict_proba(_inputs(splits.test))
+    numeric = task.card.task == "numeric_classification"
+    train, test = (_inputs(cases, numeric) for cases in (splits.train, splits.test))
+    for name, model in _models(numeric, seed).items():
+        found = model.fit(train, gold).predict_proba(test)
         # a label that is not in training has no column, and no chance
         columns = [list(model.classes_).index(x) if x in model.classes_ else -1 for x in labels]
         padded = np.column_stack([found, np.zeros(len(found))])[:, columns]
@@ -36,7 +38,7 @@ def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
     return predictions_table(task, splits.test, answers, probabilities)
 
 
-def _models(train: list[Case], seed: int) -> dict[str, Any]:
+def _models(numeric: bool, seed: int) -> dict[str, Any]:
     from sklearn.dummy import DummyClassifier
     from sklearn.ensemble import HistGradientBoostingClassifier
     from sklearn.feature_extraction.text import TfidfVectorizer
@@ -47,7 +49,7 @@ def _models(train: list[Case], seed: int) -> dict[str, Any]:
 
     majority = {"majority": DummyClassifier(strategy="prior")}
     regression = LogisticRegression(max_iter=1000)
-    if not _numeric(train):
+    if not numeric:
         words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
         return majority | {"logistic_regression": make_pipeline(words, regression)}
     numbers = (SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
@@ -57,12 +59,8 @@ def _models(train: list[Case], seed: int) -> dict[str, Any]:
     }
 
 
-def _numeric(cases: list[Case]) -> bool:
-    return "features" in cases[0].details
-
-
-def _inputs(cases: list[Case]) -> Any:
-    if not _numeric(cases):
+def _inputs(cases: list[Case], numeric: bool) -> Any:
+    if not numeric:
         return [case.text for case in cases]
     names = list(cases[0].details["features"])
     return np.array([[case.details["features"][name] for name in names] for case in cases], dtype=float)

@@ -156,7 +156,8 @@ def _import_ratings(args: argparse.Namespace) -> int:
     for row in found["contrasts"]:
         print(f"{row['contrast']:<14} {row['difference']:+.2f}, Wilcoxon p = {row['p']:.3g}, n = {row['n']}")
     for row in found["agreement"]:
-        print(f"{' and '.join(row['raters'])}: weighted kappa {row['weighted_kappa']:.2f}, n = {row['n']}")
+        kappa = "undefined" if row["weighted_kappa"] is None else f"{row['weighted_kappa']:.2f}"
+        print(f"{' and '.join(row['raters'])}: weighted kappa {kappa}, n = {row['n']}")
     return 0
 
 

@@ -162,22 +162,20 @@ def training_logs(runs: list[FinishedRun], arm: str = "dpo") -> pd.DataFrame:
 
 
 def learning_curves(runs: list[FinishedRun]) -> pd.DataFrame:
-    """`learning_curve.csv` of every run that has one, with columns task and model; means over seeds."""
+    """`learning_curve.csv` of every run that has one, with columns task, model and seed."""
     import pandas as pd
 
-    parts = [
-        pd.read_csv(file).assign(task=run.parameters["task"], model=run.parameters["model"])
-        for run in runs
-        if (file := run.folder / "learning_curve.csv").is_file()
-    ]
-    if not parts:
-        return pd.DataFrame()
-    keys = ["task", "model", "metric", "pairs"]
-    return pd.concat(parts).groupby(keys, sort=False)[["difference", "low", "high"]].mean().reset_index()
+    parts = []
+    for run in runs:
+        names = {name: run.parameters[name] for name in ("task", "model", "seed")}
+        file = run.folder / "learning_curve.csv"
+        parts += [pd.read_csv(file).assign(**names)] if file.is_file() else []
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
     predictions = {run.parameters["seed"]: run.predictions() for run in runs}
+    _alike(task, model, runs, predictions)
     metrics, contrasts = pooled(predictions, task, runs[0].record["labels"], runs[0].record["positive"])
     return Cell(
         task=task,
@@ -190,6 +188,27 @@ def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
         pair_tokens=mean(run.record["stages"]["dpo"].get("tokens", 0) for run in runs),
         dpo_seconds=mean(run.record["seconds"]["dpo"] for run in runs),
     )
+
+
+def _alike(task: str, model: str, runs: list[FinishedRun], predictions: dict[int, pd.DataFrame]) -> None:
+    """Seeds may be pooled only if nothing else differs: a run by hand may lie in the same folder.
+
+    Raises:
+        DataError: names what differs.
+    """
+    own = {"seed", "results", "data_root"}
+    for run in runs[1:]:
+        pairs = {k: (runs[0].parameters[k], v) for k, v in run.parameters.items() if k not in own}
+        other = ", ".join(f"{k} = {a!r} and {b!r}" for k, (a, b) in pairs.items() if a != b)
+        if not other and set(predictions[run.parameters["seed"]]["case_id"]) != set(
+            predictions[runs[0].parameters["seed"]]["case_id"]
+        ):
+            other = "their test cases"
+        if other:
+            raise DataError(
+                f"{task}, {model}: seeds {runs[0].parameters['seed']} and {run.parameters['seed']} differ in "
+                f"{other}; move one of {runs[0].folder} and {run.folder} away, or run the study again"
+            )
 
 
 def _order(parameters: dict[str, Any]) -> tuple[int, str, int]:

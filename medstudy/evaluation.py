@@ -139,7 +139,7 @@ def _one_gold(predictions: pd.DataFrame) -> None:
     torn = variants.index[(variants != 1).any(axis=1)]
     if len(torn):
         raise PredictionsError(
-            f"{len(torn)} cases have several golds or groups, e.g. '{torn[0]}'; case ids must be unique"
+            f"{len(torn)} case ids stand for several golds or groups; case ids must be unique"
         )
 
 

@@ -213,9 +213,9 @@ def learning_figure(points: pd.DataFrame) -> Figure:
 
     Args:
         points: columns pairs, metric, difference, low, high (`learning_curve.learning_curve`), and
-            task and model where there are several.
+            task, model and seed where there are several.
     """
-    groups = [c for c in ("task", "model", "metric") if c in points]
+    groups = [c for c in ("task", "model", "metric", "seed") if c in points]
     with style():
         figure, axes = _grid(1, 1, A4_WIDTH, 3)
         axis = axes[0, 0]
@@ -223,6 +223,7 @@ def learning_figure(points: pd.DataFrame) -> Figure:
         for number, (names, rows) in enumerate(points.groupby(groups, sort=False)):
             at = rows["pairs"] * (1 + 0.01 * number)  # side by side, where points would hide each other
             label = ", ".join(_capital(METRIC_NAMES.get(str(n), str(n))) for n in names)
+            label += " (seed)" if "seed" in groups else ""
             reach = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
             axis.errorbar(at, rows["difference"], reach, marker="^", linewidth=1.2, label=label)
         axis.set(xlabel="preference pairs", ylabel="DPO - SFT on the test cases")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medstudy.data.audit import near_duplicates
+from medstudy.privacy import SMALLEST_COUNT
 from medstudy.runs import Run
 
 if TYPE_CHECKING:
@@ -69,9 +70,9 @@ def check_gates(
         nothing_lost(trained, facts),
         weights(trained),
         decoding(decoded),
-        disjoint(splits, near_duplicates(data_audit)),
+        disjoint(splits, _shown(near_duplicates(data_audit), run)),
         pairs(pairs_audit),
-        dpo_moved(dpo_log, answers) if moved else _no_pairs("DPO moved"),
+        dpo_moved(facts["dpo"], answers) if moved else _no_pairs("DPO moved"),
         displacement(dpo_log) if moved else _no_pairs("likelihood displacement"),
         reload(decoded),
         batching(decoded),
@@ -126,7 +127,13 @@ def decoding(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
     return Gate("eval mode, greedy, left padding", good, value, "training mode False, greedy True, left")
 
 
-def disjoint(splits: Splits, near: int) -> Gate:
+def _shown(count: int, run: Run) -> int | str:
+    """A count of patients; a small one of a private source is not told."""
+    few = 0 < count < SMALLEST_COUNT and not run.facts.get("shareable", False)
+    return f"< {SMALLEST_COUNT}" if few else count
+
+
+def disjoint(splits: Splits, near: int | str) -> Gate:
     """No case and no group in two splits; near-duplicates of test cases in training are counted beside it."""
     parts = [splits.train, splits.validation, splits.test]
     shared = sum(
@@ -146,11 +153,14 @@ def pairs(audit: pd.DataFrame) -> Gate:
     return Gate("pairs from training only", not any(value.values()), value, "0 of each")
 
 
-def dpo_moved(log: pd.DataFrame, answers: Mapping[str, list[str]]) -> Gate:
-    """DPO changed the model: a reward margin, and outputs that differ from the SFT model's."""
-    margin = float(log["rewards/margins"].tail(_tenth(log)).mean())
+def dpo_moved(dpo: Mapping[str, Any], answers: Mapping[str, list[str]]) -> Gate:
+    """DPO changed the model: a reward margin on pairs it was trained on, and outputs unlike the SFT model's.
+
+    The log's margins would not do: in a single epoch every pair is logged before it is learnt from.
+    """
+    margin = dpo["last_margin"]
     changed = sum(a != b for a, b in zip(answers["sft"], answers["dpo"], strict=True)) / len(answers["dpo"])
-    value = {"margin at the end": round(margin, 3), "changed outputs": f"{changed:.1%}"}
+    value = {"margin after training": round(margin, 3), "changed outputs": f"{changed:.1%}"}
     expected = f"margin >= {MOVED_MARGIN} and changed outputs >= {MOVED_SHARE:.0%}"
     return Gate("DPO moved", margin >= MOVED_MARGIN and changed >= MOVED_SHARE, value, expected)
 

@@ -85,7 +85,7 @@ def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric
     if task not in TASK_METRICS:
         raise ValueError(f"unknown task '{task}'; choose one of {', '.join(TASK_METRICS)}")
     if positive is None or len(labels.get("label", [])) != 2:
-        return TASK_METRICS[task]
+        return [m for m in TASK_METRICS[task] if m.kind != "auroc"]
     if positive not in labels["label"]:
         raise ValueError(
             f"positive label '{positive}' is not one of {', '.join(labels['label'])}; correct the data card"

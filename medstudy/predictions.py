@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -87,8 +87,11 @@ def show_text(card: DataCard, text: str) -> str:
     return text if card.shareable else NOT_SHOWN
 
 
-def show_counts(card: DataCard, table: pd.DataFrame) -> pd.DataFrame:
-    """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``."""
+def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``.
+
+    ``columns``: where the counts of cases are; everywhere, if empty.
+    """
 
     def shown(value: object) -> object:
         if pd.isna(value):
@@ -99,7 +102,9 @@ def show_counts(card: DataCard, table: pd.DataFrame) -> pd.DataFrame:
 
     import pandas as pd
 
-    return table.astype(object).map(shown)
+    table = table.astype(object)
+    counted = list(columns) or list(table)
+    return table.assign(**{str(name): table[name].map(shown) for name in counted})
 
 
 def _inline(text: str) -> str:

@@ -155,19 +155,23 @@ def _assemble(
 def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     import pandas as pd
 
-    readers = {".csv": pd.read_csv, ".xlsx": pd.read_excel, ".parquet": pd.read_parquet}
-    readers[".jsonl"] = partial(pd.read_json, lines=True, dtype=False)
+    # as text: neither 0012 nor the answer "None" is to be taken for something else
+    text = {"dtype": str, "keep_default_na": False}
+    readers = {".csv": partial(pd.read_csv, **text), ".xlsx": partial(pd.read_excel, **text)}
+    readers |= {".parquet": pd.read_parquet, ".jsonl": partial(pd.read_json, lines=True, dtype=False)}
     if file.suffix not in readers or not file.is_file():
         raise DataError(f"pair_file = '{file}': give an existing file that ends in {', '.join(readers)}")
     rows = readers[file.suffix](file)
     missing = [name for name in columns if name not in rows]
     if missing:
         raise DataError(f"{file} has no column {', '.join(missing)} (columns: {', '.join(map(str, rows))})")
-    empty = rows[rows[list(columns)].isna().any(axis=1)]
+    empty = rows[(rows[list(columns)].isna() | rows[list(columns)].eq("")).any(axis=1)]
     if len(empty):
         raise DataError(f"{file}, row {empty.index[0] + 1}: empty cell in {', '.join(columns)}")
-    if "rating" in columns and not pd.api.types.is_numeric_dtype(rows["rating"]):
-        raise DataError(f"{file}: the column rating must hold numbers")
+    if "rating" in columns:
+        rows["rating"] = pd.to_numeric(rows["rating"], errors="coerce")
+        if rows["rating"].isna().any():
+            raise DataError(f"{file}, row {rows['rating'].isna().idxmax() + 1}: the rating is not a number")
     return rows
 
 

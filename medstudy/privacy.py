@@ -10,7 +10,6 @@ import html
 import json
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,8 +17,8 @@ from typing import Any
 
 #: So many words of a case in a row count as a copy.
 WORDS = 6
-#: Wording that more than this share of the cases has (and more than COMMON_CASES) is the form, no patient's.
-COMMON_SHARE, COMMON_CASES = 0.05, 5
+#: Wording that more than this share of the groups has (and more than COMMON_GROUPS) is no patient's.
+COMMON_SHARE, COMMON_GROUPS = 0.05, 5
 #: Smallest count of patients that a table of a private source shows.
 SMALLEST_COUNT = 11
 #: Never to be sent, whoever wrote it.
@@ -45,27 +44,47 @@ class Hit:
 
 @dataclass
 class Guard:
-    """What is known of the cases that must not be seen: hashes of word runs, and identifier-like tokens."""
+    """What is known of the cases that must not be seen: runs of words, and identifier-like tokens.
+
+    ``cases`` holds the (card, case id) pairs that it has learnt.
+    """
 
     runs: set[int] = field(default_factory=set)
     marks: set[str] = field(default_factory=set)
-    cases: int = 0
+    cases: set[tuple[str, str]] = field(default_factory=set)
 
-    def add(self, table: Any) -> None:
-        """Learn the cases of a ``cases.parquet`` (`Run.keep_source`)."""
-        counts: Counter[int] = Counter()
+    def add(self, table: Any, card: str = "", known: str = "") -> None:
+        """Learn the cases of a ``cases.parquet`` (`Run.keep_source`).
+
+        Wording that many groups share is the form and no patient's, and so are the words of the card.
+
+        Args:
+            table: columns case_id, group_id, texts, ids.
+            card: name of the data card.
+            known: what the card itself says (question, labels, column names).
+        """
+        groups: dict[str, dict[Any, set[str]]] = {"runs": {}, "marks": {}}
         for row in table.to_dict("records"):
-            counts.update({run for text in row["texts"] for run in _runs(text)})
-            self.marks.update(mark for text in (*row["texts"], *row["ids"]) for mark in _marks(text))
-            self.marks.update(str(name) for name in row["ids"] if len(str(name)) >= 4)
-        most = max(COMMON_CASES, COMMON_SHARE * len(table))
-        self.runs |= {run for run, n in counts.items() if n <= most}
-        self.cases += len(table)
+            for text in row["texts"]:
+                for run in _runs(text):
+                    groups["runs"].setdefault(run, set()).add(row["group_id"])
+                for mark in _marks(text):
+                    groups["marks"].setdefault(mark, set()).add(row["group_id"])
+            # an identifier is one however often it comes; four digits alone are any number
+            self.marks |= {i for i in map(str.casefold, row["ids"]) if len(i) >= (6 if i.isdigit() else 4)}
+            self.cases.add((card, row["case_id"]))
+        most = max(COMMON_GROUPS, COMMON_SHARE * table["group_id"].nunique())
+        own = set(_tokens(known))
+        self.runs |= {run for run, seen in groups["runs"].items() if len(seen) <= most}
+        self.marks |= {m for m, seen in groups["marks"].items() if len(seen) <= most and m not in own}
 
     def rules_broken(self, text: str) -> list[str]:
-        """Names of the rules that ``text`` breaks."""
+        """Names of the rules that ``text`` breaks, as it stands or without markup."""
+        return sorted({rule for form in (text, _plain(text)) for rule in self._broken(form)})
+
+    def _broken(self, text: str) -> list[str]:
         broken = [name for name, pattern in PATTERNS.items() if re.search(pattern, text, re.IGNORECASE)]
-        if any(run in self.runs for run in _runs(text)):
+        if not self.runs.isdisjoint(_runs(text, scanned=True)):
             broken.append(f"{WORDS} words in a row of a case")
         if not self.marks.isdisjoint(_tokens(text)):
             broken.append("identifier, date or number of a case")
@@ -77,15 +96,20 @@ class Guard:
 
 
 def guard_of(run_folders: Iterable[Path]) -> Guard:
-    """A guard that knows the cases of every run whose source is not shareable."""
+    """A guard that knows the cases of every run, finished or not, whose source is not shareable."""
     import pandas as pd
 
     guard = Guard()
     for folder in run_folders:
-        source = folder / "private" / "source.json"
-        if source.is_file() and not json.loads(source.read_text(encoding="utf-8"))["shareable"]:
-            guard.add(pd.read_parquet(folder / "private" / "cases.parquet"))
+        source, cases = (folder / "private" / name for name in ("source.json", "cases.parquet"))
+        if source.is_file() and not (said := json.loads(source.read_text(encoding="utf-8")))["shareable"]:
+            guard.add(pd.read_parquet(cases), said["card"], said["known"])
     return guard
+
+
+def run_folders(study: Path) -> list[Path]:
+    """Folders of all runs of a study that got as far as reading their source."""
+    return [file.parents[1] for file in sorted(study.glob("*/*/seed*/private/source.json"))]
 
 
 def files_outside_private(study: Path) -> list[Path]:
@@ -133,7 +157,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
         return
     text = file.read_text(encoding="utf-8", errors="ignore")
     if file.suffix != ".ipynb":
-        yield "", _plain(text)
+        yield "", text
         return
     notebook = json.loads(text)
     yield "metadata", json.dumps(notebook["metadata"], ensure_ascii=False)
@@ -145,7 +169,7 @@ def _texts(file: Path) -> Iterator[tuple[str, str]]:
 def _output_text(output: Any) -> str:
     parts = [output.get("text", ""), output.get("evalue", ""), *output.get("traceback", [])]
     parts += [value for kind, value in output.get("data", {}).items() if not kind.startswith("image/p")]
-    return _plain("\n".join("".join(part) if isinstance(part, list) else str(part) for part in parts))
+    return "\n".join("".join(part) if isinstance(part, list) else str(part) for part in parts)
 
 
 def _plain(text: str) -> str:
@@ -166,13 +190,16 @@ def _png_text(data: bytes) -> Iterator[str]:
         place += 12 + length
 
 
-def _runs(text: str) -> Iterator[int]:
-    """Hashes of all runs of `WORDS` words; of a shorter text, of the whole if it has four words at least."""
+def _runs(text: str, scanned: bool = False) -> Iterator[int]:
+    """Hashes of all runs of `WORDS` words. A text of four or five words counts as a whole.
+
+    ``scanned``: where such a short text may stand anywhere.
+    """
     words = re.findall(r"\w+", text.casefold())
-    if 4 <= len(words) < WORDS:
-        yield zlib.crc32(" ".join(words).encode())
-    for i in range(len(words) - WORDS + 1):
-        yield zlib.crc32(" ".join(words[i : i + WORDS]).encode())
+    short = (4, 5) if scanned else (len(words),) if len(words) in (4, 5) else ()
+    for size in (*short, WORDS):
+        for i in range(len(words) - size + 1):
+            yield hash(tuple(words[i : i + size]))
 
 
 def _marks(text: str) -> list[str]:
@@ -185,5 +212,7 @@ def _marks(text: str) -> list[str]:
 
 
 def _tokens(text: str) -> list[str]:
-    """Words with the signs that hold identifiers and dates together."""
-    return [token.strip(".:+-/") for token in re.findall(r"[\w./:+-]+", str(text))]
+    """Words in lower case, with the signs that hold identifiers and dates together, and without."""
+    patterns = (r"[\w./:+-]+", r"[^\W_]+(?:[.-][^\W_]+)*", r"[^\W_]+(?:-[^\W_]+)*")
+    found = (token for pattern in patterns for token in re.findall(pattern, str(text).casefold()))
+    return [token.strip(".:+-/") for token in found]

@@ -64,6 +64,15 @@ class Lengths:
         """Tokens of the longest prompt plus the longest answer."""
         return max(self.prompt) + max(self.answer)
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cases that the context left out or shortened, and gold answers that could not be given whole."""
+        return {
+            "excluded": self.excluded,
+            "truncated": self.truncated,
+            "gold answer too long": self.answer_cut,
+        }
+
     def table(self) -> pd.DataFrame:
         """Quantiles of the token counts, and how many cases do not fit and how."""
         import pandas as pd
@@ -73,12 +82,7 @@ class Lengths:
             name: {label: int(pd.Series(values).quantile(q)) for label, q in quantiles.items()}
             for name, values in (("prompt tokens", self.prompt), ("tokens kept for the answer", self.answer))
         }
-        counts = {
-            "excluded": self.excluded,
-            "truncated": self.truncated,
-            "gold answer too long": self.answer_cut,
-        }
-        return pd.DataFrame(rows).T.assign(**counts)
+        return pd.DataFrame(rows).T.assign(**self.counts)
 
 
 def longest_row(tokenizer: PreTrainedTokenizerBase, rows: list[Row], lengths: Lengths) -> int:

@@ -6,6 +6,7 @@ means, tests and agreement, is written beside the run's other results.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 from itertools import combinations
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 SCALE = (1, 2, 3, 4, 5)
 KEY = "key.csv"
+_NOT_IN_A_CELL = r"[\x00-\x08\x0b\x0c\x0e-\x1f]"
 COLUMNS = ("row", "case", "answer", "rating", "comment")
 #: Contrasts of arms that raters decide, as in `evaluation.CONTRASTS`.
 CONTRASTS = (("dpo", "sft"), ("dpo", "sft_more"), ("sft", "base"))
@@ -56,12 +58,16 @@ def export(
     rows = rows.sample(frac=1, random_state=seed).reset_index(drop=True)
     rows["row"] = [f"r{number:04d}" for number in range(1, len(rows) + 1)]
     folder = run / "private" / "ratings"
+    if (folder / KEY).is_file():
+        raise DataError(f"{folder} holds sheets already; move it away before you export anew")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    rows[["row", "case_id", "arm"]].to_csv(folder / KEY, index=False)
+    rows["answer_hash"] = rows["output"].map(_hash)
+    rows[["row", "case_id", "arm", "answer_hash"]].to_csv(folder / KEY, index=False)
     files = []
     for number, rater in enumerate(raters):
         sheet = pd.DataFrame({"row": rows["row"], "case": [kept[i][0] for i in rows["case_id"]]})
         sheet = sheet.assign(answer=rows["output"], rating="", comment="")
+        sheet = sheet.replace(_NOT_IN_A_CELL, " ", regex=True)
         sheet = sheet.sample(frac=1, random_state=seed + 1 + number)[list(COLUMNS)]
         files.append(folder / f"sheet-{rater}.xlsx")
         sheet.to_excel(files[-1], index=False)
@@ -71,8 +77,9 @@ def export(
 def import_sheets(run: Path, sheets: Sequence[Path]) -> dict[str, Any]:
     """Check filled-in sheets, keep the ratings and say what they show.
 
-    Writes ``private/ratings/ratings.csv`` (case_id, arm, text, rating, rater), which is a ``pair_file``
-    for ``pair_source: ratings``, and ``ratings.json``.
+    Writes ``private/ratings/ratings.csv`` (case_id, arm, text, rating, rater) and ``ratings.json``. The table
+    has the form of a ``pair_file`` for ``pair_source: ratings``, but of test cases: for a study that trains
+    on them, never for this one.
 
     Raises:
         DataError: a sheet is not ours, a row is missing or there twice, or a rating is not 1 to 5; names
@@ -83,8 +90,11 @@ def import_sheets(run: Path, sheets: Sequence[Path]) -> dict[str, Any]:
     key_file = run / "private" / "ratings" / KEY
     if not key_file.is_file():
         raise DataError(f"{key_file} does not exist: export the sheets first")
-    key = pd.read_csv(key_file).set_index("row")
-    outputs = _predictions(run).set_index(["case_id", "arm"])["output"]
+    key = pd.read_csv(key_file, dtype=str, keep_default_na=False).set_index("row")
+    outputs = _predictions(run).astype({"case_id": str}).set_index(["case_id", "arm"])["output"]
+    shown = [_hash(outputs.get((k.case_id, k.arm), "")) for k in key.itertuples()]
+    if shown != key["answer_hash"].tolist():
+        raise DataError(f"{run}: the run has been done again since the export; its answers were not rated")
     parts = []
     for file in map(Path, sheets):
         sheet = _checked(file, key)
@@ -124,9 +134,15 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
     for one, other in combinations(by_rater, 2):
         both = by_rater[[one, other]].dropna().astype(int)
         kappa = cohen_kappa_score(both[one], both[other], weights="quadratic", labels=list(SCALE))
-        agreement.append({"raters": [str(one), str(other)], "weighted_kappa": float(kappa), "n": len(both)})
+        # undefined where both raters gave one and the same value throughout
+        kappa = float(kappa) if kappa == kappa else None
+        agreement.append({"raters": [str(one), str(other)], "weighted_kappa": kappa, "n": len(both)})
     means = {arm: {"mean": float(by_case[arm].mean()), "n": int(by_case[arm].count())} for arm in by_case}
     return {"arms": means, "contrasts": contrasts, "agreement": agreement}
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _predictions(run: Path) -> pd.DataFrame:

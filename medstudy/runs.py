@@ -174,7 +174,8 @@ class Run:
         ]
         pd.DataFrame(rows).to_parquet(self.private / "cases.parquet")
         self.facts |= {"shareable": card.shareable, "labels": card.labels, "positive": card.positive}
-        write_json(self.private / "source.json", {"card": card.name, "shareable": card.shareable})
+        said = {"card": card.name, "shareable": card.shareable, "known": card.model_dump_json()}
+        write_json(self.private / "source.json", said)
 
     def status(self, stage: str, **progress: Any) -> None:
         """Where the run is now, for `medstudy status`; replaced at every call."""

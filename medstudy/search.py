@@ -41,14 +41,17 @@ def choose(
         The parameters with the values chosen, and the arm's training.
     """
     trials = params.trials(arm)
+    listed = [name for name in SEARCHED[arm] if isinstance(getattr(params, name), list)]
+    chosen = run.facts.setdefault("chosen", {})
     if len(trials) == 1:
+        chosen.update({name: getattr(trials[0], name) for name in listed})
         (run.folder / "search" / f"{arm}.csv").unlink(missing_ok=True)
         return trials[0], fit(arm, trials[0])
     stages = [fit(f"{arm}-{number}", trial) for number, trial in enumerate(trials, start=1)]
     scores = [validation_score(run, task, validation, stage) for stage in stages]
     best = max(range(len(trials)), key=scores.__getitem__)
     _save(run, arm, trials, scores, best, len(validation))
-    run.facts.setdefault("chosen", {}).update({k: getattr(trials[best], k) for k in SEARCHED[arm]})
+    chosen.update({name: getattr(trials[best], name) for name in listed})
     stages[best].name = arm
     run.stages[arm] = stages[best]
     return trials[best], stages[best]

@@ -77,7 +77,7 @@ def over_seeds(by_seed: np.ndarray, draws: np.ndarray) -> OverSeeds | None:
     from scipy.stats import t
 
     seeds = len(by_seed)
-    if seeds < 2 or not np.isfinite(by_seed).all() or np.ptp(by_seed) < 1e-12:
+    if seeds < 2 or draws.size == 0 or not np.isfinite(by_seed).all() or np.ptp(by_seed) < 1e-12:
         return None
     between = float(np.var(by_seed, ddof=1)) / seeds
     covariance = np.cov(draws[:, np.isfinite(draws).all(axis=0)])

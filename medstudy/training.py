@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: Package modules whose change redoes a training stage.
 CODE = ("training", "models")
 LOG = "log.csv"
+#: Pairs on which the reward margin is measured after DPO.
+MARGIN_ROWS = 64
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
 
 The weights of this adapter were fitted to cases whose data card does not say `shareable: true`.
@@ -113,6 +115,8 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     trainer.add_callback(_progress(stage))
     result = trainer.train()
     frozen_after, adapter_after = _weight_hashes(trainer.model)
+    if "first_loss" in facts:
+        facts["last_margin"] = _rewards(trainer, MARGIN_ROWS)["margin"]
     trainer.model.eval()
     trainer.model.save_pretrained(stage.folder / "adapter", selected_adapters=["default"])
     if not stage.run.facts.get("shareable", False):
@@ -172,31 +176,38 @@ def _facts_before(trainer: Any) -> dict[str, Any]:
         "rows_ending_with_stop": sum(bool(stops & set(row[-2:])) for row in ids),
         "sequences": len(ids),
     }
-    return facts | (_first_dpo_loss(trainer) if dpo else {})
+    first = _rewards(trainer, 8) if dpo else {}
+    return facts | {f"first_{name}": first[name] for name in ("loss", "reward") if dpo}
 
 
-def _first_dpo_loss(trainer: Any) -> dict[str, float]:
-    """Sigmoid DPO loss and mean absolute reward of the first rows before any step.
+def _rewards(trainer: Any, rows: int) -> dict[str, float]:
+    """Sigmoid DPO loss, largest mean reward and mean margin over the first ``rows`` pairs, as the model is.
 
-    It is ln 2 exactly when policy and reference are the same model; it does not depend on the
-    loss that is trained, so it is computed apart from it.
+    The loss does not depend on the one that is trained, so it is computed apart from it.
     """
     import torch
 
-    batch = trainer.data_collator(
-        [trainer.train_dataset[i] for i in range(min(8, len(trainer.train_dataset)))]
-    )
+    rows = min(rows, len(trainer.train_dataset))
+    size = trainer.args.per_device_train_batch_size
+    batches = [range(start, min(start + size, rows)) for start in range(0, rows, size)]
     trained = trainer.loss_types, trainer.loss_weights
     trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
+    seen: dict[str, list[float]] = {"loss": [], "chosen": [], "rejected": []}
     try:
-        with torch.no_grad(), trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(batch))
-        rewards = [trainer._metrics["train"][f"rewards/{side}"][-1] for side in ("chosen", "rejected")]
+        for batch in batches:
+            inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in batch]))
+            with torch.no_grad(), trainer.compute_loss_context_manager():
+                seen["loss"].append(len(batch) / rows * float(trainer.compute_loss(trainer.model, inputs)))
+            for side in ("chosen", "rejected"):
+                reward = trainer._metrics["train"][f"rewards/{side}"][-1]
+                seen[side].append(len(batch) / rows * reward)
     finally:
         trainer.loss_types, trainer.loss_weights = trained
         trainer._metrics["train"].clear()
         trainer._total_train_tokens = 0
-    return {"first_loss": float(loss), "first_reward": max(map(abs, rewards))}
+    total = {name: sum(values) for name, values in seen.items()}
+    largest = max(abs(total["chosen"]), abs(total["rejected"]))
+    return {"loss": total["loss"], "reward": largest, "margin": total["chosen"] - total["rejected"]}
 
 
 def _weight_hashes(model: Any) -> tuple[dict[str, int], dict[str, int]]:

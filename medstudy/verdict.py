@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from medstudy.statistics import cases_needed, holm, smallest_detectable
+from medstudy.statistics import holm, smallest_detectable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -47,11 +47,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Verdict:
-    """A verdict with its evidence; ``more_cases`` is set where it is inconclusive."""
+    """A verdict with its evidence; ``missing`` orders inconclusive ones by how much they miss."""
 
     label: str
     sentence: str
-    more_cases: int | None = None
+    missing: float | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def verdict(
 
     Args:
         margin: differences smaller than this do not matter (same scale as the metric).
-        family: number of tests Holm corrects for; ``more_cases`` plans for it.
+        family: number of tests Holm corrects for; what is said to be missing plans for it.
     """
     outcomes = list(dict.fromkeys(row["metric"] for row in contrasts if row["primary"]))
     by_outcome = {
@@ -183,41 +183,46 @@ def _outcome(rows: dict[str, Row], margin: float, alpha: float, family: int) -> 
     # one test at alpha is enough to warn of harm; a gain has to survive Holm, in both contrasts
     if over_sft["high"] < 0 and over_sft["p"] < alpha:
         return Verdict(HARMS, evidence)
-    if -margin < over_sft["equivalence_low"] and over_sft["equivalence_high"] < margin:
+    if _equivalent(over_sft, margin):
         return Verdict(ENOUGH, f"{evidence}; DPO and SFT differ by less than {margin:g}{shows}")
-    if over_more is not None and over_more["equivalence_high"] < margin:
-        control = f"; DPO is not better by {margin:g} than SFT continued as long"
+    if over_more is not None and _equivalent(over_more, margin):
+        control = f"; DPO and SFT continued as long differ by less than {margin:g}"
         return Verdict(ENOUGH, evidence + control + shows)
     if len(rows_used) == 2 and all(_gain(row, alpha) for row in rows_used):
         if over_sft["seeds"] < 2:
             return Verdict("inconclusive: more seeds needed", f"{evidence}; one training is no evidence")
         return Verdict(WORTH, evidence)
     control = "" if over_more is not None else "; no sft_more arm, so a gain could be mere extra training"
-    seeds = max(_more_seeds(row, margin, alpha / family) for row in rows_used)
-    if 0 < seeds <= MOST_SEEDS:
-        return Verdict(f"inconclusive: about {seeds} more seeds", evidence + shows + control)
-    more = max(_more_cases(row, margin, alpha / family) for row in rows_used)
-    return Verdict(f"inconclusive: about {more} more cases", evidence + shows + control, more)
+    missing = max((_missing(row, margin, alpha / family) for row in rows_used), key=lambda m: m[0])
+    return Verdict(f"inconclusive: {missing[1]}", evidence + shows + control, missing[0])
+
+
+def _equivalent(row: Row, margin: float) -> bool:
+    """Two one-sided tests: the 90 % interval lies within the margin."""
+    return -margin < row["equivalence_low"] and row["equivalence_high"] < margin
 
 
 def _gain(row: Row, alpha: float) -> bool:
     return row["low"] > 0 and row["p_holm"] < alpha
 
 
-def _more_seeds(row: Row, margin: float, alpha: float) -> float:
-    """Seeds to add, as `_more_cases`: trainings cost less than cases. Infinite where they are not enough."""
-    if row["seed_error"] is None:
-        return math.inf
+def _missing(row: Row, margin: float, alpha: float) -> tuple[float, str]:
+    """What would find the observed difference, or the margin if that is larger, with 80 % power.
+
+    Seeds, where the cases are enough and `MOST_SEEDS` more will do: trainings cost less than cases. Else
+    cases, where the seeds are enough. The number orders what is missing: cases after seeds.
+    """
     needed = (max(abs(row["difference"]), margin) / smallest_detectable(1.0, alpha)) ** 2
-    rest = needed - (row["error"] ** 2 - row["seed_error"] ** 2)
-    return math.ceil(row["seeds"] * (row["seed_error"] ** 2 / rest - 1)) if rest > 0 else math.inf
-
-
-def _more_cases(row: Row, margin: float, alpha: float) -> int:
-    """Cases to add to find the observed difference, or the margin if that is larger, with 80 % power."""
-    target = max(abs(row["difference"]), margin)
-    more = cases_needed(row["n"], row["error"], target, alpha) - row["n"]
-    return max(10, math.ceil(more / 10) * 10)
+    seed = (row["seed_error"] or 0.0) ** 2
+    case = row["error"] ** 2 - seed
+    if seed and case < needed:
+        seeds = math.ceil(row["seeds"] * (seed / (needed - case) - 1))
+        if 0 < seeds <= MOST_SEEDS:
+            return seeds / 1000, f"about {seeds} more seeds"
+    if seed >= needed:
+        return math.inf, "more seeds and more cases needed"
+    cases = max(10, math.ceil((row["n"] * case / (needed - seed) - row["n"]) / 10) * 10)
+    return cases, f"about {cases} more cases"
 
 
 def _evidence(over_sft: Row, over_more: Row | None) -> str:
@@ -244,7 +249,10 @@ def _combined(parts: list[Verdict]) -> Verdict:
             return Verdict(label, "")
     if all(part.label == ENOUGH for part in parts):
         return Verdict(ENOUGH, "")
-    return max((p for p in parts if p.label != ENOUGH), key=lambda part: part.more_cases or math.inf)
+    return max(
+        (p for p in parts if p.label != ENOUGH),
+        key=lambda part: math.inf if part.missing is None else part.missing,
+    )
 
 
 def _line(cell: Cell, outcome: str, decided: Verdict) -> Row:

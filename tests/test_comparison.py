@@ -51,6 +51,15 @@ def test_a_number_that_does_not_follow_from_the_predictions_is_named(study: Path
     assert comparison.recompute(study) == [str(file), str(study / "verdicts.csv")]
 
 
+def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(study: Path) -> None:
+    file = next(study.glob("*/*/seed1/run.json"))
+    record = json.loads(file.read_text())
+    record["parameters"]["n_train"] = 5
+    write_json(file, record)
+    with pytest.raises(DataError, match="seeds 0 and 1 differ in n_train = 100 and 5; move one of"):
+        comparison.recompute(study)
+
+
 def test_a_study_without_runs_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished run; see: medstudy status"):
         comparison.recompute(tmp_path)

@@ -156,9 +156,13 @@ def test_a_killed_run_shows_nothing(checkout: Path) -> None:
     assert seen_outside(checkout, *said) == []
 
 
-def guard(*texts: str, ids: tuple[str, ...] = ()) -> Guard:
+def guard(*texts: str, ids: tuple[str, ...] = (), group: str = "", known: str = "") -> Guard:
     made = Guard()
-    made.add(pd.DataFrame([{"texts": [text], "ids": list(ids)} for text in texts]))
+    rows = [
+        {"case_id": f"c{i}", "group_id": group or f"g{i}", "texts": [text], "ids": list(ids)}
+        for i, text in enumerate(texts)
+    ]
+    made.add(pd.DataFrame(rows), known=known)
     return made
 
 
@@ -167,14 +171,18 @@ def guard(*texts: str, ids: tuple[str, ...] = ()) -> Guard:
     [
         (f"<p>{SENTENCE.upper()}</p>", "6 words in a row of a case"),
         ("the <b>zebrafish</b> keeper\nfrom Ulverston swallowed", "6 words in a row of a case"),
+        (f"Temp <36.0, {SENTENCE}, CRP >100", "6 words in a row of a case"),
         ("on 17.03.2019", "identifier, date or number of a case"),
+        ("notes/p1-2.txt", "identifier, date or number of a case"),
+        ("case:P1-2_b", "identifier, date or number of a case"),
+        ("Diagnosis: acute on chronic failure", "6 words in a row of a case"),
         ("id=P1-2", "identifier, date or number of a case"),
         ("write to anna@ward.example", "e-mail address"),
         ("token hf_abcdefghijklmnopqrstuvwx", "access token"),
     ],
 )
 def test_each_rule_finds_what_it_is_for(tmp_path: Path, text: str, rule: str) -> None:
-    known = guard(f"{SENTENCE}, 17.03.2019", ids=("P1-2",))
+    known = guard(f"{SENTENCE}, 17.03.2019", "acute on chronic failure", ids=("P1-2",))
     (tmp_path / "a.html").write_text(text)
     assert [hit.rule for hit in known.scan(tmp_path / "a.html", "a.html")] == [rule]
     (tmp_path / "a.html").write_text("a zebrafish keeper on a Friday, 0.123456, p < 0.001")
@@ -185,6 +193,9 @@ def test_wording_that_most_cases_share_is_no_patients() -> None:
     form = "The patient was seen in the clinic today because of"
     known = guard(*(f"{form} complaint number {i} and nothing else" for i in range(50)))
     assert known.rules_broken(form) == []
+    copied = guard(*[f"{SENTENCE} {i}" for i in range(50)], group="one patient")
+    assert copied.rules_broken(SENTENCE) == ["6 words in a row of a case"]
+    assert guard("grade-3 tumour", known='{"labels": ["grade-3"]}').rules_broken("grade-3") == []
     assert known.rules_broken("today because of complaint number 7 and") == ["6 words in a row of a case"]
 
 

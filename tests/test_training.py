@@ -75,6 +75,7 @@ def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: tuple[
     run, sft, dpo = trained
     assert dpo.facts["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
     assert gates.first_loss(dpo.facts).passed
+    assert dpo.facts["last_margin"] != 0
     for arm, stage in (("sft", sft), ("dpo", dpo)):
         log = training_log(stage)
         assert log["loss"].notna().all()
@@ -309,9 +310,9 @@ def test_gates_go_red_on_what_they_guard(cases: list[Case]) -> None:
     assert not gates.batching({"answers_sft": decoded | {"changed_by_batching": 2}}).passed
     assert gates.disjoint(Splits(cases[:4], cases[4:6], cases[6:]), 0).passed
     assert not gates.disjoint(Splits(cases[:4], cases[4:6], cases[3:]), 0).passed
-    log = pd.DataFrame({"rewards/margins": [0.0] * 10, "logps/chosen": [-5.0] * 5 + [-9.0] * 5})
-    assert not gates.dpo_moved(log, {"sft": ["a"] * 4, "dpo": ["b"] * 4}).passed
-    assert not gates.dpo_moved(log.assign(**{"rewards/margins": 1.0}), {"sft": ["a"], "dpo": ["a"]}).passed
-    assert gates.dpo_moved(log.assign(**{"rewards/margins": 1.0}), {"sft": ["a"], "dpo": ["b"]}).passed
+    assert not gates.dpo_moved({"last_margin": 0.0}, {"sft": ["a"] * 4, "dpo": ["b"] * 4}).passed
+    assert not gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["a"]}).passed
+    assert gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["b"]}).passed
+    log = pd.DataFrame({"logps/chosen": [-5.0] * 5 + [-9.0] * 5})
     assert not gates.displacement(log).passed
     assert gates.displacement(log.assign(**{"logps/chosen": -5.0})).passed

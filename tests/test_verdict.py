@@ -75,7 +75,10 @@ def test_where_trainings_differ_more_than_cases_it_asks_for_seeds():
     """Half-width .1 is an error of .051, all from the seeds; to find .06 takes .06 / 2.80 = .0214."""
     decided = verdict(both(0.06, 0.06, half=0.1, seed_share=1.0))
     assert decided.label == "inconclusive: about 15 more seeds"  # 3 (.051 / .0214)^2 - 3
-    assert "cases" in verdict(both(0.03, 0.03, half=0.1, seed_share=1.0)).label  # 65 seeds are too many
+    # 65 seeds are too many, and no number of cases makes up for them
+    assert verdict(both(0.03, 0.03, half=0.1, seed_share=1.0)).label.endswith(
+        "more seeds and more cases needed"
+    )
 
 
 def test_equivalence_needs_the_whole_90_percent_interval_within_the_margin():
@@ -89,6 +92,11 @@ def test_equivalence_needs_the_whole_90_percent_interval_within_the_margin():
     assert verdict(both(0.015, 0.015, half=0.01)).label == ENOUGH
 
 
+def test_worse_than_more_sft_is_not_enough_for_sft_is_enough():
+    unsure = [row("dpo-sft", -0.1, half=0.15), row("dpo-sft_more", -0.12, half=0.13)]
+    assert verdict(unsure).label.startswith("inconclusive")
+
+
 def test_harm():
     assert verdict(both(-0.06, -0.01)).label == HARMS
     # an interval of few discordant cases below 0 that the exact test does not confirm
@@ -98,9 +106,9 @@ def test_harm():
 def test_inconclusive_says_how_many_cases():
     decided = verdict(both(0.04, 0.04, half=0.06))
     # error .0306, wanted .04: 300 * (2.80 * .0306 / .04)^2 = 1378 in all
-    assert decided.more_cases == pytest.approx(1080, abs=20)
-    assert decided.label == f"inconclusive: about {decided.more_cases} more cases"
-    assert verdict(both(0.04, 0.04, half=0.06), family=20).more_cases > decided.more_cases
+    assert decided.missing == pytest.approx(1080, abs=20)
+    assert decided.label == f"inconclusive: about {decided.missing} more cases"
+    assert verdict(both(0.04, 0.04, half=0.06), family=20).missing > decided.missing
 
 
 def test_without_the_control_arm_no_gain_is_claimed():

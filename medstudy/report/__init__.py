@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.comparison import FinishedRun, finished_runs
-from medstudy.privacy import WORDS, Guard, guard_of, scan_study
+from medstudy.privacy import WORDS, Guard, guard_of, run_folders, scan_study
 from medstudy.runs import slug
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def build(study: str | Path) -> Path:
     shutil.rmtree(report, ignore_errors=True)
     report.mkdir()
     runs = finished_runs(study)
-    guard = guard_of(run.folder for run in runs)
+    guard = guard_of(run_folders(study))
     scanned = _refuse_copies(study, guard)
     for run in runs:
         asked = run.parameters
@@ -82,8 +82,8 @@ def _scan_sentence(guard: Guard, files: int) -> str:
         return "All sources of this study may be shown: their data cards say so."
     return (
         f"{files} files outside private/ were scanned for runs of {WORDS} words, identifiers and dates of "
-        f"{guard.cases} cases, and for e-mail addresses and access tokens; none was found. This does not "
-        "prove that they are de-identified: paraphrases and pictures are not seen."
+        f"{len(guard.cases)} cases, and for e-mail addresses and access tokens; none was found. This does "
+        "not prove that they are de-identified: paraphrases and pictures are not seen."
     )
 
 

@@ -39,31 +39,27 @@ def write_documents(report: Path, runs: list[FinishedRun], verdicts: Sequence[di
 
 
 def methods(runs: list[FinishedRun]) -> str:
-    """A paragraph for the methods section of a paper, from the first run and the range over all."""
-    first = runs[0]
-    asked, versions = first.parameters | first.record.get("chosen", {}), first.record["versions"]
+    """A paragraph for the methods section of a paper."""
+    first, versions = runs[0], runs[0].record["versions"]
     cells = _cells(runs)
     models = ", ".join(sorted({model for _, model in cells}))
-    seeds = sorted({run.parameters["seed"] for run in runs})
-    tasks = "; ".join(_task_sentence(task, members) for (task, _), members in _by_task(cells).items())
+    seeds = _listed([run.parameters["seed"] for run in runs])
     searched = sorted({name for run in runs for name in run.record.get("chosen", {})})
-    chosen = (
-        f"{', '.join(searched)} were chosen on the validation split. "
-        if searched
-        else "Settings were fixed beforehand. "
-    )
+    how = f"{', '.join(searched)} chosen on the validation split" if searched else "fixed beforehand"
+    sources = ", ".join(sorted({_SOURCES[run.parameters["pair_source"]] for run in runs}))
+    tasks: dict[str, list[FinishedRun]] = {}
+    for run in runs:
+        tasks.setdefault(run.parameters["task"], []).append(run)
     sentences = [
         f"We compared supervised fine-tuning (SFT) with direct preference optimisation (DPO) after SFT for {models}.",
-        f"Tasks: {tasks}.",
-        f"Cases were split by group; test cases were the same for every seed ({_listed(seeds)}). "
+        f"Cases were split by group; test cases were the same for every seed ({seeds}). "
         "All arms answered the same test cases with the same prompts and greedy decoding.",
-        f"SFT trained a LoRA adapter (rank {asked['lora_rank']}, all linear layers) on the answers only "
-        f"(AdamW, learning rate {asked['sft_learning_rate']:g}, linear decay, {asked['sft_epochs']:g} epochs, "
-        f"batch {asked['batch_size'] * asked['gradient_accumulation']}). DPO continued that adapter with the SFT "
-        f"model as reference (beta {asked['dpo_beta']:g}, loss {' + '.join(asked['dpo_loss'])}, learning rate "
-        f"{asked['dpo_learning_rate']:g}, {asked['dpo_epochs']:g} epochs) on {_SOURCES[asked['pair_source']]}, "
-        "from training cases only. As a control, SFT was continued for as many steps as DPO took "
-        f"(learning rate {asked['sft_more_learning_rate']:g}). {chosen}",
+        "SFT trained a LoRA adapter on all linear layers, with the loss on the answers only (AdamW, linear decay). "
+        f"DPO continued that adapter with the SFT model as reference on {sources}, from training cases only. "
+        "As a control, SFT was continued for as many steps as DPO took. "
+        f"Settings were {how}: "
+        + "; ".join(_settings(task, members) for task, members in tasks.items())
+        + ".",
         "Every answer that could not be read counted as wrong. Contrasts are paired on cases. Over several seeds, "
         "intervals and tests treat cases and trainings as random (Obuchowski-Rockette, degrees of freedom by "
         "Hillis); for one seed, exact McNemar for accuracy, BCa bootstrap and approximate randomisation otherwise; "
@@ -73,9 +69,25 @@ def methods(runs: list[FinishedRun]) -> str:
         f"{sum(bool(run.failed_gates) for run in runs)} of {len(runs)} runs failed one or more.",
         f"Software: medstudy {first.record['medstudy']}, "
         + ", ".join(f"{name} {version}" for name, version in versions.items())
-        + f", Python {first.record['python']}; device: {first.record['device']}.",
+        + f", Python {first.record['python']}; device: {_listed([run.record['device'] for run in runs])}.",
     ]
     return "# Methods\n\n" + " ".join(sentences) + "\n"
+
+
+def _settings(task: str, runs: list[FinishedRun]) -> str:
+    """The settings of one task, each a value or the values that its runs had."""
+
+    def values(name: str) -> str:
+        found = [(run.parameters | run.record.get("chosen", {}))[name] for run in runs]
+        return _listed([" + ".join(v) if isinstance(v, list) else f"{v:g}" for v in found])
+
+    asked = runs[0].parameters
+    return (
+        f"{task.replace('_', ' ')} ({load_card(asked['data']).title}), {asked['n_train'] or 'all'} training and "
+        f"{asked['n_test'] or 'all'} test cases, rank {values('lora_rank')}, SFT rate {values('sft_learning_rate')}, "
+        f"{values('sft_epochs')} epochs, DPO loss {values('dpo_loss')}, beta {values('dpo_beta')}, rate "
+        f"{values('dpo_learning_rate')}, {values('dpo_epochs')} epochs, control's rate {values('sft_more_learning_rate')}"
+    )
 
 
 def checklist(runs: list[FinishedRun]) -> list[tuple[str, str, str]]:
@@ -114,7 +126,7 @@ def checklist(runs: list[FinishedRun]) -> list[tuple[str, str, str]]:
         ("Methods: evaluation", "Fairness and subgroups", BLANK),
         ("Methods: evaluation", "Human evaluation", "ratings.json of the runs" if any((r.folder / "ratings.json").is_file() for r in runs) else BLANK),
         ("Methods", "Compute", f"{seconds / 3600:.1f} h of training and answering in all, on {first.record['device']}"),
-        ("Ethics", "Approval and consent", "Not needed: synthetic or public data" if all(c.shareable for c in cards.values()) else BLANK),
+        ("Ethics", "Approval and consent", "Not needed: synthetic cases" if len(synthetic) == len(cards) else BLANK),
         ("Open science", "Funding, conflicts, registration, protocol", BLANK),
         ("Open science", "Code", f"medstudy {first.record['medstudy']}, commit {commit[:10]}"),
         ("Open science", "Data availability", "; ".join(f"{c.title}: {'may be shared' if c.shareable else 'private'}" for c in cards.values())),
@@ -206,20 +218,6 @@ def _cells(runs: list[FinishedRun]) -> dict[tuple[str, str], list[FinishedRun]]:
     for run in runs:
         cells.setdefault((run.parameters["task"], run.parameters["model"]), []).append(run)
     return cells
-
-
-def _by_task(cells: dict[tuple[str, str], list[FinishedRun]]) -> dict[tuple[str, str], list[FinishedRun]]:
-    """The first model's runs of every task."""
-    seen: dict[str, tuple[str, str]] = {}
-    for key in cells:
-        seen.setdefault(key[0], key)
-    return {key: cells[key] for key in seen.values()}
-
-
-def _task_sentence(task: str, runs: list[FinishedRun]) -> str:
-    asked = runs[0].parameters
-    counts = f"{asked['n_train'] or 'all'} training and {asked['n_test'] or 'all'} test cases"
-    return f"{task.replace('_', ' ')} ({load_card(asked['data']).title}; {counts})"
 
 
 def _listed(values: Sequence[Any]) -> str:

@@ -53,11 +53,11 @@ class Summarization(Task):
 
     def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
         """The gold note with one sentence left out, and with one exchanged for another case's."""
-        own = _split(case.gold["summary"].strip())
-        place = rng.randrange(len(own))
-        other = _split(rng.choice(cases).gold["summary"].strip())
-        exchanged = [*own[:place], rng.choice(other), *own[place + 1 :]]
-        texts = [" ".join(exchanged), " ".join([*own[:place], *own[place + 1 :]])]
+        gold = case.gold["summary"].strip()
+        out = rng.choice(_split(gold))
+        other = rng.choice(_split(rng.choice(cases).gold["summary"].strip()))
+        # in place, so that line breaks stay as they are
+        texts = [gold.replace(out, other, 1), gold.replace(out, "", 1).strip()]
         return [text for text in texts if text and normalise(text) != normalise(case.gold["summary"])]
 
 
