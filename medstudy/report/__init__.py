@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medstudy.comparison import FinishedRun, finished_runs
 from medstudy.privacy import WORDS, Guard, guard_of, run_folders, scan_study
 from medstudy.runs import slug
+from medstudy.verdict import METRIC_NAMES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -160,14 +161,29 @@ def _index(study: Path, runs: list[FinishedRun], scan: str) -> str:
 
 
 def _verdict_table(verdicts: pd.DataFrame) -> str:
-    rows = [
-        f"<tr><td>{_words(v.task)}</td><td>{html.escape(v.model)}</td>"
-        f'<td><strong class="{_kind(v.verdict)}">{html.escape(v.verdict)}</strong></td>'
-        f"<td>{html.escape(v.sentence)}</td></tr>"
-        for v in verdicts.drop_duplicates(["task", "model"]).itertuples()
-    ]
-    head = "<tr><th>Task</th><th>Model</th><th>Verdict</th><th>Evidence</th></tr>"
-    return f'<div class="wide"><table>{head}{"".join(rows)}</table></div>'
+    """How often each verdict was reached; then a row a task and model, its evidence folded."""
+    cells = verdicts.drop_duplicates(["task", "model"])
+    kinds = cells["verdict"].str.split(":").str[0].value_counts()
+    worth = f"DPO was worth it in {kinds.get('DPO worth it', 0)} of {len(cells)} comparisons"
+    rest = ", ".join(f"{kind} {n}" for kind, n in kinds.items() if kind != "DPO worth it")
+    rows = []
+    for cell in cells.itertuples():
+        outcomes = verdicts[(verdicts["task"] == cell.task) & (verdicts["model"] == cell.model)]
+        rows.append(
+            f"<tr><td>{_words(cell.task)}</td><td>{html.escape(cell.model)}</td>"
+            f'<td><strong class="{_kind(cell.verdict)}">{html.escape(cell.verdict)}</strong>'
+            f"<details><summary>evidence</summary>{html.escape(cell.sentence)}</details></td>"
+            + "".join(f"<td>{_values(outcomes, arm)}</td>" for arm in ("sft", "sft_more", "dpo"))
+            + f"<td>{'<br>'.join(METRIC_NAMES.get(name, name) for name in outcomes['outcome'])}</td></tr>"
+        )
+    names = ("Task", "Model", "Verdict", "SFT", "SFT continued", "DPO", "Outcome")
+    head = "".join(f"<th>{name}</th>" for name in names)
+    said = f"<p><strong>{worth}</strong>{f' ({html.escape(rest)})' if rest else ''}.</p>"
+    return f'{said}<div class="wide"><table><tr>{head}</tr>{"".join(rows)}</table></div>'
+
+
+def _values(outcomes: pd.DataFrame, arm: str) -> str:
+    return "<br>".join("" if value != value else f"{value:.2f}" for value in outcomes[arm].astype(float))
 
 
 def _run_table(runs: list[FinishedRun]) -> str:
