@@ -186,7 +186,8 @@ def swapped(study: Path) -> pd.DataFrame:
             )
         answers = {"dpo": answer_cases(run, "dpo", task, test, stage)}
         table = predictions_table(task, test, answers)
-        old = finished.predictions()
+        # the arm trained here has no label probabilities
+        old = finished.predictions().drop(columns=["score_p_positive", "score_brier"], errors="ignore")
         table = pd.concat([old[old["arm"] != "dpo"], table], ignore_index=True)
         by_cell.setdefault((asked.task, asked.model), {})[asked.seed] = table
         labels[asked.task] = (card.labels, card.positive)

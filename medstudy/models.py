@@ -126,12 +126,13 @@ def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that ends an assistant turn in the chat template, which is what SFT learns to say last."""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    special = [token for token in ids[-2:] if token in set(tokenizer.all_special_ids)]
-    if not special:
+    # some templates put a newline behind the token that ends the turn
+    last = ids[-1] if tokenizer.decode(ids[-1:]).strip() else ids[-2]
+    if last not in tokenizer.all_special_ids:
         raise ModelError(
             "the chat template does not end an answer with a special token: the model would never stop"
         )
-    return int(special[0])
+    return int(last)
 
 
 @cache

@@ -215,7 +215,8 @@ def _weight_hashes(model: Any) -> tuple[dict[str, int], dict[str, int]]:
     import torch
 
     hashes = {name: torch.hash_tensor(p.detach()).item() for name, p in model.named_parameters()}
-    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    # by name, not by requires_grad: a base weight left trainable must be seen; so must the reference adapter
+    trained = {name for name in hashes if "lora_" in name and ".default." in name}
     frozen = {name: value for name, value in hashes.items() if name not in trained}
     return frozen, {name: hashes[name] for name in trained}
 

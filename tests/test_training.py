@@ -16,8 +16,15 @@ from medstudy import gates
 from medstudy.data.card import DataCard
 from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
-from medstudy.generation import Decoding, answer_cases, decode, sample_cases, score_labels
-from medstudy.models import load_model, load_tokenizer, stop_tokens
+from medstudy.generation import (
+    Decoding,
+    answer_cases,
+    decode,
+    reload_difference,
+    sample_cases,
+    score_labels,
+)
+from medstudy.models import ModelError, load_model, load_tokenizer, stop_tokens
 from medstudy.params import RunParams
 from medstudy.preferences import Pair, Pairs, audit_pairs, pairs_from_own_errors
 from medstudy.prompts import fit_context, prompt_ids, sft_row, token_table
@@ -85,6 +92,45 @@ def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: tuple[
     checked = [gates.tokens, gates.weights]
     assert all(gate({"sft": sft.facts, "dpo": dpo.facts}).passed for gate in checked)
     assert not (dpo.folder / "adapter" / "ref").exists()
+
+
+def test_a_base_weight_that_trains_along_is_seen(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    run = Run(params)
+    sft = sft_stage(run, card, cases)
+    assert gates.weights({"sft": sft.facts}).passed
+    trainer, rows = dpo_trainer(run, card, cases, sft)
+    next(p for name, p in trainer.model.named_parameters() if "lora_" not in name).requires_grad_(True)
+    dpo = run.stage("dpo", CODE, adapter=sft.key)
+    train(trainer, dpo, rows_in=len(rows))
+    assert dpo.facts["frozen_changed"] == 1
+    assert not gates.weights({"dpo": dpo.facts}).passed
+
+
+def test_answers_without_a_stop_token_are_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    """A chat template that ends no turn: the model would learn to go on for ever."""
+    run, task, tokenizer = Run(params), get_task("text_classification", card), load_tokenizer(params)
+    tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|end|>'", "")
+    rows = [sft_row(task, case) for case in cases]
+    args, lora = sft_config(params, run, 200), lora_config(params)
+    stage = run.stage("sft", CODE, rows=rows)
+    data, model = Dataset.from_list(rows), load_model(params, trainable=True)
+    trainer = SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, peft_config=lora)
+    with pytest.raises(ModelError, match="does not end an answer with a special token"):
+        train(trainer, stage, rows_in=len(rows))
+
+
+def test_an_adapter_that_does_not_reload_is_seen(trained: tuple[Run, Stage, Stage]) -> None:
+    run, sft, dpo = trained
+    model = load_model(run.params, sft.folder / "adapter")
+    assert reload_difference(model, sft.folder) <= gates.RELOAD_TOLERANCE
+    with torch.no_grad():  # as if another adapter had been saved
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight += 1.0
+    spoilt = {"reload_difference": reload_difference(model, sft.folder)}
+    assert not gates.reload({"answers_sft": spoilt}).passed
 
 
 def test_a_wrong_reference_is_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
