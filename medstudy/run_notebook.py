@@ -305,6 +305,10 @@ def _tidy(output: Path) -> None:
         return
     notebook = nbformat.read(output, as_version=4)
     notebook.metadata.pop("widgets", None)
+    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
+    for data in (output.data for output in outputs if "data" in output):
+        if "image/svg+xml" in data:  # a line of a figure is a line of JSON: a third of the file
+            data["image/svg+xml"] = re.sub(r"\s*\n\s*", " ", data["image/svg+xml"])
     text = re.sub(r"/[\w/.-]*/ipykernel_\d+/\d+\.py", "<cell>", nbformat.writes(notebook))
     for path, short in (
         (Path.cwd(), "."),
