@@ -96,6 +96,14 @@ def pooled(
     return metrics, sorted(contrasts, key=lambda row: order.index(row["contrast"]))
 
 
+def values_table(metrics: Metrics) -> pd.DataFrame:
+    """The values alone: a row an arm or baseline, a column a metric."""
+    import pandas as pd
+
+    values = {arm: {name: cell["value"] for name, cell in cells.items()} for arm, cells in metrics.items()}
+    return pd.DataFrame(values).T.round(3)
+
+
 def validate_predictions(predictions: pd.DataFrame) -> None:
     """Check that every arm answered the same cases once, with the same gold.
 

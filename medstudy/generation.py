@@ -40,6 +40,7 @@ def answer_cases(
     cases: list[Case],
     adapter: Stage | None = None,
     examples: list[Case] | None = None,
+    stage: str = "answers",
 ) -> list[str]:
     """Greedy answers of one arm to ``cases``, from its saved adapter; kept, and read back the next time.
 
@@ -49,13 +50,14 @@ def answer_cases(
         run: the run; answers are kept in its private folder.
         arm: base, few_shot, sft, sft_more or dpo.
         task: words the prompts.
-        cases: test cases.
+        cases: test cases, or validation cases.
         adapter: the finished training stage, None for the base model.
         examples: worked examples put before each prompt.
+        stage: what keeps them; only ``answers``, those to test cases, are rechecked for the gates.
     """
     decoding = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
     prompts = [task.messages(case, examples) for case in cases]
-    outputs = _decode_stage(run, f"answers_{arm}", prompts, decoding, adapter, recheck=True)
+    outputs = _decode_stage(run, f"{stage}_{arm}", prompts, decoding, adapter, stage == "answers")
     return [texts[0] for texts in outputs]
 
 
@@ -68,14 +70,6 @@ def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> lis
     return _decode_stage(
         run, "samples", [task.messages(case) for case in cases], decoding, adapter, recheck=False
     )
-
-
-def answer_validation(run: Run, name: str, task: Task, cases: list[Case], adapter: Stage) -> list[str]:
-    """Greedy answers to the validation cases, by which settings are chosen."""
-    decoding = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
-    prompts = [task.messages(case) for case in cases]
-    outputs = _decode_stage(run, f"validation_{name}", prompts, decoding, adapter, recheck=False)
-    return [texts[0] for texts in outputs]
 
 
 def label_probabilities(

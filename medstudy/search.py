@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from medstudy.data.cases import Case
-from medstudy.generation import answer_validation
+from medstudy.generation import answer_cases
 from medstudy.metrics import score, task_metrics
 from medstudy.params import SEARCHED, RunParams
 from medstudy.predictions import predictions_table
@@ -67,8 +67,8 @@ def tried(run: Run, arm: str) -> pd.DataFrame | None:
 
 def validation_score(run: Run, task: Task, validation: list[Case], stage: Stage) -> float:
     """Mean of the task's primary metrics over the validation cases."""
-    answers = {"sft": answer_validation(run, stage.name, task, validation, stage)}
-    table = predictions_table(task, validation, answers)
+    said = answer_cases(run, stage.name, task, validation, stage, stage="validation")
+    table = predictions_table(task, validation, {"sft": said})
     card = task.card
     primary = [m for m in task_metrics(card.task, card.labels, card.positive) if m.primary]
     return sum(score(metric, table, card.labels) for metric in primary) / len(primary)
