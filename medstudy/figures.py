@@ -26,6 +26,8 @@ ARM_NAMES = dict(zip((*ARMS, *BASELINES), (*_NAMES, "logistic regression", "grad
 A4_WIDTH = 7.5
 _INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7
 _UNBOUNDED = ("length",)
+#: How far a forest plot reaches at most, in medians of the intervals' limits.
+_REACH = 3.0
 #: Outcome of published_results.csv that stands beside a metric of ours.
 _PUBLISHED_AS = {
     "f1": "label",
@@ -147,11 +149,13 @@ def forest_figure(contrasts: pd.DataFrame, margin: float = 0.03) -> Figure:
         too_small = f"too small to matter (within {margin:g})"
         axis.axvspan(-margin, margin, color=_FAINT, zorder=0, label=too_small)
         axis.axvline(0, color=_INK, linewidth=0.8)
+        # one wide interval would press all others together: it runs off the edge, with an arrow
+        limits = drawn[["low", "high"]].abs()
+        reach = max(2 * margin, min(1.05 * limits.max().max(), _REACH * limits.stack().median()))
         for y, key in enumerate(keys):
-            _forest_row(axis, y, rows[key])
+            _forest_row(axis, y, rows[key], reach)
         names = [f"{_capital(t)}\n{METRIC_NAMES.get(m, m)}, {_model_name(model)}" for t, m, model in keys]
         _rows_from_top(axis, names)
-        reach = max(2 * margin, *(1.05 * drawn[["low", "high"]].abs().max()), 0)
         axis.set_xlim(-reach, reach)
         space = " " * 10
         axis.set_xlabel(f"← DPO worse{space}difference on the same test cases{space}DPO better →")
@@ -337,7 +341,7 @@ def _beside(task: str, metric: str, model: str) -> pd.DataFrame:
     return rows[rows["outcome"] == _PUBLISHED_AS.get(metric)]
 
 
-def _forest_row(axis: Axes, y: int, here: pd.DataFrame) -> None:
+def _forest_row(axis: Axes, y: int, here: pd.DataFrame, reach: float) -> None:
     for row in here.to_dict("records"):
         over_sft = row["contrast"] == "dpo-sft"
         arm, name, at = (
@@ -346,7 +350,11 @@ def _forest_row(axis: Axes, y: int, here: pd.DataFrame) -> None:
             else ("sft_more", "DPO - SFT continued as long", y + 0.17)
         )
         axis.plot([row["low"], row["high"]], [at, at], color=ARM_COLOURS[arm], linewidth=1.5)
-        _marker(axis, row["difference"], at, arm, label=name)
+        for beyond, edge, arrow in ((row["low"] < -reach, -reach, "<"), (row["high"] > reach, reach, ">")):
+            if beyond:
+                axis.plot(edge, at, arrow, color=ARM_COLOURS[arm], markersize=5, clip_on=False)
+        if abs(row["difference"]) <= reach:
+            _marker(axis, row["difference"], at, arm, label=name)
         # + 0.0 turns a rounded -0.0 into 0.0
         middle, low, high = (f"{round(row[key], 2) + 0.0:+.2f}" for key in ("difference", "low", "high"))
         p = "" if _missing(row["p_holm"]) else f"  p {_p(row['p_holm'])}"

@@ -141,3 +141,13 @@ def test_arms_differ_in_grey_and_in_shape():
     lightness = [116 * float(np.dot(c, [0.2126, 0.7152, 0.0722])) ** (1 / 3) - 16 for c in linear]
     assert min(np.abs(np.diff(sorted(lightness)))) > 10
     assert len(set(figures.ARM_MARKERS.values())) == len(figures.ARM_MARKERS)
+
+
+def test_one_wide_interval_does_not_hide_the_others():
+    table = contrast_table()
+    table.loc[table.index[1], ["difference", "low", "high"]] = [-0.3, -1.0, 0.9]  # a dpo-sft row
+    figure = figures.forest_figure(table)
+    low, high = figure.axes[0].get_xlim()
+    assert -0.6 < low < 0 < high < 0.6
+    assert any("-0.30 [-1.00, +0.90]" in text.get_text() for text in figure.findobj(Text))
+    assert {"<", ">"} <= {line.get_marker() for line in figure.axes[0].lines}

@@ -45,7 +45,7 @@ def methods(runs: list[FinishedRun]) -> str:
     models = ", ".join(sorted({model for _, model in cells}))
     seeds = _listed([run.parameters["seed"] for run in runs])
     searched = sorted({name for run in runs for name in run.record.get("chosen", {})})
-    how = f"{', '.join(searched)} chosen on the validation split" if searched else "fixed beforehand"
+    how = f"{', '.join(searched)} chosen on the validation split" if searched else "given by hand"
     sources = ", ".join(sorted({_SOURCES[run.parameters["pair_source"]] for run in runs}))
     tasks: dict[str, list[FinishedRun]] = {}
     for run in runs:
@@ -122,7 +122,7 @@ def checklist(runs: list[FinishedRun]) -> list[tuple[str, str, str]]:
         ("Methods: model", "Decoding settings", f"Greedy, at most {max(r.parameters['max_new_tokens'] for r in runs)} new tokens; samples for pairs at temperature 1"),
         ("Methods: output", "How answers were read, and unreadable ones counted", "Parsed by rule; unreadable answers count as wrong and are reported by arm"),
         ("Methods: annotation", "Who annotated, instructions, agreement", BLANK),
-        ("Methods: evaluation", "Outcomes and statistics", "See methods.md; margins and tests fixed beforehand"),
+        ("Methods: evaluation", "Outcomes and statistics", "See methods.md. Whether margins and tests were fixed beforehand: " + BLANK),
         ("Methods: evaluation", "Fairness and subgroups", BLANK),
         ("Methods: evaluation", "Human evaluation", "ratings.json of the runs" if any((r.folder / "ratings.json").is_file() for r in runs) else BLANK),
         ("Methods", "Compute", f"{seconds / 3600:.1f} h of training and answering in all, on {first.record['device']}"),
