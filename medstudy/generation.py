@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,8 +20,10 @@ from medstudy.tasks.base import Message, Task
 if TYPE_CHECKING:
     from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-#: Test cases answered again one by one, to see whether batching changes answers.
+#: Test cases whose answers are looked at again one by one, to see whether batching changes them.
 RECHECKED = 8
+#: What a stage keeps.
+OUTPUTS, PROBABILITIES = "outputs.parquet", "probabilities.parquet"
 
 
 @dataclass(frozen=True)
@@ -53,12 +57,15 @@ def answer_cases(
         cases: test cases, or validation cases.
         adapter: the finished training stage, None for the base model.
         examples: worked examples put before each prompt.
-        stage: what keeps them; only ``answers``, those to test cases, are rechecked for the gates.
+        stage: what keeps them; only ``answers``, those to test cases, are rechecked for the gates and get
+            label probabilities.
     """
+    tested = stage == "answers"
+    labels = task.card.labels.get("label", []) if tested else []
     decoding = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
     prompts = [task.messages(case, examples) for case in cases]
-    outputs = _decode_stage(run, f"{stage}_{arm}", prompts, decoding, adapter, stage == "answers")
-    return [texts[0] for texts in outputs]
+    kept = _decode_stage(run, f"{stage}_{arm}", prompts, decoding, adapter, labels, recheck=tested)
+    return [texts[0] for texts in _kept_texts(kept)]
 
 
 def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> list[list[str]]:
@@ -67,129 +74,105 @@ def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> lis
     decoding = Decoding(
         params.max_new_tokens, params.eval_batch_size, params.samples_per_case, 1.0, params.seed
     )
-    return _decode_stage(
-        run, "samples", [task.messages(case) for case in cases], decoding, adapter, recheck=False
-    )
+    prompts = [task.messages(case) for case in cases]
+    return _kept_texts(_decode_stage(run, "samples", prompts, decoding, adapter))
 
 
-def label_probabilities(
-    run: Run,
-    arm: str,
-    task: Task,
-    cases: list[Case],
-    adapter: Stage | None = None,
-    examples: list[Case] | None = None,
-) -> np.ndarray:
-    """Probability of each label among the allowed ones, as one arm sees it; kept like its answers.
+def label_probabilities(run: Run, arm: str) -> np.ndarray:
+    """Probability of each label among the allowed ones, as an arm sees them that has answered the test cases.
 
     Returns:
         Shape (cases, labels), float64; rows add up to 1.
     """
     import pandas as pd
 
-    labels = task.card.labels["label"]
-    prompts = [task.messages(case, examples) for case in cases]
-    stage = run.stage(
-        f"probabilities_{arm}",
-        code=("generation", "models"),
-        model=model_fingerprint(run.params),
-        dtype=[run.params.dtype, run.params.quantization],
-        adapter=adapter.key if adapter else None,
-        prompts=prompts,
-        labels=labels,
-        batch_size=run.params.eval_batch_size,
-    )
-    file = stage.folder / "probabilities.parquet"
-    if not stage.done:
-        model = load_model(run.params, adapter.folder / "adapter" if adapter else None)
-        found = score_labels(model, load_tokenizer(run.params), prompts, labels, run.params.eval_batch_size)
-        pd.DataFrame(found, columns=labels).to_parquet(file)
-        stage.finish()
-    return pd.read_parquet(file).to_numpy()
+    return pd.read_parquet(run.stages[f"answers_{arm}"].folder / PROBABILITIES).to_numpy()
 
 
-def score_labels(
-    model: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: list[list[Message]],
-    labels: list[str],
-    batch_size: int,
-) -> np.ndarray:
-    """Softmax over the log-probabilities of the labels, each with its end token, after each prompt.
+@dataclass(frozen=True)
+class Decoded:
+    """What a model made of some prompts: ``texts`` and ``ids`` (prompts, samples), ``labels`` or None."""
 
-    The prompt runs once; its keys and values are shared by the labels.
-    """
-    import torch
-
-    config = _generation_config(model, tokenizer, Decoding(1, batch_size))
-    answers = [[*answer_ids(tokenizer, label), end_token(tokenizer)] for label in labels]
-    width = max(map(len, answers))
-    said = torch.tensor([ids + [-100] * (width - len(ids)) for ids in answers], device=model.device)
-    encoded = [prompt_ids(tokenizer, messages) for messages in prompts]
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    found = np.empty((len(prompts), len(labels)))
-    per_batch = max(1, batch_size // len(labels))
-    for start in range(0, len(order), per_batch):
-        chosen = order[start : start + per_batch]
-        ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device)
-        with torch.inference_mode():
-            places = (mask.cumsum(-1) - 1).clamp(min=0)
-            prompt = model(
-                input_ids=ids, attention_mask=mask, position_ids=places, use_cache=True, logits_to_keep=1
-            )
-            cache = prompt.past_key_values
-            cache.batch_repeat_interleave(len(labels))
-            tokens = said.repeat(len(chosen), 1)
-            mask = mask.repeat_interleave(len(labels), dim=0)
-            after = mask.sum(-1, keepdim=True) + torch.arange(width, device=model.device)
-            logits = model(
-                input_ids=tokens.clamp(min=0),
-                attention_mask=torch.cat([mask, torch.ones_like(tokens)], dim=-1),
-                position_ids=after,
-                past_key_values=cache,
-            ).logits[:, :-1]
-        first = prompt.logits.repeat_interleave(len(labels), dim=0)
-        losses = torch.nn.functional.cross_entropy(
-            torch.cat([first, logits], dim=1).float().flatten(0, 1),
-            tokens.flatten(),
-            ignore_index=-100,
-            reduction="none",
-        )
-        log_p = -losses.view(len(chosen), len(labels), width).sum(-1)
-        found[chosen] = log_p.double().softmax(-1).cpu().numpy()
-    return found
+    texts: list[list[str]]
+    ids: list[list[list[int]]]
+    probabilities: np.ndarray | None
 
 
 def decode(
-    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[Message]], how: Decoding
-) -> list[list[str]]:
-    """Outputs for each prompt, (prompts, samples): batches of similar length, left-padded."""
+    model: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: list[list[Message]],
+    how: Decoding,
+    labels: Sequence[str] = (),
+) -> Decoded:
+    """Answers to each prompt: batches of similar length, left-padded. A prompt is read once for all its uses.
+
+    Args:
+        model: in eval mode.
+        tokenizer: the model's.
+        prompts: chat messages.
+        how: greedy or sampled, and how many.
+        labels: answers whose probabilities are wanted: softmax over their log-probabilities, each with its
+            end token.
+    """
     import torch
 
     config = _generation_config(model, tokenizer, how)
     encoded = [prompt_ids(tokenizer, messages) for messages in prompts]
+    said = [[*answer_ids(tokenizer, label), end_token(tokenizer)] for label in labels]
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    outputs: list[list[str]] = [[] for _ in prompts]
+    made: list[list[list[int]]] = [[] for _ in prompts]
+    log_p = np.empty((len(prompts), len(labels)))
     torch.manual_seed(how.seed)
     per_batch = max(1, how.batch_size // how.samples)
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
         ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device)
         with torch.inference_mode():
-            cache = _shared_prompt(model, ids, mask, how.samples)
+            # keys and values of all but the last token, which each use reads anew
+            cache = _forward(model, ids[:, :-1], mask[:, :-1]).past_key_values
+            for column, label in enumerate(said):
+                log_p[chosen, column] = _label_log_p(model, ids, mask, cache, label)
+            if how.samples > 1:
+                cache.batch_repeat_interleave(how.samples)
             ids, mask = (t.repeat_interleave(how.samples, dim=0) for t in (ids, mask))
-            made = model.generate(
+            rows = model.generate(
                 input_ids=ids, attention_mask=mask, past_key_values=cache, generation_config=config
             )
-        texts = tokenizer.batch_decode(made[:, ids.shape[1] :], skip_special_tokens=True)
-        for position, i in enumerate(chosen):
-            outputs[i] = [t.strip() for t in texts[position * how.samples : (position + 1) * how.samples]]
-    return outputs
+        for row, new in enumerate(rows[:, ids.shape[1] :].tolist()):
+            made[chosen[row // how.samples]].append(_until_stop(new, config.eos_token_id))
+    texts = [[t.strip() for t in tokenizer.batch_decode(m, skip_special_tokens=True)] for m in made]
+    return Decoded(texts, made, _softmax(log_p) if labels else None)
+
+
+def changed_alone(
+    model: Any, tokenizer: PreTrainedTokenizerBase, prompts: list[list[Message]], answers: list[list[int]]
+) -> int:
+    """How many greedy answers would be others if the model read its prompt alone, without batch or padding.
+
+    One pass over prompt and answer shows the likeliest token at each place: where all are the answer's own,
+    greedy decoding ends at this answer.
+    """
+    import torch
+
+    changed = 0
+    for messages, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([prompt_ids(tokenizer, messages) + answer], device=model.device)
+        with torch.inference_mode():
+            logits = model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0, :-1]
+        changed += logits.argmax(-1).tolist() != answer
+    return changed
 
 
 def _decode_stage(
-    run: Run, name: str, prompts: list[list[Message]], how: Decoding, adapter: Stage | None, recheck: bool
-) -> list[list[str]]:
+    run: Run,
+    name: str,
+    prompts: list[list[Message]],
+    how: Decoding,
+    adapter: Stage | None,
+    labels: Sequence[str] = (),
+    recheck: bool = False,
+) -> Stage:
     import pandas as pd
 
     stage = run.stage(
@@ -200,31 +183,44 @@ def _decode_stage(
         adapter=adapter.key if adapter else None,
         prompts=prompts,
         decoding=asdict(how),
+        labels=labels,
     )
-    file = stage.folder / "outputs.parquet"
     if not stage.done:
-        outputs, facts = _load_and_decode(run.params, adapter, prompts, how, recheck)
-        pd.DataFrame({"outputs": outputs}).to_parquet(file)
+        made, facts = _load_and_decode(run.params, adapter, prompts, how, labels, recheck)
+        pd.DataFrame({"outputs": made.texts}).to_parquet(stage.folder / OUTPUTS)
+        if labels:
+            pd.DataFrame(made.probabilities, columns=labels).to_parquet(stage.folder / PROBABILITIES)
         stage.finish(**facts)
-    return [list(texts) for texts in pd.read_parquet(file)["outputs"]]
+    return stage
+
+
+def _kept_texts(stage: Stage) -> list[list[str]]:
+    import pandas as pd
+
+    return [list(texts) for texts in pd.read_parquet(stage.folder / OUTPUTS)["outputs"]]
 
 
 def _load_and_decode(
-    params: RunParams, adapter: Stage | None, prompts: list[list[Message]], how: Decoding, recheck: bool
-) -> tuple[list[list[str]], dict[str, Any]]:
+    params: RunParams,
+    adapter: Stage | None,
+    prompts: list[list[Message]],
+    how: Decoding,
+    labels: Sequence[str],
+    recheck: bool,
+) -> tuple[Decoded, dict[str, Any]]:
     tokenizer = load_tokenizer(params)
-    model = load_model(params, adapter.folder / "adapter" if adapter else None)
+    model = load_model(params, adapter.folder / "adapter" if adapter else None, merged=True)
     facts: dict[str, Any] = {"training_mode": model.training}
     if adapter:
         facts["reload_difference"] = reload_difference(model, adapter.folder)
-    outputs = decode(model, tokenizer, prompts, how)
+    made = decode(model, tokenizer, prompts, how, labels)
     facts |= {"greedy": not model.generation_config.do_sample, "padding": _padded_side()}
     if recheck:
-        alone = decode(model, tokenizer, prompts[:RECHECKED], Decoding(how.max_new_tokens, 1))
-        changed = sum(a != b for a, b in zip(alone, outputs, strict=False))
-        facts |= {"rechecked": len(alone), "changed_by_batching": changed}
-    facts["new_tokens"] = sum(len(ids) for ids in tokenizer([t for ts in outputs for t in ts])["input_ids"])
-    return outputs, facts
+        first = [ids for (ids,) in made.ids[:RECHECKED]]
+        changed = changed_alone(model, tokenizer, prompts[:RECHECKED], first)
+        facts |= {"rechecked": len(first), "changed_by_batching": changed}
+    facts["new_tokens"] = sum(len(ids) for several in made.ids for ids in several)
+    return made, facts
 
 
 def reload_difference(model: Any, folder: Path) -> float:
@@ -259,15 +255,41 @@ def _generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, how: Deco
     return config
 
 
-def _shared_prompt(model: Any, ids: Any, mask: Any, samples: int) -> Any:
-    """Keys and values of each prompt but for its last token, computed once for all its samples."""
-    if samples == 1:
-        return None
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    prompt = {"input_ids": ids[:, :-1], "attention_mask": mask[:, :-1], "position_ids": positions[:, :-1]}
-    cache = model(**prompt, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(samples)
-    return cache
+def _forward(model: Any, ids: Any, mask: Any, cache: Any = None) -> Any:
+    """One pass over ``ids``; ``mask`` covers what is in ``cache`` too."""
+    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    keep = 1 if cache is None else 0  # of a prompt nobody needs the logits; 0 keeps all
+    return model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=places,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=keep,
+    )
+
+
+def _label_log_p(model: Any, ids: Any, mask: Any, cache: Any, label: list[int]) -> np.ndarray:
+    """Log-probability of one label, end token included, after each prompt (rows,)."""
+    import torch
+
+    tokens = torch.tensor(label, device=ids.device).expand(len(ids), -1)
+    read = torch.cat([ids[:, -1:], tokens[:, :-1]], dim=1)
+    seen = torch.cat([mask, torch.ones_like(tokens[:, :-1])], dim=1)
+    # a pass adds to the cache that it is given
+    logits = _forward(model, read, seen, copy.deepcopy(cache)).logits.float().log_softmax(-1)
+    return logits.gather(-1, tokens[..., None]).sum((1, 2)).double().cpu().numpy()
+
+
+def _softmax(log_p: np.ndarray) -> np.ndarray:
+    odds = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
+    """The tokens up to the first stop token, which is kept; what follows is padding."""
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return ids[: end + 1]
 
 
 def _padded_side() -> str:

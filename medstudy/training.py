@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CODE = ("training", "models")
 LOG = "log.csv"
 #: Pairs on which the reward margin is measured after DPO.
-MARGIN_ROWS = 64
+MARGIN_ROWS = 32
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
 
 The weights of this adapter were fitted to cases whose data card does not say `shareable: true`.
@@ -109,6 +109,7 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     """
     from transformers import PrinterCallback
 
+    _score_labels_only()
     facts = _facts_before(trainer)
     frozen, adapter = _weight_hashes(trainer.model)
     trainer.remove_callback(PrinterCallback)
@@ -156,6 +157,18 @@ def keep_adapter(stage: Stage, previous: Stage) -> None:
     shutil.copytree(previous.folder / "adapter", stage.folder / "adapter", dirs_exist_ok=True)
     shutil.copy(previous.folder / "probe.pt", stage.folder)
     stage.finish(rows=0, steps=0, train_seconds=0.0)
+
+
+def _score_labels_only() -> None:
+    """On a CPU as on a GPU, compute log-probabilities of the labelled tokens alone.
+
+    Without Triton, TRL 1.16 scores every prompt and padding token against the whole vocabulary and drops
+    the result. The losses are the same to the last bit. It is a private name: where it is gone, TRL decides.
+    """
+    from trl.trainer import utils
+
+    if hasattr(utils, "_use_triton"):
+        utils._use_triton = lambda device: device.type in {"cpu", "cuda", "xpu"}
 
 
 def _facts_before(trainer: Any) -> dict[str, Any]:

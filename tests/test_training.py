@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -19,10 +20,10 @@ from medstudy.data.splits import Splits
 from medstudy.generation import (
     Decoding,
     answer_cases,
+    changed_alone,
     decode,
     reload_difference,
     sample_cases,
-    score_labels,
 )
 from medstudy.models import ModelError, load_model, load_tokenizer, stop_tokens
 from medstudy.params import RunParams
@@ -198,13 +199,60 @@ def test_batches_padding_and_shared_prompts_change_no_answer(
     task, model, tokenizer = get_task("text_classification", card), load_model(params), load_tokenizer(params)
     prompts = [task.messages(case) for case in cases]
     alone = decode(model, tokenizer, prompts, Decoding(6, 1))
-    assert decode(model, tokenizer, prompts, Decoding(6, 8)) == alone
+    assert decode(model, tokenizer, prompts, Decoding(6, 8)).ids == alone.ids
     model.generation_config.do_sample, model.generation_config.repetition_penalty = True, 5.0
-    assert (
-        decode(model, tokenizer, prompts, Decoding(6, 3)) == alone
-    )  # the checkpoint's settings are not obeyed
+    # the checkpoint's settings are not obeyed
+    assert decode(model, tokenizer, prompts, Decoding(6, 3), ["yes", "no"]).texts == alone.texts
     near_greedy = decode(model, tokenizer, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
-    assert [set(texts) for texts in near_greedy] == [set(texts) for texts in alone]
+    assert [set(texts) for texts in near_greedy.texts] == [set(texts) for texts in alone.texts]
+
+
+def test_answers_that_a_batch_has_changed_are_counted(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    """It must agree with greedy decoding as transformers does it, a prompt at a time, without padding."""
+    task, model, tokenizer = get_task("text_classification", card), load_model(params), load_tokenizer(params)
+    prompts = [task.messages(case) for case in cases]
+    alone = []
+    for messages in prompts:
+        ids = torch.tensor([prompt_ids(tokenizer, messages)])
+        made = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
+        alone.append(made[0, ids.shape[1] :].tolist())
+    assert [ids for (ids,) in decode(model, tokenizer, prompts, Decoding(6, 8)).ids] == alone
+    assert changed_alone(model, tokenizer, prompts, alone) == 0
+    other = [[*ids[:-1], ids[-1] + 1] for ids in alone[:3]] + alone[3:]
+    assert changed_alone(model, tokenizer, prompts, other) == 3
+
+
+def test_a_merged_adapter_is_the_adapter(trained: tuple[Run, Stage, Stage]) -> None:
+    run, sft, _ = trained
+    apart = load_model(run.params, sft.folder / "adapter")
+    merged = load_model(run.params, sft.folder / "adapter", merged=True)
+    assert not any("lora_" in name for name, _ in merged.named_parameters())
+    assert reload_difference(merged, sft.folder) == pytest.approx(
+        reload_difference(apart, sft.folder), abs=1e-4
+    )
+    rounded = run.params.model_copy(update={"dtype": "bfloat16"})
+    kept = load_model(rounded, sft.folder / "adapter", merged=True)
+    assert any("lora_" in name for name, _ in kept.named_parameters())
+
+
+def test_log_probabilities_are_of_the_labels_alone_and_the_same(
+    trained: tuple[Run, Stage, Stage], params: RunParams, card: DataCard, cases: list[Case], tmp_path: Path
+) -> None:
+    """A training by TRL as it is, which scores every position, has the same losses to the last digit."""
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    assert utils._use_triton is not chunked_logprob._use_triton
+    losses = []
+    for way in (utils._use_triton, chunked_logprob._use_triton):
+        run = Run(params.model_copy(update={"results": str(tmp_path / str(len(losses)))}))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("medstudy.training._score_labels_only", lambda: None)
+            patched.setattr(utils, "_use_triton", way)
+            losses.append(training_log(sft_stage(run, card, cases, "sft", params))["loss"].tolist())
+    assert losses[0] == losses[1]
 
 
 def test_label_probabilities_are_those_of_the_whole_sequences(
@@ -225,7 +273,7 @@ def test_label_probabilities_are_those_of_the_whole_sequences(
             log_p.append(logits.gather(1, ids[0, start:, None]).sum())
         expected.append(torch.stack(log_p).softmax(0).tolist())
     for batch_size in (1, 4, 64):
-        found = score_labels(model, tokenizer, prompts, labels, batch_size)
+        found = decode(model, tokenizer, prompts, Decoding(2, batch_size), labels).probabilities
         assert found == pytest.approx(np.array(expected), abs=1e-5)
 
 
@@ -263,7 +311,7 @@ def test_samples_are_the_same_for_the_same_seed(
     assert all(len(texts) == run.params.samples_per_case for texts in first)
     model, tokenizer = load_model(run.params, sft.folder / "adapter"), load_tokenizer(run.params)
     how = Decoding(4, 4, run.params.samples_per_case, 1.0, run.params.seed)
-    assert decode(model, tokenizer, [task.messages(c) for c in cases], how) == first
+    assert decode(model, tokenizer, [task.messages(c) for c in cases], how).texts == first
 
 
 def test_an_arm_without_pairs_is_the_sft_model_and_says_so(trained: tuple[Run, Stage, Stage]) -> None:
