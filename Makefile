@@ -25,8 +25,9 @@ lint: $(STAMP) ## ruff on package, tests and notebooks
 unit: $(STAMP) ## unit tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
-smoke: $(STAMP) ## every notebook, tiny, end to end
+smoke: $(STAMP) ## every notebook, tiny, end to end; its pages in Chromium, if there is one
 	$(BIN)/medstudy run params/smoke
+	MEDSTUDY_REPORT=results/smoke/report $(BIN)/python -m pytest tests/test_pages.py
 
 lab: $(STAMP) ## open JupyterLab
 	$(BIN)/jupyter lab notebooks

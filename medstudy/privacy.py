@@ -84,9 +84,10 @@ class Guard:
 
     def _broken(self, text: str) -> list[str]:
         broken = [name for name, pattern in PATTERNS.items() if re.search(pattern, text, re.IGNORECASE)]
-        if not self.runs.isdisjoint(_runs(text, scanned=True)):
+        # a guard that knows no cases need not take texts apart
+        if self.runs and not self.runs.isdisjoint(_runs(text, scanned=True)):
             broken.append(f"{WORDS} words in a row of a case")
-        if not self.marks.isdisjoint(_tokens(text)):
+        if self.marks and not self.marks.isdisjoint(_tokens(text)):
             broken.append("identifier, date or number of a case")
         return broken
 
@@ -124,24 +125,43 @@ def scan_study(study: Path, guard: Guard) -> tuple[list[Hit], int]:
     return [hit for path in files for hit in guard.scan(path, str(path.relative_to(study)))], len(files)
 
 
-def withhold(notebook: Any, guard: Guard) -> list[str]:
-    """Take out of an executed notebook, in place, what must not leave ``private/``.
+def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int]:
+    """Write a copy of an executed notebook without what repeats a case of any run in ``results``.
+
+    For notebooks that ran in JupyterLab or by plain papermill, which nobody looked at before.
+
+    Returns:
+        Places and rules of what was taken out, and how many private cases it was compared with.
+    """
+    guard = guard_of(folder for study in sorted(results.glob("*")) for folder in run_folders(study))
+    return withhold(notebook, target, guard), len(guard.cases)
+
+
+def withhold(notebook: Path, target: Path, guard: Guard) -> list[str]:
+    """Write a copy of an executed notebook without what must not leave ``private/``.
 
     Of a cell that raised only the kind of error is left: its message may quote a case.
 
     Returns:
-        Places and rules of other outputs that were taken out.
+        Places and rules of other outputs, and of sources, that were taken out.
     """
+    import nbformat
+
+    content = nbformat.read(notebook, as_version=4)
     taken = []
-    for number, cell in enumerate(notebook.cells, start=1):
+    for number, cell in enumerate(content.cells, start=1):
         outputs = cell.get("outputs", [])
         raised = [output for output in outputs if output.output_type == "error"]
         broken = sorted({rule for output in outputs for rule in guard.rules_broken(_output_text(output))})
         if raised:
-            cell.outputs = [_stream(f"{raised[0].ename}: withheld, see private/notebook.ipynb")]
+            cell.outputs = [_stream(f"{raised[0].ename}: withheld")]
         elif broken:
+            cell.outputs = [_stream(f"withheld: {', '.join(broken)}")]
             taken.append(f"cell {number}: {', '.join(broken)}")
-            cell.outputs = [_stream(f"withheld: {', '.join(broken)}; see private/notebook.ipynb")]
+        if typed := guard.rules_broken(cell.source):
+            cell.source = f"# withheld: {', '.join(typed)}"
+            taken.append(f"cell {number}, source: {', '.join(typed)}")
+    nbformat.write(content, target)
     return taken
 
 

@@ -96,10 +96,15 @@ def execute(
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from medstudy.privacy import run_folders
+
     _refuse_unknown(notebook, parameters)
-    private = output.parent / "private" if marker and _is_private(parameters) else None
+    runs = [output.parent] if marker else run_folders(output.parent)
+    hidden = _is_private(parameters) if marker else any(map(_was_private, runs))
+    private = output.parent / "private" if hidden else None
     # of a private source nothing is written outside private/ before it has been looked at
-    working = private / "notebook.ipynb" if private else output
+    working = private / output.name if private else output
+    working.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     if gpus > len(visible_gpus()):
         raise NotebookError(f"the run asks for {gpus} GPU and this machine shows {len(visible_gpus())}")
     with (
@@ -130,10 +135,10 @@ def execute(
             raise NotebookError(f"cell {_last_started(working)}: {error} (killed? out of memory?)") from None
         finally:
             _tidy(working)
-            taken = _release(working, output) if private else []
+            taken = _release(working, output, runs) if private else []
     if taken:
         raise NotebookError(
-            f"outputs repeat the private source and were withheld ({'; '.join(taken)}); see {working}"
+            f"outputs repeat a private source and were withheld ({'; '.join(taken)}); see {working}"
         )
     if marker is not None and not finished(marker):
         raise NotebookError(f"all cells ran, but none wrote {marker.name} with status ok")
@@ -150,18 +155,15 @@ def _is_private(parameters: Mapping[str, Any]) -> bool:
         return True
 
 
-def _release(working: Path, output: Path) -> list[str]:
-    """Write a notebook out of ``private/`` without what repeats its cases; returns what was taken out."""
-    import nbformat
+def _was_private(run: Path) -> bool:
+    return not json.loads((run / "private" / "source.json").read_text(encoding="utf-8"))["shareable"]
 
+
+def _release(working: Path, output: Path, runs: list[Path]) -> list[str]:
+    """Write a notebook out of ``private/`` without what repeats cases of ``runs``; returns what was taken."""
     from medstudy.privacy import guard_of, withhold
 
-    if not working.is_file():
-        return []
-    notebook = nbformat.read(working, as_version=4)
-    taken = withhold(notebook, guard_of([output.parent]))
-    nbformat.write(notebook, output)
-    return taken
+    return withhold(working, output, guard_of(runs)) if working.is_file() else []
 
 
 def note(journal: Path | None, **event: Any) -> None:

@@ -17,9 +17,11 @@ import pandas as pd
 import pytest
 import yaml
 
+from medstudy.cli import main
 from medstudy.data.cases import Case
 from medstudy.privacy import Guard, files_outside_private, withhold
 from medstudy.report import ReportError, build
+from medstudy.runs import Run
 
 ROOT = Path(__file__).resolve().parents[1]
 SENTENCE = "the zebrafish keeper from Ulverston swallowed a marble on Friday"
@@ -144,6 +146,21 @@ def {stage}(*_, **__):
 
 
 @pytest.mark.slow
+def test_a_comparison_that_shows_a_case_is_withheld(checkout: Path) -> None:
+    page = checkout / "notebooks" / "comparison.ipynb"
+    notebook = nbformat.read(page, as_version=4)
+    show = 'import pathlib\nprint(pathlib.Path("notes.csv").read_text())'
+    notebook.cells.append(nbformat.v4.new_code_cell(show))
+    nbformat.write(notebook, page)
+    job = start(checkout)
+    said = job.communicate()
+    assert job.returncode != 0
+    assert "were withheld" in said[1]
+    assert seen_outside(checkout, *said) == []
+    assert (checkout / "results" / "ours" / "comparison.ipynb").is_file()
+
+
+@pytest.mark.slow
 def test_a_killed_run_shows_nothing(checkout: Path) -> None:
     job = start(checkout)
     while not list(checkout.glob("results/ours/*/*/seed0/private/cases.parquet")):
@@ -199,21 +216,39 @@ def test_wording_that_most_cases_share_is_no_patients() -> None:
     assert known.rules_broken("today because of complaint number 7 and") == ["6 words in a row of a case"]
 
 
-def test_withheld_outputs_say_which_cell_and_why() -> None:
-    cells = [nbformat.v4.new_code_cell("1"), nbformat.v4.new_code_cell("2")]
+def leaky() -> nbformat.NotebookNode:
+    """A notebook that prints a case, quotes one in an error, and has one in its source."""
+    cells = [nbformat.v4.new_code_cell(source) for source in ("1", "2", f"x = '{SENTENCE}'")]
     cells[0].outputs = [nbformat.v4.new_output("stream", text=SENTENCE)]
     cells[1].outputs = [
         nbformat.v4.new_output("error", ename="KeyError", evalue=SENTENCE, traceback=[SENTENCE])
     ]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    assert withhold(notebook, guard(SENTENCE)) == ["cell 1: 6 words in a row of a case"]
-    assert "zebrafish" not in nbformat.writes(notebook)
-    assert "KeyError" in nbformat.writes(notebook)
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+def test_withheld_outputs_say_which_cell_and_why(tmp_path: Path) -> None:
+    nbformat.write(leaky(), tmp_path / "a.ipynb")
+    taken = withhold(tmp_path / "a.ipynb", tmp_path / "b.ipynb", guard(SENTENCE))
+    assert taken == ["cell 1: 6 words in a row of a case", "cell 3, source: 6 words in a row of a case"]
+    assert "zebrafish" not in (tmp_path / "b.ipynb").read_text()
+    assert "KeyError" in (tmp_path / "b.ipynb").read_text()
+
+
+def test_a_notebook_that_ran_elsewhere_can_be_shared(tmp_path: Path, params, card, capsys) -> None:
+    run = Run(params.model_copy(update={"results": str(tmp_path / "results")}))
+    case = Case("c1", "g1", SENTENCE, {"label": "yes"}, {})
+    run.keep_source(card.model_copy(update={"shareable": False}), [case])
+    nbformat.write(leaky(), tmp_path / "mine.ipynb")
+    words = ["share", f"{tmp_path}/mine.ipynb", f"{tmp_path}/copy.ipynb", "--results", f"{tmp_path}/results"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "withheld: cell 1: 6 words in a row of a case" in said
+    assert "compared with 1 private cases" in said
+    assert "zebrafish" not in (tmp_path / "copy.ipynb").read_text() + said
+    assert main([*words[:2], words[1]]) == 2
 
 
 def test_cases_keep_every_text_they_hold(params, card) -> None:
-    from medstudy.runs import Run
-
     run = Run(params)
     case = Case(
         "c1", "g1", "text one", {"label": "yes"}, {"facts": ["fact one"], "options": {"A": "option one"}}

@@ -112,6 +112,7 @@ def _write_page(notebook: Path, target: Path, title: str) -> None:
         exclude_input_prompt=True,
         exclude_output_prompt=True,
     )
+    exporter.register_filter("figure_words", figure_words)
     body, _ = exporter.from_notebook_node(nbformat.read(notebook, as_version=4))
     target.write_text(shell(title, body), encoding="utf-8")
 
@@ -216,9 +217,17 @@ def _commit(record: dict[str, Any]) -> str:
     return (record.get("git_commit") or "unknown")[:10] + changed
 
 
+def figure_words(svg: str) -> str:
+    """What is written in a matplotlib figure, axes' numbers left out, for those who do not see it."""
+    written = dict.fromkeys(html.unescape(text) for text in re.findall(r"<!-- (.*?) -->", svg, re.DOTALL))
+    words = (text for text in written if not re.fullmatch(r"[\d.,%\s\u2212-]+", text))
+    return f"Figure: {', '.join(words)}"
+
+
 def _inline_svg(file: Path, label: str) -> str:
     svg = re.sub(r"^.*?(?=<svg)", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
-    labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+    said = html.escape(f"{label}. {figure_words(svg)}")
+    labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{said}" ', 1)
     return f'<figure class="wide">{labelled}</figure>'
 
 

@@ -18,6 +18,7 @@ from medstudy.runs import slug
 BLANK = "TO BE FILLED IN BY THE AUTHORS"
 _SOURCES = {
     "own_errors": "pairs of a right answer and the SFT model's own wrong ones (samples at temperature 1)",
+    "card": "pairs of the gold answer and a worse one that the source holds",
     "labels": "pairs of the gold answer and a wrong one in the same form",
     "ratings": "pairs of a better- and a worse-rated answer",
     "file": "pairs given in a file",
