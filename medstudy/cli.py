@@ -60,8 +60,25 @@ def _parser() -> argparse.ArgumentParser:
         "--margin", type=float, default=0.03, help="differences smaller than this do not matter"
     )
     _command(commands, "report", _report, "write the HTML report of a study that has been run")
+    text = "write a copy of an executed notebook without outputs that repeat private cases of this checkout"
+    share = commands.add_parser("share", help=text, description=text)
+    share.add_argument("notebook", type=Path)
+    share.add_argument("target", type=Path, help="the copy to write")
+    share.add_argument("--results", type=Path, default=Path("results"), help="where the runs are")
+    share.set_defaults(command=_share)
+    _pairs_parser(commands)
     _ratings_parser(commands)
     return parser
+
+
+def _pairs_parser(commands: argparse._SubParsersAction) -> None:
+    text = "write the preference pairs of a run in the form that a trainer elsewhere reads"
+    pairs = commands.add_parser("pairs", help=text, description=text)
+    pairs.add_argument("run", type=Path, help="results/<study>/<model>/<task>/seed<k>")
+    pairs.add_argument("form", help="trl, openai, azure, together, fireworks, gemini or nova")
+    pairs.add_argument("target", type=Path, help="the JSON-lines file to write")
+    pairs.add_argument("--allow-private", action="store_true", help="also where the cases may not be shown")
+    pairs.set_defaults(command=_pairs)
 
 
 def _ratings_parser(commands: argparse._SubParsersAction) -> None:
@@ -136,6 +153,28 @@ def _report(args: argparse.Namespace) -> int:
 
     folder = batch.enter(args.study)
     print(report.build(batch.results_of(load_study(folder))))
+    return 0
+
+
+def _share(args: argparse.Namespace) -> int:
+    from medstudy import privacy
+
+    if not args.notebook.is_file() or args.target.resolve() == args.notebook.resolve():
+        print(f"medstudy: {args.notebook} is no notebook, or the copy is to replace it", file=sys.stderr)
+        return 2
+    taken, cases = privacy.share(args.notebook, args.target, args.results)
+    print("\n".join(f"withheld: {place}" for place in taken))
+    print(
+        f"{args.target}: compared with {cases} private cases in {args.results}; "
+        "paraphrases and pictures are not seen"
+    )
+    return 0
+
+
+def _pairs(args: argparse.Namespace) -> int:
+    from medstudy.exports import export_pairs
+
+    print(f"{args.target}: {export_pairs(args.run, args.form, args.target, args.allow_private)} pairs")
     return 0
 
 

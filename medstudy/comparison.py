@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from medstudy.data.cases import DataError
 from medstudy.evaluation import evaluate, pooled
 from medstudy.gates import GATES
-from medstudy.params import TASKS
+from medstudy.tasks import TASK_TYPES
 from medstudy.verdict import Cell, contrasts_table, metrics_table, verdict_table
 
 if TYPE_CHECKING:
@@ -212,4 +212,4 @@ def _alike(task: str, model: str, runs: list[FinishedRun], predictions: dict[int
 
 
 def _order(parameters: dict[str, Any]) -> tuple[int, str, int]:
-    return TASKS.index(parameters["task"]), parameters["model"], parameters["seed"]
+    return list(TASK_TYPES).index(parameters["task"]), parameters["model"], parameters["seed"]

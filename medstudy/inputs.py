@@ -32,7 +32,7 @@ def data_files(run: RunParams) -> list[str]:
     card = load_card(run.data)
     path = Path(run.data) if Path(run.data).suffix in {".yaml", ".yml"} else CARDS / f"{run.data}.yaml"
     source = card.load.local if isinstance(card.load, Hub) else card.load
-    named = source.files if isinstance(source, Files) else []
+    named = [*source.files, *(j.file for j in source.join)] if isinstance(source, Files) else []
     local = [Path(run.data_root).expanduser() / file.path for file in named]
     return [os.path.relpath(path), *(str(file) for file in local if file.is_file())]
 

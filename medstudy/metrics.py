@@ -47,51 +47,28 @@ class Metric:
     optional: bool = False
 
 
-_ACCURACY = [
+ACCURACY = (
     Metric("accuracy", "share", "score_correct"),
     Metric("accuracy_parsed", "share_of_parsed", "score_correct"),
-]
-_UNPARSED = Metric("unparsed", "share", "unparsed")
-_CLASSIFICATION = [
-    Metric("macro_f1", "f1", "label", primary=True),
-    *_ACCURACY,
-    _UNPARSED,
-    Metric("auroc", "auroc", "score_p_positive", optional=True),
-    Metric("brier", "mean", "score_brier", optional=True),
-]
-
-TASK_METRICS: dict[str, list[Metric]] = {
-    "text_classification": _CLASSIFICATION,
-    "numeric_classification": _CLASSIFICATION,
-    "clinical_reasoning": [replace(_ACCURACY[0], primary=True), _ACCURACY[1], _UNPARSED],
-    "summarization": [
-        Metric("factual_f1", "mean", "score_factual_f1", primary=True),
-        *(Metric(name, "mean", f"score_{name}") for name in ("rouge1", "rouge2", "rougeL")),
-        Metric("length", "mean", "score_length", bounded=False),
-        _UNPARSED,
-    ],
-    "clinical_triage": [
-        Metric("provider_macro_f1", "f1", "provider", primary=True),
-        Metric("urgency_macro_f1", "f1", "urgency", primary=True),
-        Metric("under_triage", "share", "under_triage"),
-        Metric("over_triage", "share", "over_triage"),
-        _UNPARSED,
-    ],
-}
+)
+UNPARSED = Metric("unparsed", "share", "unparsed")
 
 
 def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric]:
     """The metrics of ``task``; F1 of the positive label replaces macro-F1 where there are two labels."""
-    if task not in TASK_METRICS:
-        raise ValueError(f"unknown task '{task}'; choose one of {', '.join(TASK_METRICS)}")
+    from medstudy.tasks import TASK_TYPES
+
+    if task not in TASK_TYPES:
+        raise ValueError(f"unknown task '{task}'; choose one of {', '.join(TASK_TYPES)}")
+    metrics = TASK_TYPES[task].metrics
     if positive is None or len(labels.get("label", [])) != 2:
-        return [m for m in TASK_METRICS[task] if m.kind != "auroc"]
+        return [m for m in metrics if m.kind != "auroc"]
     if positive not in labels["label"]:
         raise ValueError(
             f"positive label '{positive}' is not one of {', '.join(labels['label'])}; correct the data card"
         )
     named = {"f1": {"name": "f1", "label": positive}, "auroc": {"label": positive}}
-    return [replace(m, **named.get(m.kind, {})) for m in TASK_METRICS[task]]
+    return [replace(m, **named.get(m.kind, {})) for m in metrics]
 
 
 def case_sums(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:

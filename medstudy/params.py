@@ -11,10 +11,11 @@ import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -26,20 +27,24 @@ from pydantic import (
     model_validator,
 )
 
-TaskName = Literal[
-    "text_classification",
-    "numeric_classification",
-    "clinical_reasoning",
-    "summarization",
-    "clinical_triage",
-]
-TASKS: tuple[str, ...] = get_args(TaskName)
+
+def _known_task(name: str) -> str:
+    from medstudy.tasks import TASK_TYPES
+
+    if name not in TASK_TYPES:
+        allowed = ", ".join(TASK_TYPES)
+        raise ValueError(f"unknown task {name!r}{nearest(name, TASK_TYPES)} (allowed: {allowed})")
+    return name
+
+
+#: A task of `medstudy.tasks`.
+TaskName = Annotated[str, AfterValidator(_known_task)]
 DpoLoss = Literal[
     "sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"
 ]
 
 
-PairSource = Literal["own_errors", "labels", "ratings", "file"]
+PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
 
 
 def _each(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
@@ -234,9 +239,8 @@ def _explain(error: Any, kind: type[BaseModel], where: str) -> str:
     if error["type"] == "missing":
         return f"{where}: parameter '{name}' is missing"
     if error["loc"][-1] == "[key]":
-        name = str(error["input"])
-        return f"{where}: unknown task {name!r}{nearest(name, TASKS)} (allowed: {', '.join(TASKS)})"
-    return f"{where}: {name} = {error['input']!r}: {error['msg']}"
+        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    return f"{where}: {name} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
 
 
 def _is_parameter(name: str, value: Any) -> bool:

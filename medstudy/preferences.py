@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -58,8 +58,9 @@ def make_pairs(
     """Pairs for the training cases from the source ``pair_source``.
 
     ``own_errors`` takes the SFT model's ``samples``; ``labels`` sets gold against wrong answers that the
-    task makes up; ``ratings`` reads a table with case_id, text and rating (several raters: their mean);
-    ``file`` reads one with case_id, chosen and rejected. Files: csv, jsonl, xlsx or parquet.
+    task makes up, ``card`` against a worse answer that the source holds (`Columns.rejected`); ``ratings``
+    reads a table with case_id, text and rating (several raters: their mean); ``file`` reads one with
+    case_id, chosen and rejected. Files: csv, jsonl, xlsx or parquet.
 
     Raises:
         DataError: the file or a column is missing, a cell is empty, or no row is about a training case.
@@ -68,6 +69,8 @@ def make_pairs(
         return pairs_from_own_errors(task, cases, samples or [], params.pairs_per_case)
     if params.pair_source == "labels":
         return _pairs_from_labels(task, cases, params.pairs_per_case, params.seed)
+    if params.pair_source == "card":
+        return _pairs_from_card(task, cases)
     rated = params.pair_source == "ratings"
     columns = ("case_id", "text", "rating") if rated else ("case_id", "chosen", "rejected")
     rows = _read_rows(Path(params.pair_file).expanduser(), columns)
@@ -129,6 +132,21 @@ def _pairs_from_labels(task: Task, cases: list[Case], pairs_per_case: int, seed:
         for case in cases
     }
     return _assemble(task, cases, found, {"training prompts": len(cases)}, pairs_per_case)
+
+
+def _pairs_from_card(task: Task, cases: list[Case]) -> Pairs:
+    worse = {case.case_id: case.details["rejected"] for case in cases if "rejected" in case.details}
+    if not worse:
+        raise DataError(
+            f"pair_source = 'card': no training case of '{task.card.name}' has an answer that is worse than "
+            "gold; see columns.rejected of the data card"
+        )
+    found = {
+        case.case_id: [(task.target(case), task.target(replace(case, gold=worse[case.case_id])), "gold")]
+        for case in cases
+        if case.case_id in worse
+    }
+    return _assemble(task, cases, found, {"training prompts": len(cases)})
 
 
 def _assemble(

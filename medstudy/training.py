@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CODE = ("training", "models")
 LOG = "log.csv"
 #: Pairs on which the reward margin is measured after DPO.
-MARGIN_ROWS = 32
+MARGIN_ROWS = 64
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
 
 The weights of this adapter were fitted to cases whose data card does not say `shareable: true`.

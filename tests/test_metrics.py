@@ -4,7 +4,6 @@ from made_up import labelled, rows
 from sklearn.metrics import accuracy_score, f1_score
 
 from medstudy.metrics import (
-    TASK_METRICS,
     Metric,
     PredictionsError,
     case_sums,
@@ -13,6 +12,7 @@ from medstudy.metrics import (
     task_metrics,
     value_of,
 )
+from medstudy.tasks import TASK_TYPES
 
 LABELS = {"label": ["a", "b", "c", "d"]}
 MACRO = Metric("macro_f1", "f1", "label")
@@ -95,9 +95,9 @@ def test_refuses_unknown_tasks_golds_and_missing_scores():
 
 
 def test_every_task_has_a_primary_metric_and_reports_unparsed_answers():
-    for metrics in TASK_METRICS.values():
-        assert any(m.primary for m in metrics)
-        assert "unparsed" in [m.name for m in metrics]
+    for task in TASK_TYPES.values():
+        assert any(m.primary for m in task.metrics)
+        assert "unparsed" in [m.name for m in task.metrics]
 
 
 def test_auroc_equals_scikit_learn_also_with_weights_and_ties():

@@ -8,7 +8,8 @@ import nbformat
 import papermill
 import pytest
 
-from medstudy.params import TASKS, ParamsError, RunParams, load_study, read_yaml, resolve
+from medstudy.params import ParamsError, RunParams, load_study, read_yaml, resolve
+from medstudy.tasks import TASK_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {"task": "summarization", "data": "synthetic_dialogues"}
@@ -79,7 +80,7 @@ def test_task_files_must_not_contradict_the_study(tmp_path: Path) -> None:
         load_study(folder).runs()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", list(TASK_TYPES))
 def test_the_notebooks_own_defaults_are_the_demo(task: str) -> None:
     """Run all cells in JupyterLab and the batch does the same; papermill reads the type of every line."""
     demo = load_study(ROOT / "params" / "demo").run(task, "builtin/llama", 0)
@@ -93,7 +94,7 @@ def test_the_notebooks_own_defaults_are_the_demo(task: str) -> None:
 
 
 @pytest.mark.parametrize("study", ["smoke", "demo", "public", "paper"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", list(TASK_TYPES))
 def test_plain_papermill_and_the_batch_run_the_same(study: str, task: str) -> None:
     """What a study's files leave out, a notebook takes from its own defaults and the batch from RunParams."""
     folder = ROOT / "params" / study
@@ -118,7 +119,7 @@ HEADINGS = [
 ]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", list(TASK_TYPES))
 def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / f"{task}.ipynb", as_version=4)
     nbformat.validate(notebook)

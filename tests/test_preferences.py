@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -121,3 +122,17 @@ def test_a_source_without_its_file_is_refused() -> None:
         params("ratings")
     with pytest.raises(ParamsError, match="pair_source = 'own_errors' with pair_file"):
         params("own_errors", "pairs.csv")
+
+
+def test_pairs_from_a_card_set_gold_against_the_worse_answer_of_the_source() -> None:
+    task, cases = some("clinical_triage", 4)
+    worse = cases[1].gold | {
+        "urgency": next(u for u in task.card.labels["urgency"] if u != cases[1].gold["urgency"])
+    }
+    cases[1] = replace(cases[1], details=cases[1].details | {"rejected": worse})
+    made = make_pairs(params("card", task="clinical_triage"), task, cases)
+    [pair] = made.pairs
+    assert (pair.case_id, pair.chosen) == (cases[1].case_id, task.target(cases[1]))
+    assert task.parse(pair.rejected).value == worse
+    with pytest.raises(DataError, match=r"no training case of 'synthetic_messages' .* columns.rejected"):
+        make_pairs(params("card", task="clinical_triage"), task, cases[2:])

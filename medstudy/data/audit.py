@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
+import numpy as np
 import pandas as pd
 
-from medstudy.data.card import OPEN_OUTCOMES
 from medstudy.data.cases import Case
 from medstudy.data.rows import answers_by_text, text_key
 from medstudy.data.sources import Loaded
 from medstudy.data.splits import Splits
+from medstudy.tasks import OPEN_OUTCOMES
 
+#: Balanced accuracy from which a single value or word is suspected of giving the answer away.
+LEAK = 0.95
+#: Fewer cases than this prove nothing about a word.
+LEAK_CASES = 11
 #: Cosine of two texts' TF-IDF vectors (words and pairs of words) from which they are near-duplicates.
 NEAR = 0.9
 _LIKE = f"cases like a training case (cosine of words >= {NEAR})"
@@ -34,7 +39,7 @@ def audit(loaded: Loaded, splits: Splits) -> pd.DataFrame:
     }
     drawn = {name: cases for name, cases in parts.items() if name != "source"}
     lines = [*_rows(loaded), *_sizes(parts), *_answers(loaded, parts), *_missing(parts), *_lengths(parts)]
-    lines += [*_repeats(parts), *_overlap(drawn)]
+    lines += [*_repeats(parts), *_overlap(drawn), *_leaks(loaded)]
     return pd.DataFrame(lines, columns=["topic", "measure", *parts]).astype(dict.fromkeys(parts, "Int64"))
 
 
@@ -119,6 +124,60 @@ def _overlap(drawn: Parts) -> Iterator[Line]:
     same = "cases with the text of a training case"
     yield _line("overlap", same, others, lambda cases: sum(text_key(c.text) in held for c in cases))
     yield _line("overlap", _LIKE, others, lambda cases: _near(cases, drawn["train"]))
+
+
+def _leaks(loaded: Loaded) -> Iterator[Line]:
+    """Values and words that tell an answer nearly alone, with their balanced accuracy in percent."""
+    for outcome in loaded.labels:
+        gold = np.array([case.gold[outcome] for case in loaded.cases])
+        for name, accuracy in {
+            **_telling_values(loaded.cases, gold),
+            **_telling_words(loaded.cases, gold),
+        }.items():
+            measure = f"{name} alone tells {outcome} (balanced accuracy, %)"
+            yield {"topic": "leak?", "measure": measure, "source": round(100 * accuracy)}
+
+
+def _telling_values(cases: list[Case], gold: np.ndarray) -> dict[str, float]:
+    """Of each declared number or code: a tree of depth 2, cross-validated; a missing value is a value too."""
+    from sklearn.model_selection import cross_val_score
+    from sklearn.tree import DecisionTreeClassifier
+
+    folds = min(5, int(np.unique(gold, return_counts=True)[1].min()))
+    names = list(cases[0].details.get("features", {}))
+    if len(cases) < 2 * LEAK_CASES or folds < 2:
+        return {}
+    found = {}
+    for name in names:
+        values = np.array([[case.details["features"][name]] for case in cases], dtype=float)
+        tree = DecisionTreeClassifier(max_depth=2, class_weight="balanced", random_state=0)
+        found[name] = float(cross_val_score(tree, values, gold, cv=folds, scoring="balanced_accuracy").mean())
+    return {f"'{name}'": accuracy for name, accuracy in found.items() if accuracy >= LEAK}
+
+
+def _telling_words(cases: list[Case], gold: np.ndarray) -> dict[str, float]:
+    """Of each word and pair of words: is it there in the cases of one label and in no others?"""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    if len(cases) < 2 * LEAK_CASES:
+        return {}
+    vectorizer = CountVectorizer(binary=True, ngram_range=(1, 2), min_df=LEAK_CASES, token_pattern=r"\S+")
+    try:
+        there = vectorizer.fit_transform([case.text for case in cases])
+    except ValueError:  # no word is in so many cases
+        return {}
+    found: dict[str, float] = {}
+    for label in np.unique(gold):
+        held = gold == label
+        if held.sum() < LEAK_CASES or (~held).sum() < LEAK_CASES:
+            continue
+        hit = np.asarray(there[held].mean(axis=0)).ravel()
+        false = np.asarray(there[~held].mean(axis=0)).ravel()
+        accuracy = (1 + np.abs(hit - false)) / 2
+        for i in np.flatnonzero(accuracy >= LEAK)[:5]:
+            word = f"the wording '{vectorizer.get_feature_names_out()[i]}'"
+            found[word] = max(found.get(word, 0.0), float(accuracy[i]))
+    return found
 
 
 def _near(cases: list[Case], train: list[Case]) -> int:

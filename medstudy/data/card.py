@@ -15,18 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medstudy.data.cases import DataError
 from medstudy.params import TaskName, nearest
+from medstudy.tasks import OPEN_OUTCOMES, TASK_TYPES
 
 SplitName = Literal["train", "validation", "test"]
-#: What a case of each task is asked for.
-OUTCOMES: dict[str, tuple[str, ...]] = {
-    "text_classification": ("label",),
-    "numeric_classification": ("label",),
-    "clinical_reasoning": ("diagnosis",),
-    "summarization": ("summary",),
-    "clinical_triage": ("provider", "urgency"),
-}
-#: Outcomes answered in free words; the others choose from the card's labels.
-OPEN_OUTCOMES = frozenset({"diagnosis", "summary"})
 CARDS = Path(__file__).resolve().parents[2] / "params" / "data"
 _PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
@@ -71,17 +62,35 @@ class File(Section):
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
 
-class Files(Section):
-    """Files read by pandas. `names`: for files without a header line; `na_values`: in any column."""
+class Format(Section):
+    """How a file is read by pandas. `names`: for files without a header line; `na_values`: in any column.
 
-    kind: Literal["files"] = "files"
-    format: Literal["csv", "jsonl", "parquet", "xlsx"]
-    files: list[File] = Field(min_length=1)
+    `json` is a list of objects, or one object: its keys become the column `key`; a value that is no object
+    becomes the column `value`, a list a row an element.
+    """
+
+    format: Literal["csv", "json", "jsonl", "parquet", "xlsx"]
     sep: str = ","
     encoding: str = "utf-8-sig"
     decimal: Literal[".", ","] = "."
     names: list[str] = []
     na_values: list[str] = []
+
+
+class Join(Format):
+    """A second table, of one row a key, whose columns are added to every row that has its key `on`."""
+
+    format: Literal["csv", "json", "jsonl", "parquet", "xlsx"] = "csv"
+    file: File
+    on: str = Field(min_length=1)
+
+
+class Files(Format):
+    """Files of one shape, read one after the other, each then joined with other tables."""
+
+    kind: Literal["files"] = "files"
+    files: list[File] = Field(min_length=1)
+    join: list[Join] = []
 
     @model_validator(mode="after")
     def _all_or_no_splits(self) -> Files:
@@ -132,6 +141,36 @@ class FeatureColumn(Section):
         return self
 
 
+class Extract(Section):
+    """A part of a text column as a column of its own: from behind `start` to before the next of `end`."""
+
+    column: str
+    start: str = Field(min_length=1)
+    end: list[str] = []
+
+
+class SplitBy(Section):
+    """Splits by a column, such as year, date or site: each row goes where its value is listed or falls.
+
+    A list names values; `test_from` sends values from that one on (as numbers, else as texts, so dates as
+    YYYY-MM-DD) to the test split. What is not named is for training.
+    """
+
+    column: str
+    validation: list[str] = []
+    test: list[str] = []
+    test_from: str = ""
+
+    @model_validator(mode="after")
+    def _names_a_test_split(self) -> SplitBy:
+        if bool(self.test) == bool(self.test_from):
+            raise ValueError("give one of test (values) and test_from (the first value)")
+        both = set(self.test) & set(self.validation)
+        if both:
+            raise ValueError(f"'{min(both)}' is in validation and in test")
+        return self
+
+
 class Gold(Section):
     """Where an outcome's right answer stands. ``drop``: values (``*``: any other) of rows to leave out."""
 
@@ -147,11 +186,17 @@ class Columns(Section):
     column, values that mean "no value". ``exclude`` names columns that would give the answer away.
     ``repeats: drop`` leaves out further copies of a text, and every copy where their answers differ;
     ``keep`` has them all, in one group. Without ``group_id`` a group is the cases of one text.
+    ``extract`` makes new columns out of parts of a text. ``rejected`` says where answers stand that were
+    given and are known to be worse than gold (a nurse's level, a machine's note): pairs of ``pair_source:
+    card``. ``split_by`` draws no splits but takes them from a column.
     """
 
     text: str = "{fields}"
     fields: list[FeatureColumn] = []
     gold: dict[str, Gold]
+    rejected: dict[str, Gold] = {}
+    extract: dict[str, Extract] = {}
+    split_by: SplitBy | None = None
     case_id: str = ""
     group_id: str = ""
     details: dict[str, str] = {}
@@ -172,8 +217,16 @@ class Columns(Section):
     @property
     def used(self) -> list[str]:
         """Every column that the card speaks of."""
-        named = [*self.shown, *(g.column for g in self.gold.values()), self.case_id, self.group_id]
-        return [c for c in dict.fromkeys([*named, *self.exclude, *self.missing]) if c]
+        answers = [g.column for g in (*self.gold.values(), *self.rejected.values())]
+        split = [self.split_by.column] if self.split_by else []
+        named = [*self.shown, *answers, *split, self.case_id, self.group_id, *self.exclude, *self.missing]
+        return [c for c in dict.fromkeys(named) if c]
+
+    @property
+    def read(self) -> list[str]:
+        """Columns that the source itself must have."""
+        parts = [part.column for part in self.extract.values()]
+        return list(dict.fromkeys([*(c for c in self.used if c not in self.extract), *parts]))
 
     @model_validator(mode="after")
     def _text_and_no_leak(self) -> Columns:
@@ -183,7 +236,8 @@ class Columns(Section):
             )
         if not self.shown:
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
-        leaks = {*self.exclude, *(g.column for g in self.gold.values())}.intersection(self.shown)
+        answers = (g.column for g in (*self.gold.values(), *self.rejected.values()))
+        leaks = {*self.exclude, *answers}.intersection(self.shown)
         if leaks:
             raise ValueError(
                 f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details"
@@ -223,7 +277,7 @@ class DataCard(Section):
 
     @model_validator(mode="after")
     def _fits_task(self) -> DataCard:
-        outcomes = OUTCOMES[self.task]
+        outcomes = TASK_TYPES[self.task].outcomes
         _same_keys("labels", self.labels, [o for o in outcomes if o not in OPEN_OUTCOMES], self.task)
         if self.positive is not None and self.positive not in self.labels.get("label", []):
             raise ValueError(
@@ -235,15 +289,31 @@ class DataCard(Section):
             raise ValueError("kind synthetic: the card must say `synthetic: true`")
         if self.columns:
             _same_keys("columns.gold", self.columns.gold, outcomes, self.task)
+            unknown = set(self.columns.rejected) - set(outcomes)
+            if unknown:
+                raise ValueError(
+                    f"columns.rejected.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})"
+                )
             self._check_maps(self.columns)
+            self._check_splits(self.columns)
         return self
 
+    def _check_splits(self, columns: Columns) -> None:
+        files = self.load.files if isinstance(self.load, Files) else []
+        if columns.split_by and (isinstance(self.load, Hub) or any(f.split for f in files)):
+            raise ValueError("columns.split_by and splits of the source: keep one of the two")
+
     def _check_maps(self, columns: Columns) -> None:
-        for outcome, labels in self.labels.items():
-            for answer in columns.gold[outcome].map.values():
+        for kind, outcome, labels in (
+            (kind, outcome, labels)
+            for kind in ("gold", "rejected")
+            for outcome, labels in self.labels.items()
+        ):
+            said = getattr(columns, kind).get(outcome)
+            for answer in said.map.values() if said else ():
                 if answer not in labels:
                     raise ValueError(
-                        f"columns.gold.{outcome}.map: '{answer}' is not one of labels.{outcome} {labels}"
+                        f"columns.{kind}.{outcome}.map: '{answer}' is not one of labels.{outcome} {labels}"
                         + nearest(answer, labels)
                     )
         if self.task == "numeric_classification":

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from medstudy.data.card import Columns, DataCard, FeatureColumn, Gold
+from medstudy.data.card import Columns, DataCard, Extract, FeatureColumn, Gold, SplitBy, SplitName
 from medstudy.data.cases import Case, DataError
 
 
@@ -37,6 +37,8 @@ def to_case(row: Row, card: DataCard, case_id: str, split: str | None) -> Case:
     columns = card.columns
     if columns is None:
         raise DataError(f"data card '{card.name}' has no columns")
+    parts = {name: _extracted(row, part) for name, part in columns.extract.items()}
+    row = Row({**row.values, **parts}, row.where)
     cells = Row({name: _cell(row, name, columns) for name in columns.used}, row.where)
     text = _text(cells, columns)
     gold = {outcome: _answer(cells, outcome, spec, card) for outcome, spec in columns.gold.items()}
@@ -45,8 +47,8 @@ def to_case(row: Row, card: DataCard, case_id: str, split: str | None) -> Case:
         group_id=_needed(cells, columns.group_id, "group") if columns.group_id else f"text-{text_key(text)}",
         text=text,
         gold=gold,
-        details=_details(cells, columns, gold),
-        split=split,
+        details=_details(cells, columns, gold) | _rejected(cells, gold, card),
+        split=_split(cells, columns.split_by) if columns.split_by else split,
     )
 
 
@@ -76,15 +78,15 @@ def plain(value: Any) -> Any:
     return str(value).replace("\r\n", "\n").replace("\r", "\n").strip() or None
 
 
-def _code(text: str) -> str:
+def code_key(text: str) -> str:
     """A code as maps and missing lists compare it: ``1``, ``1.`` and ``1.0`` are one."""
     return re.sub(r"^(-?\d+)\.0*$", r"\1", text.strip())
 
 
 def _cell(row: Row, name: str, columns: Columns) -> Any:
     value = plain(row.values[name])
-    empty = {_code(marker) for marker in columns.missing.get(name, [])}
-    return None if isinstance(value, str) and _code(value) in empty else value
+    empty = {code_key(marker) for marker in columns.missing.get(name, [])}
+    return None if isinstance(value, str) and code_key(value) in empty else value
 
 
 def _needed(row: Row, column: str, what: str) -> str:
@@ -134,23 +136,58 @@ def _number(row: Row, column: str) -> float:
 
 
 def _mapped(mapping: Mapping[str, str], value: Any, where: str, remedy: str) -> str:
-    codes = {_code(key): answer for key, answer in mapping.items()}
-    if _code(str(value)) not in codes:
+    codes = {code_key(key): answer for key, answer in mapping.items()}
+    if code_key(str(value)) not in codes:
         raise DataError(
             f"{where}: {_short(value)} is not in the map (allowed: {', '.join(mapping)}); extend {remedy}"
         )
-    return codes[_code(str(value))]
+    return codes[code_key(str(value))]
 
 
-def _answer(row: Row, outcome: str, spec: Gold, card: DataCard) -> str:
+def _answer(row: Row, outcome: str, spec: Gold, card: DataCard, kind: str = "gold") -> str:
     value = _needed(row, spec.column, f"answer for '{outcome}'")
     # labels map to themselves; an open outcome takes any answer
     mapping = spec.map or {name: name for name in card.labels.get(outcome, [value])}
-    known = _code(value) in map(_code, mapping)
-    if _code(value) in map(_code, spec.drop) or (not known and "*" in spec.drop):
+    known = code_key(value) in map(code_key, mapping)
+    if code_key(value) in map(code_key, spec.drop) or (not known and "*" in spec.drop):
         raise RowDropped(f"answer for '{outcome}' is one that the card drops")
-    where, remedy = f"{row.where}, column '{spec.column}'", f"columns.gold.{outcome}.map or .drop"
+    where, remedy = f"{row.where}, column '{spec.column}'", f"columns.{kind}.{outcome}.map or .drop"
     return _mapped(mapping, value, where, remedy)
+
+
+def _rejected(row: Row, gold: Mapping[str, str], card: DataCard) -> dict[str, Any]:
+    """The worse answer that the source holds, whole; none where it is missing, dropped or equals gold."""
+    specs = card.columns.rejected if card.columns else {}
+    try:
+        worse = {outcome: _answer(row, outcome, spec, card, "rejected") for outcome, spec in specs.items()}
+    except RowDropped:
+        return {}
+    answer = dict(gold) | worse
+    return {"rejected": answer} if answer != gold else {}
+
+
+def _extracted(row: Row, part: Extract) -> str | None:
+    """From behind the first `start` to before the next `end`; None where the text has no such part."""
+    text = plain(row.values[part.column])
+    _, found, rest = text.partition(part.start) if isinstance(text, str) else ("", "", "")
+    stops = [place for end in part.end if (place := rest.find(end)) >= 0]
+    return rest[: min(stops, default=None)].strip() or None if found else None
+
+
+def _split(row: Row, by: SplitBy) -> SplitName:
+    value = _needed(row, by.column, "split")
+    if by.test_from:
+        return "test" if _order(value) >= _order(by.test_from) else "train"
+    given = {v: name for name in ("validation", "test") for v in map(code_key, getattr(by, name))}
+    return given.get(code_key(value), "train")
+
+
+def _order(value: str) -> tuple[bool, float, str]:
+    """Numbers by size, everything else by its letters."""
+    try:
+        return False, float(value), ""
+    except ValueError:
+        return True, 0.0, value
 
 
 def _details(row: Row, columns: Columns, gold: Mapping[str, str]) -> dict[str, Any]:
@@ -176,7 +213,7 @@ def _feature(row: Row, field: FeatureColumn) -> float | None:
         return None
     if all(re.fullmatch(r"-?\d+(\.\d*)?", key) for key in field.map):
         return _number(row, field.column)
-    return float([_code(key) for key in field.map].index(_code(value)))
+    return float([code_key(key) for key in field.map].index(code_key(value)))
 
 
 def _short(value: Any) -> str:

@@ -98,7 +98,7 @@ def _check_columns(card: DataCard, table: Table) -> None:
     if table.frame.empty:
         raise DataError(f"{table.name} of data card '{card.name}' has no rows")
     names = [*table.frame.columns, "source_file"]
-    for wanted in card.columns.used if card.columns else ():
+    for wanted in card.columns.read if card.columns else ():
         if wanted not in names:
             near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
             hint = f"; nearest: {', '.join(near)}" if near else ""

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from medstudy.data.card import OPEN_OUTCOMES
 from medstudy.data.cases import Case, DataError
+from medstudy.tasks import OPEN_OUTCOMES
 
 #: Shares taken where the source fixes no split and the number asked for is 0.
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.1

@@ -17,9 +17,9 @@ from urllib.request import urlopen
 
 import pandas as pd
 
-from medstudy.data.card import BreastCancer, DataCard, File, Files, Hub
+from medstudy.data.card import BreastCancer, DataCard, File, Files, Format, Hub, Join
 from medstudy.data.cases import DataError
-from medstudy.data.rows import plain
+from medstudy.data.rows import code_key, plain
 
 _READ_ERRORS = (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile)
 
@@ -49,11 +49,11 @@ def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
                 f"data card '{card.name}' is read from the hub; with data_root it needs load.local"
             )
         case Hub(local=Files() as files) if data_root:
-            yield from (_read(file, files, data_root) for file in files.files)
+            yield from _from_files(files, data_root)
         case Hub() as hub:
             yield from _from_hub(hub)
         case Files() as files:
-            yield from (_read(file, files, data_root) for file in files.files)
+            yield from _from_files(files, data_root)
 
 
 def _from_hub(hub: Hub) -> Iterator[Table]:
@@ -71,7 +71,42 @@ def _from_hub(hub: Hub) -> Iterator[Table]:
         yield Table(theirs, ours, data.to_pandas())
 
 
-def _read(file: File, load: Files, data_root: str) -> Table:
+def _from_files(load: Files, data_root: str) -> Iterator[Table]:
+    others = [(join, _read(join.file, join, data_root)) for join in load.join]
+    for file in load.files:
+        table = _read(file, load, data_root)
+        for join, other in others:
+            table = _joined(table, join, other)
+        yield table
+
+
+def _joined(table: Table, join: Join, other: Table) -> Table:
+    """Add the other table's columns; those that are in both stay as they are. No row is lost or doubled."""
+    for name, frame in ((table.name, table.frame), (other.name, other.frame)):
+        if join.on not in frame:
+            raise DataError(f"{name}: no column '{join.on}' to join on (columns: {', '.join(frame.columns)})")
+    key = other.frame[join.on].map(_key)
+    if key.duplicated().any():
+        number = int(key.duplicated().to_numpy().argmax()) + 1
+        raise DataError(
+            f"{other.name} row {number}, column '{join.on}': this key was there before; "
+            "a join needs one row a key"
+        )
+    new = other.frame[[c for c in other.frame if c not in table.frame]].set_index(key)
+    keys = table.frame[join.on].map(_key)
+    if not keys.isin(key).any():
+        raise DataError(f"no '{join.on}' of {table.name} is in {other.name}: nothing to join")
+    added = new.reindex(keys).set_index(table.frame.index)
+    return Table(table.name, table.split, pd.concat([table.frame, added], axis=1))
+
+
+def _key(value: Any) -> str | None:
+    """12 and 12.0 are one key: a column of whole numbers with empty cells is written as decimals."""
+    value = plain(value)
+    return None if value is None else code_key(str(value))
+
+
+def _read(file: File, load: Format, data_root: str) -> Table:
     content = _content(file, data_root)
     if file.sha256 and hashlib.sha256(content).hexdigest() != file.sha256:
         raise DataError(
@@ -126,7 +161,7 @@ def find_file(path: str, data_root: str) -> Path:
     return hits[0]
 
 
-def _frame(content: bytes, path: str, load: Files) -> pd.DataFrame:
+def _frame(content: bytes, path: str, load: Format) -> pd.DataFrame:
     """One file as a table. Cells of csv and xlsx stay text: 007 is no number, and NA may be sodium."""
     if path.endswith(".gz"):
         content = gzip.decompress(content)
@@ -140,6 +175,8 @@ def _frame(content: bytes, path: str, load: Files) -> pd.DataFrame:
             frame = pd.read_excel(BytesIO(content), **text)
         case "jsonl":
             frame = pd.DataFrame(list(_json_lines(content.decode(load.encoding))), dtype=object)
+        case "json":
+            frame = pd.DataFrame(list(_json_rows(json.loads(content.decode(load.encoding)))), dtype=object)
         case "parquet":
             frame = pd.read_parquet(BytesIO(content))
     if load.format == "csv" and not isinstance(frame.index, pd.RangeIndex):
@@ -149,6 +186,21 @@ def _frame(content: bytes, path: str, load: Files) -> pd.DataFrame:
     if load.na_values:
         frame = frame.map(lambda value: None if plain(value) in load.na_values else value)
     return frame.set_axis([str(name) for name in frame.columns], axis=1)
+
+
+def _json_rows(data: Any) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON file: a list of objects, or an object of objects, lists or plain values by key."""
+    if isinstance(data, list):
+        for number, row in enumerate(data, start=1):
+            if not isinstance(row, dict):
+                raise ValueError(f"element {number} is not a JSON object")
+            yield row
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            for one in value if isinstance(value, list) else [value]:
+                yield {"key": key} | (one if isinstance(one, dict) else {"value": one})
+    else:
+        raise ValueError("a JSON file must hold a list or an object")
 
 
 def _json_lines(text: str) -> Iterator[dict[str, Any]]:

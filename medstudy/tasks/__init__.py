@@ -1,14 +1,18 @@
-"""The five tasks. A new one is a file here, a line below, a notebook and a data card."""
+"""The five tasks. A new one is a file here, a line below, a notebook and a data card (docs/new_task.md)."""
 
 from __future__ import annotations
 
-from medstudy.data.card import DataCard
+from typing import TYPE_CHECKING
+
 from medstudy.data.cases import DataError
 from medstudy.tasks.base import Task
 from medstudy.tasks.classification import Classification
 from medstudy.tasks.clinical_reasoning import ClinicalReasoning
 from medstudy.tasks.clinical_triage import ClinicalTriage
 from medstudy.tasks.summarization import Summarization
+
+if TYPE_CHECKING:
+    from medstudy.data.card import DataCard
 
 TASK_TYPES: dict[str, type[Task]] = {
     "text_classification": Classification,
@@ -17,6 +21,8 @@ TASK_TYPES: dict[str, type[Task]] = {
     "summarization": Summarization,
     "clinical_triage": ClinicalTriage,
 }
+#: Outcomes answered in free words; the others choose from the card's labels.
+OPEN_OUTCOMES = frozenset(name for task in TASK_TYPES.values() for name in task.open_outcomes)
 
 
 def get_task(name: str, card: DataCard) -> Task:

@@ -7,10 +7,13 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
+from medstudy.metrics import Metric
+
+if TYPE_CHECKING:
+    from medstudy.data.card import DataCard
 
 Status = Literal["parsed", "unparsed", "out_of_range"]
 Message = dict[str, str]
@@ -29,9 +32,15 @@ class Answer:
 
 
 class Task(ABC):
-    """A task, worded by a data card. Subclasses are stateless but for the card."""
+    """A task, worded by a data card. Subclasses are stateless but for the card.
+
+    ``outcomes`` are what a case is asked for, ``open_outcomes`` those of them that are answered in free
+    words and not by a label of the card; ``metrics`` are what the arms are measured by.
+    """
 
     outcomes: ClassVar[tuple[str, ...]]
+    open_outcomes: ClassVar[tuple[str, ...]] = ()
+    metrics: ClassVar[tuple[Metric, ...]]
 
     def __init__(self, card: DataCard) -> None:
         self.card = card

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 from medstudy.data.cases import Case
+from medstudy.metrics import ACCURACY, UNPARSED, Metric
 from medstudy.tasks.base import Answer, Task, choose
 
 
@@ -12,6 +13,13 @@ class Classification(Task):
     """The model answers with the label alone."""
 
     outcomes = ("label",)
+    metrics = (
+        Metric("macro_f1", "f1", "label", primary=True),
+        *ACCURACY,
+        UNPARSED,
+        Metric("auroc", "auroc", "score_p_positive", optional=True),
+        Metric("brier", "mean", "score_brier", optional=True),
+    )
 
     @property
     def labels(self) -> list[str]:

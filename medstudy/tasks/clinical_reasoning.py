@@ -6,13 +6,15 @@ import random
 from dataclasses import replace
 
 from medstudy.data.cases import Case
+from medstudy.metrics import ACCURACY, UNPARSED
 from medstudy.tasks.base import Answer, Task, field_of, normalise
 
 
 class ClinicalReasoning(Task):
     """Scored on the final diagnosis alone; the findings make the reasoning visible."""
 
-    outcomes = ("diagnosis",)
+    outcomes = open_outcomes = ("diagnosis",)
+    metrics = (replace(ACCURACY[0], primary=True), ACCURACY[1], UNPARSED)
 
     def prompt(self, case: Case) -> str:
         options = "".join(f"\n{letter}. {text}" for letter, text in self._options(case).items())

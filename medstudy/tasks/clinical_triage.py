@@ -6,6 +6,7 @@ import random
 from dataclasses import replace
 
 from medstudy.data.cases import Case
+from medstudy.metrics import UNPARSED, Metric
 from medstudy.tasks.base import Answer, Task, choose, field_of
 
 
@@ -13,6 +14,13 @@ class ClinicalTriage(Task):
     """The model answers on two lines, ``Provider: …`` and ``Urgency: …``."""
 
     outcomes = ("provider", "urgency")
+    metrics = (
+        Metric("provider_macro_f1", "f1", "provider", primary=True),
+        Metric("urgency_macro_f1", "f1", "urgency", primary=True),
+        Metric("under_triage", "share", "under_triage"),
+        Metric("over_triage", "share", "over_triage"),
+        UNPARSED,
+    )
 
     def prompt(self, case: Case) -> str:
         allowed = "\n".join(

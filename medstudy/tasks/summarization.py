@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 from medstudy.data.cases import Case
+from medstudy.metrics import UNPARSED, Metric
 from medstudy.tasks.base import Answer, Task, normalise
 
 #: Share of a fact's content words that another text must hold to count as stating it (real notes only).
@@ -26,7 +27,13 @@ _FUNCTION_WORDS = frozenset(
 class Summarization(Task):
     """Free text: every non-empty output is an answer."""
 
-    outcomes = ("summary",)
+    outcomes = open_outcomes = ("summary",)
+    metrics = (
+        Metric("factual_f1", "mean", "score_factual_f1", primary=True),
+        *(Metric(name, "mean", f"score_{name}") for name in ("rouge1", "rouge2", "rougeL")),
+        Metric("length", "mean", "score_length", bounded=False),
+        UNPARSED,
+    )
 
     def prompt(self, case: Case) -> str:
         return f"{case.text}\n\n{self.card.question}"

@@ -97,6 +97,37 @@ def test_open_answers_are_counted_and_not_shown():
     assert "secret" not in table.to_csv()
 
 
+def leaks(cases):
+    splits = Splits(cases[:30], cases[30:40], cases[40:])
+    table = audit(Loaded(cases, len(cases), [], {"label": ["no", "yes"]}), splits)
+    return table[table["topic"] == "leak?"].set_index("measure")["source"].to_dict()
+
+
+def test_what_tells_the_answer_alone_is_found():
+    def patients(note, ward):
+        return [
+            case(
+                i,
+                f"seen for complaint {i % 5} {note(i)}",
+                "yes" if i % 2 else "no",
+                features={"ward": ward(i)},
+            )
+            for i in range(60)
+        ]
+
+    assert leaks(patients(lambda i: "", lambda i: float(i % 3))) == {}
+    # one in sixty is wrong; the ward after admission tells as much
+    told = leaks(
+        patients(lambda i: "abx given" if i % 2 and i != 7 else "", lambda i: None if i % 2 else 1.0)
+    )
+    assert told == {
+        "'ward' alone tells label (balanced accuracy, %)": 100,
+        "the wording 'abx' alone tells label (balanced accuracy, %)": 98,
+        "the wording 'abx given' alone tells label (balanced accuracy, %)": 98,
+        "the wording 'given' alone tells label (balanced accuracy, %)": 98,
+    }
+
+
 def test_texts_without_a_word_to_tell_them_apart():
     cases = [case(i, "same text", "yes" if i % 2 else "no") for i in range(6)]
     splits = Splits(cases[:2], cases[2:4], cases[4:])

@@ -28,6 +28,8 @@ BASE = {
     },
 }
 MISSING = object()
+#: Cards of data that only those may have who signed for it.
+CREDENTIALED = {"mimic_iv_ed", "mimic_iv_note", "n2c2_smoking"}
 
 
 def edited(path, value):
@@ -54,7 +56,8 @@ def write(folder, card):
 def test_cards_that_ship(path):
     card = load_card(path.stem)
     assert card.name == path.stem
-    assert card.shareable and card.licence and card.title and card.description
+    assert card.licence and card.title and card.description
+    assert card.shareable == (card.name not in CREDENTIALED)
     assert card.synthetic == isinstance(card.load, Synthetic)
     assert card.synthetic or card.citation
 
@@ -152,6 +155,38 @@ BROKEN = {
     "a list for a text": (edited("title", ["x"]), ["title", "string"]),
     "not a mapping": ("- a\n- b\n", ["dictionary"]),
     "not YAML": ("name: [", ["not valid YAML", "line"]),
+    "join without a key": (edited("load.join", [{"file": {"path": "a.csv"}}]), ["join.0.on", "missing"]),
+    "join without a file": (edited("load.join", [{"on": "stay"}]), ["join.0.file", "missing"]),
+    "rejected answer to another question": (
+        edited("columns.rejected", {"level": {"column": "nurse"}}),
+        ["columns.rejected.level", "provider, urgency"],
+    ),
+    "rejected label misspelt": (
+        edited("columns.rejected", {"urgency": {"column": "nurse", "map": {"1": "nov"}}}),
+        ["columns.rejected.urgency.map", "did you mean 'now'"],
+    ),
+    "rejected answer in the text": (
+        edited("columns.rejected", {"urgency": {"column": "pulse"}}),
+        ["'pulse' gives the answer away"],
+    ),
+    "extract without a start": (
+        edited("columns.extract", {"plan": {"column": "note", "start": ""}}),
+        ["extract.plan.start = ''"],
+    ),
+    "split by nothing": (edited("columns.split_by", {"column": "year"}), ["one of test", "test_from"]),
+    "split by two things": (
+        edited("columns.split_by", {"column": "year", "test": ["2020"], "test_from": "2019"}),
+        ["one of test"],
+    ),
+    "value in two splits": (
+        edited("columns.split_by", {"column": "site", "test": ["a"], "validation": ["a"]}),
+        ["'a' is in validation and in test"],
+    ),
+    "two kinds of splits": (
+        edited("load.files.0.split", "train")
+        | {"columns": BASE["columns"] | {"split_by": {"column": "site", "test": ["a"]}}},
+        ["split_by", "keep one"],
+    ),
     "key given twice": ("name: a\nname: b\n", ["key 'name' is given twice"]),
 }
 

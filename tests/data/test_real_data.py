@@ -1,15 +1,21 @@
 """The shipped cards on real files, where the folder named by MEDSTUDY_REAL_DATA has them."""
 
 import os
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from medstudy.data.audit import audit
-from medstudy.data.card import load_card
+from medstudy.data.card import DataCard, load_card
 from medstudy.data.sources import load_cases
 from medstudy.data.splits import split_cases
+from medstudy.params import resolve
+from medstudy.preferences import make_pairs
+from medstudy.tasks import get_task
 
 ROOT = os.environ.get("MEDSTUDY_REAL_DATA", "")
 pytestmark = pytest.mark.skipif(not ROOT or not Path(ROOT).is_dir(), reason="MEDSTUDY_REAL_DATA is not set")
@@ -52,6 +58,51 @@ def test_ktas():
     }  # fmt: skip
     assert missing(loaded)["Chief_complain"] == 21
     assert not any("??" in case.text or "#BO" in case.text for case in loaded.cases)
+
+
+def test_ktas_nurses_are_rejected_answers_where_the_experts_disagree():
+    cases = load("ktas").cases
+    worse = [c for c in cases if "rejected" in c.details]
+    # 186 in the source, of whom some died and are left out
+    assert 180 <= len(worse) <= 186
+    order = load_card("ktas").labels["urgency"]
+    steps = [order.index(c.details["rejected"]["urgency"]) - order.index(c.gold["urgency"]) for c in worse]
+    assert 0 not in steps and (sum(s > 0 for s in steps), sum(s < 0 for s in steps)) != (0, 0)
+    task = get_task("clinical_triage", load_card("ktas"))
+    asked = {"task": "clinical_triage", "data": "ktas", "pair_source": "card"}
+    assert len(make_pairs(resolve(asked), task, cases).pairs) == len(worse)
+
+
+def test_mts_dialog_scores_become_ratings_as_documented(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs" / "data_cards.md").read_text(encoding="utf-8")
+    code = next(c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "ratings.csv" in c)
+    for file in Path(ROOT).rglob("correlation_study/*.csv"):
+        shutil.copy(file, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    values = load_card("mts_dialog").model_dump()
+    values["load"]["files"] = [{"path": "MTS-Dialog-ValidationSet.csv"}]
+    values["columns"]["case_id"] = "ID"
+    card = DataCard.model_validate(values)
+    cases = load_cases(card, ROOT).cases
+    asked = {
+        "task": "summarization",
+        "data": "mts_dialog",
+        "pair_source": "ratings",
+        "pair_file": "ratings.csv",
+    }
+    made = make_pairs(resolve(asked), get_task("summarization", card), cases)
+    assert made.counts["rows in the file"] == 400
+    assert len({p.case_id for p in made.pairs}) == 80  # in the others all four rate the same
+    # the ratings are of the same dialogues
+    said = pd.read_csv("MTS-Dialog-Automatic-Summaries-ValidationSet.csv", dtype=str)
+    by_id = {c.case_id: c.text for c in cases}
+    first = said.drop_duplicates("ID").head(20)
+    alike = [
+        " ".join(d.split())[:200] in " ".join(by_id[i].split())
+        for i, d in zip(first["ID"], first["Dialogue"], strict=True)
+    ]
+    assert sum(alike) >= 18
 
 
 def test_ktas_shows_no_column_that_was_written_after_triage():

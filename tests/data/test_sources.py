@@ -13,6 +13,7 @@ import pytest
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.data.sources import load_card, load_cases
+from medstudy.data.splits import split_cases
 
 CSV = """id,patient,note,pulse,sex,lactate,uti,code
 a,p1,"Burning.\r\nFever.",80,1,2.50,1,x
@@ -221,6 +222,126 @@ def test_options_must_hold_the_answer(tmp_path):
         load_cases(options_card(), tmp_path)
 
 
+STAYS = "stay,sex,note\n2.0,F,other\n1.0,M,other\n9.0,F,other\n"
+JOINED = {
+    "text": "{note}\n{fields}",
+    "fields": [{"column": "sex", "map": {"F": "female", "M": "male"}}],
+}
+VISITS = "stay,note,uti\n1,Burning.,1\n2,Well.,0\n3,Ill.,1\n1,Again.,1\n"
+
+
+def joined(folder, stays=STAYS, visits=VISITS, on="stay"):
+    (folder / "stays.csv").write_text(stays)
+    return load(JOINED, folder, visits, join=[{"on": on, "file": {"path": "stays.csv"}}])
+
+
+def test_a_join_adds_columns_and_neither_loses_nor_doubles_rows(tmp_path):
+    loaded = joined(tmp_path)
+    assert loaded.rows_in == 4
+    assert [c.text for c in loaded.cases] == [
+        "Burning.\nsex: male",
+        "Well.\nsex: female",
+        "Ill.\nsex: not recorded",
+        "Again.\nsex: male",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("stays", "visits", "on", "said"),
+    [
+        (STAYS + "1.0,F,\n", VISITS, "stay", ["stays.csv row 4", "'stay'", "one row a key"]),
+        (STAYS, VISITS, "visit", ["ward.csv: no column 'visit' to join on"]),
+        (STAYS.replace("stay", "id"), VISITS, "stay", ["stays.csv: no column 'stay' to join on"]),
+        ("stay,sex\nA1,F\n", VISITS, "stay", ["no 'stay' of ward.csv is in stays.csv"]),
+    ],
+)
+def test_a_join_that_cannot_be_meant_is_refused(tmp_path, stays, visits, on, said):
+    with pytest.raises(DataError) as error:
+        joined(tmp_path, stays, visits, on)
+    assert all(words in str(error.value) for words in said), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"key": "a", "note": "one", "uti": 1}, {"key": "b", "note": "two", "uti": 0}],
+        {"a": {"note": "one", "uti": 1}, "b": {"note": "two", "uti": 0}},
+    ],
+)
+def test_json_objects_by_key_and_lists_of_them(tmp_path, data):
+    cases = load({"case_id": "key"}, tmp_path, json.dumps(data), format="json").cases
+    assert [(c.case_id, c.text, c.gold["label"]) for c in cases] == [("a", "one", "yes"), ("b", "two", "no")]
+
+
+def test_json_lists_by_label_give_a_row_an_element(tmp_path):
+    columns = {"text": "{value}", "gold": {"label": {"column": "key"}}}
+    data = json.dumps({"yes": ["dysuria", "burning"], "no": ["cough"]})
+    cases = load(columns, tmp_path, data, format="json").cases
+    assert [(c.text, c.gold["label"]) for c in cases] == [
+        ("dysuria", "yes"),
+        ("burning", "yes"),
+        ("cough", "no"),
+    ]
+
+
+def test_a_part_of_a_note_becomes_a_column(tmp_path):
+    part = {"column": "note", "start": "Course:", "end": ["Meds:", "Plan:"]}
+    notes = ["Hx. Course: Better. Plan: home", "Course: Worse\n Meds: x Plan: y", "Course:", "no section"]
+    content = "".join(json.dumps({"note": note, "uti": i % 2}) + "\n" for i, note in enumerate(notes))
+    loaded = load({"text": "{course}", "extract": {"course": part}}, tmp_path, content, format="jsonl")
+    assert [c.text for c in loaded.cases] == ["Better.", "Worse"]
+    assert [d.reason for d in loaded.dropped] == ["no text in column 'course'"] * 2
+
+
+@pytest.mark.parametrize(
+    ("by", "splits"),
+    [
+        ({"column": "when", "test_from": "2019"}, ["train", "train", "test", "test"]),
+        (
+            {"column": "when", "test": ["2018"], "validation": ["2020"]},
+            ["train", "test", "train", "validation"],
+        ),
+        ({"column": "day", "test_from": "2019-06-01"}, ["train", "test", "train", "test"]),
+    ],
+)
+def test_splits_by_a_column(tmp_path, by, splits):
+    days = ("2018-01-02", "2020-11-30", "2018-12-31", "2019-06-01")
+    years = ("900", "2018", "2019.0", "2020")
+    rows = "".join(f"n{i},{i % 2},{y},{d}\n" for i, (y, d) in enumerate(zip(years, days, strict=True)))
+    loaded = load({"split_by": by}, tmp_path, f"note,uti,when,day\n{rows}n5,1,,\n")
+    assert [c.split for c in loaded.cases] == splits
+    assert [d.reason for d in loaded.dropped] == [f"no split in column '{by['column']}'"]
+
+
+def test_a_worse_answer_of_the_source_is_kept_with_the_case(tmp_path):
+    nurse = {"label": {"column": "nurse", "map": {"0": "no", "1": "yes"}, "drop": ["9"]}}
+    content = "note,uti,nurse\na,1,0\nb,0,0\nc,1,\nd,0,9\n"
+    cases = load({"rejected": nurse}, tmp_path, content).cases
+    assert [c.details for c in cases] == [{"rejected": {"label": "no"}}, {}, {}, {}]
+
+
+def test_files_that_nobody_foresaw(tmp_path):
+    """Tabs, decimal commas, labels with punctuation, twenty classes, long notes, several rows a patient."""
+    labels = [f"class no. {i} (other, n.o.s.)" for i in range(20)]
+    long_note = "word " * 2400
+    rows = [f"p{i % 7}\t{long_note}{i}\t{i},5\t{labels[i % 20]}" for i in range(60)]
+    content = "\ufeffpatient\tnote\ttemp\tdx\r\n" + "\r\n".join(rows) + "\r\n"
+    columns = {
+        "text": "{note}\n{fields}",
+        "fields": [{"column": "temp", "unit": "°C"}],
+        "gold": {"label": {"column": "dx"}},
+        "group_id": "patient",
+    }
+    values = card(columns, sep="\t", decimal=",").model_dump() | {"labels": {"label": labels}}
+    (tmp_path / "ward.csv").write_bytes(content.encode())
+    loaded = load_cases(DataCard.model_validate(values), tmp_path)
+    assert (loaded.rows_in, len(loaded.cases), loaded.dropped) == (60, 60, [])
+    assert loaded.cases[7].text.endswith("7\ntemp: 7.5 °C") and len(loaded.cases[7].text) > 12_000
+    assert loaded.cases[21].gold["label"] == "class no. 1 (other, n.o.s.)"
+    splits = split_cases(loaded.cases, 0, 8, 8, 0, 0)
+    assert not {c.group_id for c in splits.train} & {c.group_id for c in splits.test}
+
+
 NUMBER = {"text": "{fields}", "fields": [{"column": "pulse", "unit": "/min"}]}
 BROKEN = {
     "wrong column": (
@@ -242,6 +363,33 @@ BROKEN = {
     "no parquet": ({}, CSV, {"format": "parquet"}, ["cannot be read as parquet"]),
     "no excel sheet": ({}, CSV, {"format": "xlsx"}, ["cannot be read as xlsx"]),
     "broken json": ({}, '{"note": ', {"format": "jsonl"}, ["cannot be read as jsonl", "line 1"]),
+    "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "a list or an object"]),
+    "json list of texts": ({}, '["a"]', {"format": "json"}, ["element 1 is not a JSON object"]),
+    "json cut short": ({}, '{"a": ', {"format": "json"}, ["ward.csv cannot be read as json"]),
+    "part of a column that is not there": (
+        {"text": "{plan}", "extract": {"plan": {"column": "notes", "start": "Plan:"}}},
+        CSV,
+        {},
+        ["no column 'notes'; nearest: note"],
+    ),
+    "split by a column that is not there": (
+        {"split_by": {"column": "year", "test_from": "2019"}},
+        CSV,
+        {},
+        ["ward.csv: no column 'year'"],
+    ),
+    "rejected answers that are not there": (
+        {"rejected": {"label": {"column": "nurse"}}},
+        CSV,
+        {},
+        ["ward.csv: no column 'nurse'"],
+    ),
+    "rejected answer without a label": (
+        {"rejected": {"label": {"column": "code"}}},
+        "note,uti,code\na,1,y\nb,0,no\n",
+        {},
+        ["row 1, column 'code': 'y'", "columns.rejected.label.map"],
+    ),
     "json list": ({}, '{"note": "a", "uti": 1}\n[1]', {"format": "jsonl"}, ["line 2 is not a JSON object"]),
     "empty file": ({}, "", {}, ["cannot be read"]),
     "header only": ({}, "note,uti\n", {}, ["no rows"]),

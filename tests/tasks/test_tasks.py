@@ -7,7 +7,6 @@ import pytest
 from medstudy.data.card import load_card
 from medstudy.data.cases import Case, DataError
 from medstudy.data.sources import load_cases
-from medstudy.params import TASKS
 from medstudy.tasks import TASK_TYPES, get_task
 from medstudy.tasks.summarization import factual_overlap, sentences
 
@@ -20,7 +19,7 @@ CARDS = {
 }
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", list(TASK_TYPES))
 def test_the_gold_answer_of_every_case_parses_and_scores_full_marks(name: str) -> None:
     card = load_card(CARDS[name])
     task = get_task(name, card)
@@ -32,7 +31,7 @@ def test_the_gold_answer_of_every_case_parses_and_scores_full_marks(name: str) -
             assert task.target(case) not in task.prompt(case)
 
 
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("name", list(TASK_TYPES))
 @pytest.mark.parametrize("text", ["", "   ", "\n\n"])
 def test_an_empty_answer_is_unparsed_and_scores_zero(name: str, text: str) -> None:
     card = load_card(CARDS[name])
@@ -41,10 +40,6 @@ def test_an_empty_answer_is_unparsed_and_scores_zero(name: str, text: str) -> No
     answer = task.parse(text)
     assert answer.status == "unparsed"
     assert set(task.score(answer, case).values()) == {0.0}
-
-
-def test_a_task_is_there_for_every_name() -> None:
-    assert set(TASK_TYPES) == set(TASKS)
 
 
 def test_a_card_for_another_task_is_refused() -> None:

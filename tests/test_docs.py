@@ -1,0 +1,122 @@
+"""What the documentation tells a user to do is done as it stands there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from medstudy.data.card import DataCard, load_card
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def blocks(page: str, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def test_cards_are_documented_key_by_key() -> None:
+    text = (ROOT / "docs" / "data_cards.md").read_text(encoding="utf-8")
+    columns = DataCard.model_fields["columns"].annotation.__args__[0]
+    for name in [*DataCard.model_fields, *columns.model_fields]:
+        assert f"`{name}`" in text or f"(`{name}`)" in text, name
+    rows = re.findall(r"^\| .* \| (.*`.*) \|$", text.split("## What a source is")[0], re.MULTILINE)
+    shipped = [name for row in rows for name in re.findall(r"`(\w+)`", row)]
+    assert len(shipped) >= 8
+    for name in shipped:
+        assert load_card(name).name == name
+
+
+def test_the_documented_conversion_of_xml_gives_cases(tmp_path: Path) -> None:
+    convert = next(code for code in blocks("data_cards.md", "python") if "ElementTree" in code)
+    (tmp_path / "convert.py").write_text(convert)
+    stated = ["CURRENT SMOKER", "UNKNOWN", "NON-SMOKER"]
+    records = "".join(
+        f'<RECORD ID="{i}"><SMOKING STATUS="{status}"/><TEXT>Note {i} &lt;b&gt;\nü</TEXT></RECORD>'
+        for i, status in enumerate(stated)
+    )
+    (tmp_path / "a.xml").write_text(
+        f'<?xml version="1.0" encoding="UTF-8"?><ROOT>{records}</ROOT>', encoding="utf-8"
+    )
+    for name in ("train", "test"):
+        command = [sys.executable, "convert.py", "a.xml", f"smoking_{name}.jsonl"]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    from medstudy.data.sources import load_cases
+
+    card = load_card("n2c2_smoking")
+    (tmp_path / "smoking_test.jsonl").write_text(
+        (tmp_path / "smoking_test.jsonl").read_text().replace('"id": "', '"id": "t').replace("Note", "Other")
+    )
+    loaded = load_cases(card, tmp_path)
+    assert [c.gold["label"] for c in loaded.cases[:3]] == ["current smoker", "unknown", "non-smoker"]
+    assert loaded.cases[0].text == "Note 0 <b>\nü"
+
+
+@pytest.mark.slow
+def test_a_sixth_task_as_documented(tmp_path: Path, tiny_model: Path) -> None:
+    """One file, one line, one notebook, one card: then check and run know the task."""
+    code, line = blocks("new_task.md", "python")
+    [card] = blocks("new_task.md", "yaml")
+    for name in ("notebooks", "profiles", "params"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copytree(
+        ROOT / "medstudy", tmp_path / "medstudy", ignore=shutil.ignore_patterns("base_models", "__pycache__")
+    )
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    tasks = tmp_path / "medstudy" / "tasks"
+    (tasks / "readmission.py").write_text(code)
+    registered = (tasks / "__init__.py").read_text()
+    registered = registered.replace(
+        "\nif TYPE", "from medstudy.tasks.readmission import Readmission\n\nif TYPE", 1
+    )
+    (tasks / "__init__.py").write_text(
+        registered.replace("ClinicalTriage,\n}", f"ClinicalTriage,\n{line}}}", 1)
+    )
+    notebook = (tmp_path / "notebooks" / "clinical_triage.ipynb").read_text(encoding="utf-8")
+    (tmp_path / "notebooks" / "readmission.ipynb").write_text(
+        notebook.replace('from_notebook(\\"clinical_triage\\"', 'from_notebook(\\"readmission\\"'),
+        encoding="utf-8",
+    )
+    rows = [
+        {"id": f"d{i}", "note": f"Discharged after {i} days with {'heart failure' if i % 2 else 'gout'}.",
+         "readmitted": i % 2, "reason": "fluid" if i % 2 else "none"}
+        for i in range(60)
+    ]  # fmt: skip
+    pd.DataFrame(rows).to_csv(tmp_path / "discharges.csv", index=False)
+    study = tmp_path / "params" / "ours"
+    study.mkdir()
+    (study / "card.yaml").write_text(card + "shareable: true\n")
+    model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
+    (study / "study.yaml").write_text(
+        yaml.safe_dump({"models": [model], "seeds": [0], "tasks": {"readmission": {}}})
+    )
+    small = {
+        "n_train": 24,
+        "n_valid": 6,
+        "n_test": 24,
+        "few_shot_k": 0,
+        "samples_per_case": 2,
+        "sft_epochs": 1,
+    }
+    (study / "shared.yaml").write_text(yaml.safe_dump(small | {"lora_rank": 2, "dpo_loss": "sigmoid"}))
+    (study / "readmission.yaml").write_text("data: params/ours/card.yaml\nmax_new_tokens: 24\n")
+    for words in (["check"], ["run"]):
+        command = [sys.executable, "-m", "medstudy.cli", *words, "params/ours"]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    [run] = (tmp_path / "results" / "ours").glob("*/readmission/seed0")
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert {"readmission_macro_f1", "accuracy", "unparsed"} <= set(metrics["dpo"])
+    verdicts = pd.read_csv(tmp_path / "results" / "ours" / "verdicts.csv")
+    assert set(verdicts["outcome"]) == {"readmission_macro_f1"}
+    assert "Readmission" in (tmp_path / "results" / "ours" / "comparison.ipynb").read_text()
