@@ -51,6 +51,13 @@ def enter(folder: str | Path) -> Path:
     return folder.relative_to(root) if folder.is_relative_to(root) else folder
 
 
+def enter_results(folder: str | Path) -> Path:
+    """As `enter`, but return the results folder, which needs no params folder beside it."""
+    entered = enter(folder)
+    executed = (entered / "comparison.ipynb").is_file() and not (entered / "study.yaml").is_file()
+    return entered if executed else results_of(load_study(entered))
+
+
 def results_of(study: StudyParams) -> Path:
     """Results folder of the study, relative to the root if it lies there."""
     folders = {Path(run.results, study.name) for run in study.runs()}

@@ -88,7 +88,7 @@ def describe_data(runs: list[RunParams]) -> Iterator[str]:
     least = smallest_detectable(math.sqrt(DISCORDANT / units))
     yield (
         f"  smallest difference that {units} independent test cases show with 80 % power: "
-        f"{100 * least:.0f} points of accuracy (if {DISCORDANT:.0%} of the answers differ; one training)"
+        f"{100 * least:.0f} points of right answers (if {DISCORDANT:.0%} differ; one training)"
     )
     table = audit(loaded, splits[0])
     for row in table[table["topic"] == "leak?"].to_dict("records"):

@@ -137,9 +137,8 @@ def _status(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     from medstudy import batch, comparison
-    from medstudy.params import load_study
 
-    study = batch.results_of(load_study(batch.enter(args.study)))
+    study = batch.enter_results(args.study)
     other = comparison.recompute(study, args.margin)
     cells = comparison.study_cells(comparison.finished_runs(study))
     print(comparison.study_tables(cells, args.margin)["verdicts.csv"][_VERDICT].to_string(index=False))
@@ -149,10 +148,8 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _report(args: argparse.Namespace) -> int:
     from medstudy import batch, report
-    from medstudy.params import load_study
 
-    folder = batch.enter(args.study)
-    print(report.build(batch.results_of(load_study(folder))))
+    print(report.build(batch.enter_results(args.study)))
     return 0
 
 

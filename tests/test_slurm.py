@@ -1,0 +1,144 @@
+"""The batch on a real Slurm: jobs and GPUs are handed out, a cancelled job and a drained node are survived."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mock_study
+import pytest
+import yaml
+from mock_study import record, runs
+from slurm_cluster import WANTED, Cluster
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not WANTED, reason="needs MEDSTUDY_SLURM=1, root, munge and slurm-wlm; writes /etc/slurm"
+    ),
+]
+#: No accounting database here, so squeue tells how jobs are; the node is small.
+EXTRA = ["--", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
+#: Seconds; a job that can never start waits for ever.
+PATIENCE = 240
+EXTRA += ["--default-resources", "mem_mb=500", "runtime=5", "--until", "comparison"]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with Cluster(tmp_path_factory.mktemp("slurm")) as started:
+        yield started
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A study of two tasks, one of which asks for the GPU; its jobs note when they ran and on what."""
+    root = mock_study.make(tmp_path / "a study", seeds=(0, 1))
+    study = root / "params" / "tiny" / "study.yaml"
+    values = yaml.safe_load(study.read_text())
+    study.write_text(
+        yaml.safe_dump(values | {"tasks": {"text_classification": {"gpu": 1}, "clinical_triage": {}}})
+    )
+    for task in mock_study.TASKS:
+        mock_study.task_notebook(root, task, NOTES)
+    return root
+
+
+NOTES = """import time
+begun = time.time()
+while Path("hold").exists() or time.time() < begun + 2:
+    time.sleep(0.1)
+seen = [begun, time.time(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("SLURM_JOB_ID")]
+(folder / "seen.json").write_text(json.dumps(seen))"""
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "medstudy.cli",
+        "run",
+        "params/tiny",
+        "--profile",
+        "slurm",
+        "--threads",
+        "1",
+    ]
+    return subprocess.Popen(
+        [*command, *EXTRA], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def until(true: Callable[[], object], job: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not true():
+        assert job.poll() is None, job.communicate()
+        assert time.monotonic() < deadline, "nothing happened in 90 seconds"
+        time.sleep(0.2)
+
+
+def seen(root: Path) -> dict[str, list]:
+    found = (root / "results" / "tiny").glob("*/*/*/seen.json")
+    return {f"{p.parts[-3]} {p.parts[-2]}": yaml.safe_load(p.read_text()) for p in found}
+
+
+def test_every_job_goes_through_slurm_and_gpu_jobs_do_not_overlap(cluster: Cluster, root: Path) -> None:
+    job = start(root)
+    said = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, said
+    jobs = seen(root)
+    assert set(runs(root).values()) == {1} and len(jobs) == 4
+    assert len({slurm_id for *_, slurm_id in jobs.values()}) == 4
+    first, second = sorted(jobs[f"text_classification seed{seed}"] for seed in (0, 1))
+    assert first[2] == second[2] == "0"
+    assert first[1] <= second[0]
+    assert jobs["clinical_triage seed0"][2] in ("", None)
+    assert (root / "results" / "tiny" / "comparison.done").is_file()
+
+
+def test_a_cancelled_job_is_named_and_only_it_is_redone(cluster: Cluster, root: Path) -> None:
+    (root / "hold").touch()
+    job = start(root)
+    until(lambda: runs(root), job)
+    time.sleep(1)
+    [name, *_] = runs(root)
+    running = cluster.ask("squeue", "-h", "-t", "RUNNING", "-o", "%i %k").splitlines()
+    asked = name.split()[0]
+    number = next(line.split()[0] for line in running if asked in line)
+    subprocess.run(["scancel", number], check=True)
+    (root / "hold").unlink()
+    said = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 1, said
+    assert f"failed: {asked} mock/a" in said[1]
+    assert "medstudy run params/tiny" in said[1]
+    good = [n for n in runs(root) if record_of(root, n).get("status") == "ok"]
+    assert len(good) == 3
+    again = start(root)
+    assert again.wait(timeout=PATIENCE) == 0, again.communicate()
+    assert all(runs(root)[n] == 1 for n in good)
+    assert all(record_of(root, n)["status"] == "ok" for n in runs(root))
+
+
+def record_of(root: Path, name: str) -> dict[str, object]:
+    task, seed = name.split()
+    try:
+        return record(root, task, int(seed.removeprefix("seed")))
+    except FileNotFoundError:
+        return {}
+
+
+def test_a_drained_node_only_delays(cluster: Cluster, root: Path) -> None:
+    cluster.node("drain")
+    try:
+        job = start(root)
+        until(lambda: cluster.jobs("PENDING"), job)
+        time.sleep(3)
+        assert runs(root) == {}
+    finally:
+        cluster.node("resume")
+    said = job.communicate(timeout=PATIENCE)
+    assert job.returncode == 0, said
+    assert set(runs(root).values()) == {1}
