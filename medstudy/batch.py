@@ -126,13 +126,22 @@ def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
     for params in study.runs():
         folder = run_folder(params)
         record, progress = _read(folder / "run.json"), _read(folder / "status.json")
-        stage = str(progress.get("stage", ""))
+        stage = _where(progress)
         if is_locked(lock_of(folder / "notebook.ipynb")):
             yield params, "running", stage
         elif record:
             yield params, str(record["status"]), str(record.get("message", ""))
         else:
             yield params, "stopped" if progress else "not started", stage
+
+
+def _where(progress: dict[str, Any]) -> str:
+    """Stage and, in a training, step, loss and time left."""
+    stage = str(progress.get("stage", ""))
+    if "step" not in progress:
+        return stage
+    left = f", {progress['seconds_left']} s left" if "seconds_left" in progress else ""
+    return f"{stage} {progress['step']}/{progress['steps']}, loss {progress['loss']:.3f}{left}"
 
 
 def failures(results: Path) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
 import fcntl
 import json
 import os
@@ -24,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medstudy.machine import die_with_parent, take_gpus, visible_gpus
+from medstudy.machine import die_with_parent, oom_kills, take_gpus, visible_gpus
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
 from medstudy.runs import write_json
 
@@ -39,6 +40,24 @@ KERNEL = (
 FIGURES = """c.InlineBackend.figure_formats = {"svg"}
 c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}
 """
+
+
+#: What is known of a failure by the words of its error, and what helps. Holds nothing of the error itself.
+REMEDIES = {
+    r"CUDA out of memory|OutOfMemoryError": "the GPU's memory is full: smaller batch_size (and more "
+    "gradient_accumulation), smaller eval_batch_size, gradient_checkpointing, or quantization: 4bit",
+    r"MemoryError|can't allocate memory|Cannot allocate memory": "the machine's memory is full: fewer "
+    "--jobs, smaller batch_size or eval_batch_size",
+    r"No space left on device|Disk quota exceeded": "the disk is full: make room and start again; what is "
+    "finished is kept",
+    r"ConnectionError|Connection (refused|reset)|Name or service not known|Temporary failure in name "
+    r"resolution|Max retries exceeded|Network is unreachable": "a host cannot be reached: check the "
+    "network, or use local copies (data_root, a model's folder)",
+}
+KILLED_FOR_MEMORY = (
+    "the system killed it for want of memory: fewer --jobs, smaller batch_size or eval_batch_size"
+)
+KILLED = "it was killed from outside: by hand, by the batch system or by a limit on time"
 
 
 class NotebookError(RuntimeError):
@@ -56,14 +75,15 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _run_alone(args, marker)
     except (NotebookError, ParamsError, OSError) as error:
-        message = _one_line(error)
+        message = _one_line(error) + (remedy(str(error)) if isinstance(error, OSError) else "")
     seconds = round(time.time() - started, 1)
     if not message:
         note(args.journal, name=args.name, state="ok", seconds=seconds)
         return 0
-    if marker is not None:
-        write_json(marker, {"status": "failed", "seconds": seconds, "message": message})
-    note(args.journal, name=args.name, state="failed", seconds=seconds, message=message)
+    with contextlib.suppress(OSError):  # on a full disk the last word is the one on stderr
+        note(args.journal, name=args.name, state="failed", seconds=seconds, message=message)
+        if marker is not None:
+            write_json(marker, {"status": "failed", "seconds": seconds, "message": message})
     print(f"FAILED {args.name}: {message}", file=sys.stderr)
     return 1
 
@@ -111,7 +131,7 @@ def execute(
         tempfile.TemporaryDirectory(prefix="medstudy-", ignore_cleanup_errors=True) as folder,
         take_gpus(gpus) as devices,
     ):
-        scratch = Path(folder)
+        scratch, killed = Path(folder), oom_kills()
         os.environ.update(
             _environment(scratch, output.parent / "private" if marker else scratch, threads, devices)
         )
@@ -129,10 +149,11 @@ def execute(
             )
         except PapermillExecutionError as error:
             said = f"its message is withheld, see {working}" if private else error.evalue
-            raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {said}") from None
+            help_ = remedy(f"{error.ename}: {error.evalue}")
+            raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {said}{help_}") from None
         except RuntimeError as error:
-            # "Kernel died": killed from outside, most often for want of memory
-            raise NotebookError(f"cell {_last_started(working)}: {error} (killed? out of memory?)") from None
+            why = KILLED_FOR_MEMORY if oom_kills() > killed else KILLED
+            raise NotebookError(f"cell {_last_started(working)}: {error}; {why}") from None
         finally:
             _tidy(working)
             taken = _release(working, output, runs) if private else []
@@ -142,6 +163,11 @@ def execute(
         )
     if marker is not None and not finished(marker):
         raise NotebookError(f"all cells ran, but none wrote {marker.name} with status ok")
+
+
+def remedy(text: str) -> str:
+    """`; what is wrong: what helps` for an error that is known, else an empty string."""
+    return next((f"; {said}" for words, said in REMEDIES.items() if re.search(words, text)), "")
 
 
 def _is_private(parameters: Mapping[str, Any]) -> bool:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from medstudy.data.cases import Case
 
 LIBRARIES = ("torch", "transformers", "trl", "peft")
+#: Folder of a stage that survives when the stage is killed and begun again.
+CHECKPOINTS = "checkpoints"
 #: Trainer arguments that say where and how loudly, not what: they do not change a result.
 COSMETIC = frozenset({"output_dir", "logging_dir", "run_name", "disable_tqdm", "log_level", "report_to"})
 
@@ -104,6 +106,13 @@ def _plain(value: Any) -> Any:
     return str(getattr(value, "value", value))
 
 
+def _empty(folder: Path, keep: list[str]) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for path in folder.iterdir():
+        if path.name not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
 class Stage:
     """One finished or unfinished step of a run, with a private folder of its own.
 
@@ -116,13 +125,15 @@ class Stage:
     def __init__(self, run: Run, name: str, key: str) -> None:
         self.run, self.name, self.key = run, name, key
         self.folder = run.private / "stages" / name
-        self._marker = self.folder / "stage.json"
+        self._marker, begun = self.folder / "stage.json", self.folder / "begun.txt"
         saved = json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.is_file() else {}
         self.done = saved.get("key") == key
         self.facts: dict[str, Any] = saved.get("facts", {}) if self.done else {}
         if not self.done:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True, mode=0o700)
+            # of what was begun with the same key, the checkpoints of a training are kept
+            same = begun.is_file() and begun.read_text(encoding="utf-8") == key
+            _empty(self.folder, keep=[CHECKPOINTS] if same else [])
+            begun.write_text(key, encoding="utf-8")
         self._started = time.monotonic()
         run.stages[name] = self
         run.status(name, state="reused" if self.done else "running")

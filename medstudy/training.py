@@ -5,11 +5,15 @@ The notebooks build `SFTTrainer` and `DPOTrainer` themselves from what is made h
 
 from __future__ import annotations
 
+import json
+import shutil
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.models import compute_dtype, cpu_multiplies_bf16, stop_tokens
 from medstudy.params import RunParams
-from medstudy.runs import Run, Stage
+from medstudy.runs import CHECKPOINTS, Run, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +25,8 @@ CODE = ("training", "models")
 LOG = "log.csv"
 #: Pairs on which the reward margin is measured after DPO.
 MARGIN_ROWS = 64
+#: A training keeps its state so often, and goes on from there after a kill.
+CHECKPOINT_MINUTES = 10.0
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
 
 The weights of this adapter were fitted to cases whose data card does not say `shareable: true`.
@@ -92,7 +98,8 @@ def _common(params: RunParams, run: Run, longest: int) -> dict[str, Any]:
         "warmup_steps": 0.05,
         "seed": params.seed,
         "logging_steps": 1,
-        "save_strategy": "no",
+        "save_strategy": "no",  # saved by time, see `train`
+        "save_total_limit": 1,
         "report_to": "none",
         "disable_tqdm": True,
         "dataloader_pin_memory": gpu,
@@ -101,6 +108,8 @@ def _common(params: RunParams, run: Run, longest: int) -> dict[str, Any]:
 
 def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     """Train, save the adapter and the log, and measure what the gates need.
+
+    Every `CHECKPOINT_MINUTES` the state is kept; a training that was killed goes on from there.
 
     Args:
         trainer: an `SFTTrainer` or `DPOTrainer` that has not trained yet.
@@ -114,7 +123,11 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     frozen, adapter = _weight_hashes(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_progress(stage))
-    result = trainer.train()
+    checkpoints = stage.folder / CHECKPOINTS
+    trainer.args.output_dir = str(checkpoints)
+    trainer.add_callback(_keeper(CHECKPOINT_MINUTES))
+    start = _whole_checkpoint(checkpoints)
+    result = trainer.train(resume_from_checkpoint=str(start) if start else None)
     frozen_after, adapter_after = _weight_hashes(trainer.model)
     if "first_loss" in facts:
         facts["last_margin"] = _rewards(trainer, MARGIN_ROWS)["margin"]
@@ -124,10 +137,12 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
         (stage.folder / "adapter" / "README.md").write_text(PRIVATE_ADAPTER, encoding="utf-8")
     _save_probe(trainer, stage)
     _save_log(trainer, stage)
+    shutil.rmtree(checkpoints, ignore_errors=True)
     stage.finish(
         **facts,
         rows_in=rows_in,
         steps=trainer.state.global_step,
+        resumed_at_step=int(start.name.split("-")[1]) if start else 0,
         train_seconds=round(result.metrics["train_runtime"], 2),
         frozen_changed=sum(frozen_after[name] != value for name, value in frozen.items()),
         adapter_changed=sum(adapter_after[name] != value for name, value in adapter.items()),
@@ -152,8 +167,6 @@ def training_log(stage: Stage) -> pd.DataFrame:
 
 def keep_adapter(stage: Stage, previous: Stage) -> None:
     """Finish ``stage`` with the adapter it would have continued: there was nothing to train on."""
-    import shutil
-
     shutil.copytree(previous.folder / "adapter", stage.folder / "adapter", dirs_exist_ok=True)
     shutil.copy(previous.folder / "probe.pt", stage.folder)
     stage.finish(rows=0, steps=0, train_seconds=0.0)
@@ -255,15 +268,44 @@ def _save_log(trainer: Any, stage: Stage) -> None:
     log[[*first, *(c for c in log.columns if c not in first)]].to_csv(stage.folder / LOG, index=False)
 
 
+def _keeper(minutes: float) -> Any:
+    """A callback that has the trainer keep its state every so many minutes."""
+    from transformers import TrainerCallback
+
+    class Keeper(TrainerCallback):
+        last = time.monotonic()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if time.monotonic() - self.last >= 60 * minutes:
+                self.last, control.should_save = time.monotonic(), True
+
+    return Keeper()
+
+
+def _whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end: the trainer's state comes last."""
+    from transformers.trainer import TRAINER_STATE_NAME
+
+    def step(path: Path) -> int:
+        try:
+            return int(json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"])
+        except (OSError, ValueError):
+            return -1
+
+    newest = max(folder.glob("checkpoint-*"), key=step, default=None)
+    return newest if newest and step(newest) > 0 else None
+
+
 def _progress(stage: Stage) -> Any:
     """A callback that keeps one line of output and the run's status file up to date."""
-    import time
-
     from IPython.display import display
     from transformers import TrainerCallback
 
     class Progress(TrainerCallback):
-        last, line = 0.0, None
+        last, line, begun, first = 0.0, None, 0.0, 0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.begun, self.first = time.monotonic(), state.global_step
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             done = state.global_step == state.max_steps
@@ -271,7 +313,9 @@ def _progress(stage: Stage) -> Any:
                 return
             self.last = time.monotonic()
             progress = {"step": state.global_step, "steps": state.max_steps, "loss": logs["loss"]}
-            stage.run.status(stage.name, state="running", **progress)
+            pace = (self.last - self.begun) / max(1, state.global_step - self.first)
+            left = round(pace * (state.max_steps - state.global_step))
+            stage.run.status(stage.name, state="running", **progress, seconds_left=left)
             text = {
                 "text/plain": f"{stage.name}: step {{step}} of {{steps}}, loss {{loss}}".format(**progress)
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -104,3 +105,87 @@ def test_figures_are_svg_and_the_same_each_time(tmp_path: Path) -> None:
         seen += [o.data for cell in cells for o in cell.get("outputs", []) if "data" in o]
     assert all("image/svg+xml" in data and "image/png" not in data for data in seen)
     assert "<dc:date>" not in seen[0]["image/svg+xml"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        (
+            "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\nx = bytearray(2**33)",
+            "the machine's memory is full: fewer --jobs",
+        ),
+        (
+            "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:9/x')",
+            "a host cannot be reached: check the network",
+        ),
+        (
+            "import requests\nrequests.get('http://no.invalid')",
+            "a host cannot be reached: check the network",
+        ),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 20 MiB')", "the GPU's memory is full"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "it was killed from outside: by hand"),
+        ("raise ValueError('no such ward')", "ValueError: no such ward\n"),
+    ],
+)
+def test_known_failures_are_named_with_what_helps(tmp_path: Path, cell: str, said: str) -> None:
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "seed = 0", cell)
+    done = execute(tmp_path, "a")
+    assert done.returncode == 1
+    assert said in done.stderr and "cell 2" in done.stderr
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a small disk or a small memory")
+
+
+@AS_ROOT
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_next_start_works(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    results = root / "results"
+    results.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "small", str(results)]).returncode:
+        pytest.skip("cannot mount a small disk here")
+    words = [
+        "run",
+        "params/tiny",
+        "--jobs",
+        "1",
+        "--only",
+        "text_classification",
+        "--only",
+        "clinical_triage",
+    ]
+    try:
+        fill = "(folder / 'big').write_bytes(bytes(10**6)) if not Path('room').exists() else None"
+        mock_study.task_notebook(root, "text_classification", fill)
+        done = mock_study.medstudy(root, *words)
+        assert done.returncode == 1
+        logs = "".join(log.read_text() for log in results.rglob("notebook.log"))
+        assert "the disk is full: make room and start again" in done.stdout + done.stderr + logs
+        (root / "room").touch()
+        for big in results.rglob("big"):
+            big.unlink()
+        again = mock_study.medstudy(root, *words)
+        assert again.returncode == 0, again.stdout + again.stderr
+    finally:
+        subprocess.run(["umount", str(results)], check=True)
+
+
+@AS_ROOT
+@pytest.mark.slow
+def test_a_kernel_that_the_system_kills_for_memory_is_named(tmp_path: Path) -> None:
+    group = Path("/sys/fs/cgroup/memory/medstudy-test")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("400M")
+    except OSError:
+        pytest.skip("no memory control group can be made here")
+    cell = f"import os\nopen('{group}/cgroup.procs', 'w').write(str(os.getpid()))\nheld = []\n"
+    cell += "while True:\n    held.append(bytearray(b'1' * 2**24))"
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "seed = 0", cell)
+    try:
+        done = execute(tmp_path, "a")
+    finally:
+        group.rmdir()
+    assert done.returncode == 1
+    assert "the system killed it for want of memory: fewer --jobs" in done.stderr

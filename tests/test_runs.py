@@ -30,7 +30,11 @@ def test_a_finished_stage_is_reused_and_a_changed_input_redoes_it(params: RunPar
 def test_an_unfinished_stage_starts_empty(params: RunParams) -> None:
     stage = Run(params).stage("sft", ("training",), rows=[1])
     (stage.folder / "half").write_text("half")
-    assert list(Run(params).stage("sft", ("training",), rows=[1]).folder.iterdir()) == []
+    (stage.folder / "checkpoints").mkdir()
+    again = Run(params).stage("sft", ("training",), rows=[1])
+    assert sorted(path.name for path in again.folder.iterdir()) == ["begun.txt", "checkpoints"]
+    other = Run(params).stage("sft", ("training",), rows=[2])
+    assert [path.name for path in other.folder.iterdir()] == ["begun.txt"]
 
 
 def test_other_code_is_another_key(params: RunParams) -> None:

@@ -1,4 +1,4 @@
-"""The batch on a real Slurm: jobs and GPUs are handed out, a cancelled job and a drained node are survived."""
+"""The batch on a real Slurm: GPU jobs apart, a cancelled job and a drained node survived."""
 
 from __future__ import annotations
 

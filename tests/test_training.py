@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import TrainerCallback, TrainerState
 from trl import DPOTrainer, SFTTrainer
 
 from medstudy import gates
@@ -275,6 +277,53 @@ def test_label_probabilities_are_those_of_the_whole_sequences(
     for batch_size in (1, 4, 64):
         found = decode(model, tokenizer, prompts, Decoding(2, batch_size), labels).probabilities
         assert found == pytest.approx(np.array(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("arm", ["sft", "dpo"])
+def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_been(
+    arm: str,
+    params: RunParams,
+    card: DataCard,
+    cases: list[Case],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    params = params.model_copy(update={"sft_epochs": 3, "dpo_epochs": 3})
+    sft = sft_stage(Run(params.model_copy(update={"results": str(tmp_path / "sft")})), card, cases)
+
+    def trained(results: str) -> Stage:
+        run = Run(params.model_copy(update={"results": str(tmp_path / results)}))
+        if arm == "sft":
+            return sft_stage(run, card, cases)
+        trainer, rows = dpo_trainer(run, card, cases, sft)
+        stage = run.stage("dpo", CODE, adapter=sft.key)
+        train(trainer, stage, rows_in=len(rows))
+        return stage
+
+    whole = trained("whole")
+    monkeypatch.setattr("medstudy.training.CHECKPOINT_MINUTES", 0.0)
+    with monkeypatch.context() as patched:
+        patched.setattr("medstudy.training._progress", lambda stage: Killed())
+        with pytest.raises(KeyboardInterrupt):
+            trained("killed")
+    [kept] = (tmp_path / "killed").rglob("checkpoint-*")
+    (kept.parent / "checkpoint-9").mkdir()  # half-written: its state is missing
+    again = trained("killed")
+    assert again.facts["resumed_at_step"] == 7
+    assert whole.facts["resumed_at_step"] == 0
+    assert not kept.parent.exists()
+    assert training_log(again)["loss"].tolist() == training_log(whole)["loss"].tolist()
+    assert again.facts.get("first_loss") == whole.facts.get("first_loss")
+    saved = [load_file(stage.folder / "adapter" / "adapter_model.safetensors") for stage in (again, whole)]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[1])
+
+
+class Killed(TrainerCallback):
+    """In place of the progress line: a kill in the middle of a training, as it looks from inside."""
+
+    def on_step_begin(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+        if state.global_step == 7:
+            raise KeyboardInterrupt
 
 
 def test_settings_are_chosen_on_validation_and_written_down(
