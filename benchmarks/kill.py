@@ -22,6 +22,7 @@ COMPARED = ("metrics.json", "contrasts.json", "gates.json", "baselines.json")
 
 
 def main() -> int:
+    """Kill, start again, compare; 0 if nothing was lost."""
     args = arguments()
     results = Path("results") / args.study.name
     if results.exists():
@@ -48,6 +49,7 @@ def main() -> int:
 
 
 def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -60,6 +62,7 @@ def arguments() -> argparse.Namespace:
 
 
 def command(study: Path) -> list[str]:
+    """What a user types."""
     return [sys.executable, "-m", "medstudy.cli", "run", str(study)]
 
 
@@ -76,6 +79,7 @@ def killed_after(study: Path, seconds: float) -> None:
 
 
 def stages(results: Path) -> list[Path]:
+    """Markers of the stages that have finished."""
     return list(results.glob("*/*/seed*/private/stages/*/stage.json"))
 
 

@@ -90,6 +90,9 @@ def show_text(card: DataCard, text: str) -> str:
 def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``.
 
+    Where that hides one label of an outcome alone, the next smallest reads ``hidden``, as the first would
+    follow from the total.
+
     ``columns``: where the counts of cases are; everywhere, if empty.
     """
 
@@ -102,9 +105,17 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
 
     import pandas as pd
 
-    table = table.astype(object)
     counted = list(columns) or list(table)
-    return table.assign(**{str(name): table[name].map(shown) for name in counted})
+    masked = table.astype(object).assign(
+        **{str(name): table[name].astype(object).map(shown) for name in counted}
+    )
+    for outcome in card.labels if not card.shareable and "topic" in table else ():
+        for name in counted:
+            labels = masked.index[masked["topic"] == outcome]
+            open_ = [i for i in labels if isinstance(masked.loc[i, name], int) and masked.loc[i, name] > 0]
+            if sum(masked.loc[labels, name] == f"< {SMALLEST_COUNT}") == 1 and open_:
+                masked.loc[min(open_, key=lambda i: masked.loc[i, name]), name] = "hidden"
+    return masked
 
 
 def _inline(text: str) -> str:

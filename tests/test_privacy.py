@@ -18,7 +18,9 @@ import pytest
 import yaml
 
 from medstudy.cli import main
+from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
+from medstudy.predictions import show_counts
 from medstudy.privacy import Guard, files_outside_private, withhold
 from medstudy.report import ReportError, build
 from medstudy.runs import Run
@@ -257,3 +259,13 @@ def test_cases_keep_every_text_they_hold(params, card) -> None:
     kept = pd.read_parquet(run.private / "cases.parquet")["texts"][0]
     assert list(kept) == ["text one", "yes", "fact one", "option one"]
     assert run.facts["shareable"] is True
+
+
+def test_a_small_count_does_not_follow_from_the_total(card: DataCard) -> None:
+    private = card.model_copy(update={"shareable": False, "labels": {"label": ["a", "b", "c"]}})
+    rows = [("size", "cases", 100, 30), ("label", "a", 5, 3), ("label", "b", 60, 4), ("label", "c", 35, 23)]
+    table = pd.DataFrame(rows, columns=["topic", "measure", "train", "test"])
+    shown = show_counts(private, table).set_index("measure")
+    assert shown["train"].tolist() == [100, "< 11", 60, "hidden"]
+    assert shown["test"].tolist() == [30, "< 11", "< 11", 23]  # two are hidden: neither follows
+    assert show_counts(card, table)["train"].tolist() == [100, 5, 60, 35]
