@@ -108,7 +108,8 @@ def run(
 
 def plan(folder: Path) -> dict[str, int]:
     """Jobs that `run` would start now, counted by rule; starts nothing."""
-    asked = subprocess.run([*_snakemake(folder, "default", 1), "--dry-run"], capture_output=True, text=True)
+    command = [*_snakemake(folder, "default", 1), "--dry-run"]
+    asked = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if asked.returncode:
         raise BatchError(f"Snakemake cannot plan {folder}:\n{(asked.stdout + asked.stderr).strip()}")
     return planned(asked.stdout + asked.stderr)
@@ -174,6 +175,15 @@ def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[
     return jobs, threads, gpus
 
 
+def _environment() -> dict[str, str]:
+    """Snakemake keeps a cache in the user's home; where that cannot be written, in the checkout."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    there = next(path for path in (cache, *cache.parents) if path.exists())
+    if os.access(there, os.W_OK):
+        return dict(os.environ)
+    return os.environ | {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
+
+
 def _supervise(command: list[str], results: Path) -> int:
     """Run Snakemake with its chatter in engine.log, and print a line for every notebook that ends."""
     journal, log = results / "engine.jsonl", results / "engine.log"
@@ -184,7 +194,12 @@ def _supervise(command: list[str], results: Path) -> int:
     with log.open("w") as chatter:
         # a session of its own, so that one signal reaches the jobs too; and no jobs without us
         engine = subprocess.Popen(
-            command, stdout=chatter, stderr=chatter, start_new_session=True, preexec_fn=die_with_parent
+            command,
+            stdout=chatter,
+            stderr=chatter,
+            env=_environment(),
+            start_new_session=True,
+            preexec_fn=die_with_parent,
         )
         shown = 0
         try:

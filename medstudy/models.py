@@ -165,7 +165,8 @@ def _load_arguments(params: RunParams) -> dict[str, Any]:
 
     arguments: dict[str, Any] = {"dtype": compute_dtype(params)}
     if torch.cuda.is_available():
-        arguments["device_map"] = {"": 0}
+        # of several processes each has a GPU of its own
+        arguments["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
     elif params.model in BUILTIN:
         # measured: for sequences this short eager attention trains 1.5 times faster than SDPA on a CPU
         arguments["attn_implementation"] = "eager"

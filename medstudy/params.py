@@ -94,6 +94,7 @@ class RunParams(BaseModel):
     quantization: Literal["none", "4bit"] = "none"
     gradient_checkpointing: bool = False
     batch_size: int = Field(8, ge=1)
+    processes: int = Field(1, ge=1)
     gradient_accumulation: int = Field(1, ge=1)
     lora_rank: Count = 32
     sft_learning_rate: Rate = 3e-3
@@ -122,6 +123,15 @@ class RunParams(BaseModel):
             raise ValueError(
                 f"pair_source = {self.pair_source!r} with pair_file = {self.pair_file!r}: the sources "
                 "'ratings' and 'file' read a file, and only they do"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _processes_share_a_batch(self) -> RunParams:
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size = {self.batch_size} cannot be shared by processes = {self.processes}; "
+                "make it a multiple"
             )
         return self
 
@@ -168,7 +178,14 @@ class StudyParams(BaseModel):
             raise ParamsError(
                 f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files"
             )
-        return resolve(values | fixed, where=str(self.folder / f"{task}.yaml"))
+        found = resolve(values | fixed, where=str(self.folder / f"{task}.yaml"))
+        gpus = int(self.tasks[task].get("gpu", 0))
+        if gpus and gpus != found.processes:
+            raise ParamsError(
+                f"{self.folder}: {task} asks for gpu: {gpus} in study.yaml and has processes = "
+                f"{found.processes}; each process trains on one GPU, so make them equal"
+            )
+        return found
 
     def runs(self) -> list[RunParams]:
         """Every run of the study, in the order task, model, seed."""

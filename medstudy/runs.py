@@ -122,21 +122,27 @@ class Stage:
         facts: what was measured while it ran (seconds, steps, …), for gates, costs and provenance.
     """
 
-    def __init__(self, run: Run, name: str, key: str) -> None:
+    def __init__(self, run: Run, name: str, key: str, begin: bool = True) -> None:
+        """``begin=False`` joins a stage that another process has begun, and touches nothing."""
         self.run, self.name, self.key = run, name, key
         self.folder = run.private / "stages" / name
         self._marker, begun = self.folder / "stage.json", self.folder / "begun.txt"
-        saved = json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.is_file() else {}
-        self.done = saved.get("key") == key
-        self.facts: dict[str, Any] = saved.get("facts", {}) if self.done else {}
-        if not self.done:
+        self.reread()
+        if begin and not self.done:
             # of what was begun with the same key, the checkpoints of a training are kept
             same = begun.is_file() and begun.read_text(encoding="utf-8") == key
             _empty(self.folder, keep=[CHECKPOINTS] if same else [])
             begun.write_text(key, encoding="utf-8")
         self._started = time.monotonic()
         run.stages[name] = self
-        run.status(name, state="reused" if self.done else "running")
+        if begin:
+            run.status(name, state="reused" if self.done else "running")
+
+    def reread(self) -> None:
+        """Look again whether the stage is finished, and with what facts."""
+        saved = json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.is_file() else {}
+        self.done = saved.get("key") == self.key
+        self.facts: dict[str, Any] = saved.get("facts", {}) if self.done else {}
 
     def finish(self, **facts: Any) -> None:
         """Mark the stage as done; its files must be complete by now."""
@@ -148,17 +154,19 @@ class Stage:
 class Run:
     """A run's folder. ``private/`` (mode 0700) holds everything that may hold a case's text."""
 
-    def __init__(self, params: RunParams) -> None:
+    def __init__(self, params: RunParams, begin: bool = True) -> None:
+        """``begin=False`` joins a run that another process has begun, and touches nothing."""
         self.params = params
         self.folder = run_folder(params)
         self.private = self.folder / "private"
-        self.private.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.private.chmod(0o700)
         self.stages: dict[str, Stage] = {}
         self.facts: dict[str, Any] = {}
         self._started = datetime.now(UTC)
-        # an old end marker must not vouch for this start
-        (self.folder / "run.json").unlink(missing_ok=True)
+        if begin:
+            self.private.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.private.chmod(0o700)
+            # an old end marker must not vouch for this start
+            (self.folder / "run.json").unlink(missing_ok=True)
 
     def stage(self, name: str, code: tuple[str, ...], **inputs: Any) -> Stage:
         """Open the stage ``name``, made from ``inputs`` by the package modules ``code``."""

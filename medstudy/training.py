@@ -58,11 +58,13 @@ def sft_config(params: RunParams, run: Run, longest: int, steps: int = -1) -> SF
     """
     from trl import SFTConfig
 
-    return SFTConfig(
-        learning_rate=params.sft_learning_rate if steps < 0 else params.sft_more_learning_rate,
-        num_train_epochs=params.sft_epochs,
-        max_steps=steps,
-        **_common(params, run, longest),
+    return _on_one_gpu(
+        SFTConfig(
+            learning_rate=params.sft_learning_rate if steps < 0 else params.sft_more_learning_rate,
+            num_train_epochs=params.sft_epochs,
+            max_steps=steps,
+            **_common(params, run, longest),
+        )
     )
 
 
@@ -70,13 +72,21 @@ def dpo_config(params: RunParams, run: Run, longest: int) -> DPOConfig:
     """Arguments of `DPOTrainer`; its reference is the SFT adapter that the policy starts from."""
     from trl import DPOConfig
 
-    return DPOConfig(
-        learning_rate=params.dpo_learning_rate,
-        num_train_epochs=params.dpo_epochs,
-        beta=params.dpo_beta,
-        loss_type=list(params.dpo_loss),
-        **_common(params, run, longest),
+    return _on_one_gpu(
+        DPOConfig(
+            learning_rate=params.dpo_learning_rate,
+            num_train_epochs=params.dpo_epochs,
+            beta=params.dpo_beta,
+            loss_type=list(params.dpo_loss),
+            **_common(params, run, longest),
+        )
     )
+
+
+def _on_one_gpu(config: Any) -> Any:
+    """Where several GPUs are visible the trainer would spread over them by DataParallel; `processes` does."""
+    config._n_gpu = min(1, config.n_gpu)
+    return config
 
 
 def _common(params: RunParams, run: Run, longest: int) -> dict[str, Any]:
@@ -85,7 +95,7 @@ def _common(params: RunParams, run: Run, longest: int) -> dict[str, Any]:
     gpu = torch.cuda.is_available()
     return {
         "output_dir": str(run.private / "trainer"),
-        "per_device_train_batch_size": params.batch_size,
+        "per_device_train_batch_size": params.batch_size // params.processes,
         "gradient_accumulation_steps": params.gradient_accumulation,
         # today's name; left unset, TRL switches checkpointing on
         "activation_checkpointing": params.gradient_checkpointing,
@@ -131,6 +141,8 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     frozen_after, adapter_after = _weight_hashes(trainer.model)
     if "first_loss" in facts:
         facts["last_margin"] = _rewards(trainer, MARGIN_ROWS)["margin"]
+    if not trainer.is_world_process_zero():
+        return  # of several processes one writes
     trainer.model.eval()
     trainer.model.save_pretrained(stage.folder / "adapter", selected_adapters=["default"])
     if not stage.run.facts.get("shareable", False):

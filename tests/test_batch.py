@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -207,3 +208,36 @@ def wait_for(condition: object, seconds: float = 60) -> bool:
             return True
         time.sleep(0.2)
     return False
+
+
+def test_two_studies_at_once_with_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path / "checkout")
+    shutil.copytree(root / "params" / "tiny", root / "params" / "other")
+    home = tmp_path / "home"
+    home.mkdir()
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "ro,size=4k", "home", str(home)], capture_output=True
+        ).returncode
+    )
+    home.chmod(0o555) if not mounted else None
+    try:
+        starts = [
+            subprocess.Popen(
+                [sys.executable, "-m", "medstudy.cli", "run", f"params/{study}", "--jobs", "1", *NO_REPORT],
+                cwd=root,
+                env=os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for study in ("tiny", "other")
+        ]
+        said = [start.communicate(timeout=240)[0] for start in starts]
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(home)], check=True)
+    assert [start.returncode for start in starts] == [0, 0], said
+    for study in ("tiny", "other"):
+        assert len(list((root / "results" / study).glob("*/*/*/run.json"))) == 4

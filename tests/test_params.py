@@ -133,3 +133,15 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     assert sizes[-2] <= 30 and sizes[-1] <= 35  # the longest is the parameters cell, a line a parameter
     assert sum(sizes) <= 160
     assert not any(c.get("outputs") for c in notebook.cells)
+
+
+def test_gpus_and_processes_are_equal(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "study.yaml").write_text("models: [m]\nseeds: [0]\ntasks: {summarization: {gpu: 4}}\n")
+    (folder / "shared.yaml").write_text("")
+    (folder / "summarization.yaml").write_text("data: synthetic_dialogues\nprocesses: 2\n")
+    with pytest.raises(ParamsError, match=r"gpu: 4 in study.yaml and has processes = 2.*make them equal"):
+        load_study(folder).runs()
+    (folder / "summarization.yaml").write_text("data: synthetic_dialogues\nprocesses: 4\n")
+    assert [run.processes for run in load_study(folder).runs()] == [4]
