@@ -122,6 +122,13 @@ def planned(log: str) -> dict[str, int]:
     return {rule: int(count) for rule, count in rows if rule not in {"all", "total"}}
 
 
+def changed_inputs(log: str) -> list[str]:
+    """Files because of whose change jobs were run again, results of other jobs left out."""
+    listed = re.findall(r"^ *reason: .*?Updated input files: ([^;\n]*)", log, re.MULTILINE)
+    files = {name.strip() for line in listed for name in line.split(", ")}
+    return sorted(name for name in files if "results/" not in name)
+
+
 def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
     """Every run, with ok, running, failed, stopped or not started, and its stage or message."""
     for params in study.runs():
@@ -238,6 +245,8 @@ def _print_end(code: int, folder: Path, results: Path) -> None:
         print(log)
     elif not planned(log):
         print("nothing to do: every run is finished and up to date")
+    if changed := changed_inputs(log):
+        print(f"run again because of what changed: {', '.join(changed)}")
     if not code and (report := results / "report" / "index.html").is_file():
         print(f"report: {report}")
 

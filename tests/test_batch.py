@@ -58,7 +58,9 @@ def test_changed_parameters_redo_their_task_only(root: Path) -> None:
     before = runs(root)
     write(root / "params" / "tiny" / "clinical_triage.yaml", data="synthetic_messages", n_test=21)
     assert batch_plan(root) == {"clinical_triage": 2, "comparison": 1, "report": 1}
-    assert medstudy(root, "run", "params/tiny", "--only", "clinical_triage").returncode == 0
+    done = medstudy(root, "run", "params/tiny", "--only", "clinical_triage")
+    assert done.returncode == 0
+    assert "run again because of what changed: params/tiny/clinical_triage.yaml" in done.stdout
     changed = {name for name, count in runs(root).items() if count > before[name]}
     assert changed == {"clinical_triage seed0", "clinical_triage seed1"}
 
