@@ -1,0 +1,196 @@
+"""An 8B-shaped model with random weights through SFT, samples, DPO and answers: memory and speed.
+
+    python benchmarks/gpu.py --shape 8b          # a GPU of 80 GB or more; --quantization 4bit for 24 GB
+    python benchmarks/gpu.py --shape tiny        # on a CPU, to see that it runs
+
+The weights are random, so what the model says means nothing; the work is that of a real one. The share of
+the card counts 4 operations a weight and trained token (the frozen weights have no gradient of their own),
+6 for DPO with its reference, over the rate of a large bf16 matrix product measured in the same process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+SHAPES = {
+    "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
+           "intermediate_size": 14336, "vocab_size": 128256},
+    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+           "intermediate_size": 8192, "vocab_size": 128256},
+    "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+             "intermediate_size": 128, "vocab_size": 4096},
+}  # fmt: skip
+
+
+def main() -> int:
+    """Run the stages and print a line of JSON each."""
+    from medstudy.data.sources import load_card, load_cases
+    from medstudy.generation import answer_cases, sample_cases
+    from medstudy.params import resolve
+    from medstudy.runs import Run
+    from medstudy.tasks import get_task
+
+    args = arguments()
+    with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+        weights = save_model(args.shape, Path(folder) / "model")
+        asked = {
+            "task": "clinical_reasoning",
+            "data": "synthetic_vignettes",
+            "model": str(Path(folder) / "model"),
+        }
+        asked |= {
+            "results": f"{folder}/results",
+            "quantization": args.quantization,
+            "batch_size": args.batch_size,
+        }
+        asked |= {"gradient_checkpointing": args.checkpointing, "lora_rank": 16, "max_new_tokens": 64}
+        params = resolve(asked | {"sft_epochs": 1, "samples_per_case": 4, "eval_batch_size": 32})
+        run, card = Run(params), load_card(params.data)
+        task, cases = get_task(params.task, card), load_cases(card).cases[: args.rows]
+        rate = matmul_rate()
+        say("machine", device=device(), weights=weights, matmul_tflops=round(rate / 1e12, 1))
+        sft, tokens = sft_stage(run, task, cases)
+        say("sft", **trained(sft, tokens, weights, rate))
+        begun = time.monotonic()
+        sample_cases(run, task, cases[:32], sft)
+        new = run.stages["samples"].facts["new_tokens"]
+        say("samples", tokens_per_s=round(new / (time.monotonic() - begun)), **memory())
+        dpo, tokens = dpo_stage(run, task, cases, sft)
+        say("dpo", **trained(dpo, tokens, weights, rate))
+        begun = time.monotonic()
+        answer_cases(run, "dpo", task, cases[:32], dpo)
+        say("answers", seconds=round(time.monotonic() - begun, 1), **memory())
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shape", choices=SHAPES, default="8b")
+    parser.add_argument("--rows", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--quantization", choices=("none", "4bit"), default="none")
+    parser.add_argument("--checkpointing", action="store_true")
+    parser.add_argument("--folder", help="where the weights go for the time being (16 GB for 8b)")
+    return parser.parse_args()
+
+
+def save_model(shape: str, folder: Path) -> int:
+    """Random weights in bf16 with the built-in tokenizer; returns how many."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    shipped = Path(__file__).resolve().parents[1] / "medstudy" / "base_models" / "builtin-llama"
+    tokenizer = AutoTokenizer.from_pretrained(shipped)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = LlamaConfig(**SHAPES[shape], **ends, max_position_embeddings=8192, tie_word_embeddings=False)
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        model = LlamaForCausalLM(config)
+    torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return sum(p.numel() for p in model.parameters())
+
+
+def sft_stage(run: Any, task: Any, cases: list[Any]) -> tuple[Any, int]:
+    """SFT as in the notebooks; the stage and the tokens that it trained on."""
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    from medstudy.models import load_model, load_tokenizer
+    from medstudy.prompts import sft_row
+    from medstudy.training import CODE, lora_config, sft_config, train
+
+    rows = [sft_row(task, case) for case in cases]
+    stage, model = run.stage("sft", CODE, rows=rows), load_model(run.params, trainable=True)
+    given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(run.params)}
+    train(
+        SFTTrainer(model, sft_config(run.params, run, 512), peft_config=lora_config(run.params), **given),
+        stage,
+        len(rows),
+    )
+    return stage, stage.facts["tokens"]
+
+
+def dpo_stage(run: Any, task: Any, cases: list[Any], sft: Any) -> tuple[Any, int]:
+    """DPO on made-up wrong answers as in the notebooks."""
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    from medstudy.models import load_model, load_tokenizer
+    from medstudy.preferences import make_pairs
+    from medstudy.training import CODE, dpo_config, train
+
+    made = make_pairs(
+        run.params.model_copy(update={"pair_source": "labels", "pairs_per_case": 1}), task, cases
+    )
+    rows = [pair.row() for pair in made.pairs]
+    stage, model = (
+        run.stage("dpo", CODE, rows=rows),
+        load_model(run.params, sft.folder / "adapter", trainable=True),
+    )
+    given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(run.params)}
+    train(DPOTrainer(model, args=dpo_config(run.params, run, 512), **given), stage, len(rows))
+    return stage, stage.facts["tokens"]
+
+
+def trained(stage: Any, tokens: int, weights: int, rate: float) -> dict[str, Any]:
+    """Speed and memory of a training. Frozen weights: forward and backward of activations, 4 a weight."""
+    seconds = stage.facts["train_seconds"]
+    passes = 6 if stage.name == "dpo" else 4  # DPO also runs its reference forward: 2 more
+    share = passes * weights * tokens / seconds / rate
+    return {"tokens_per_s": round(tokens / seconds), "share_of_matmul": round(share, 3), **memory()}
+
+
+def matmul_rate() -> float:
+    """Operations a second of a large bf16 matrix product."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    size = 8192 if gpu else 1024
+    a = torch.randn(size, size, dtype=torch.bfloat16, device="cuda" if gpu else "cpu")
+    for timed in (False, True):
+        begun = time.monotonic()
+        for _ in range(20):
+            a @ a
+        if gpu:
+            torch.cuda.synchronize()
+        if timed:
+            return 20 * 2 * size**3 / (time.monotonic() - begun)
+    raise AssertionError
+
+
+def memory() -> dict[str, Any]:
+    """Peak memory of the GPU since the last question, in GB."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    peak = torch.cuda.max_memory_allocated() / 1e9
+    torch.cuda.reset_peak_memory_stats()
+    return {"peak_gb": round(peak, 1)}
+
+
+def device() -> str:
+    """Name of the GPU, or cpu."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def say(what: str, **facts: Any) -> None:
+    """A line of JSON."""
+    print(json.dumps({"stage": what} | facts), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
