@@ -252,9 +252,10 @@ def _print_end(code: int, folder: Path, results: Path) -> None:
 
 
 def _events(journal: Path) -> list[dict[str, Any]]:
-    lines = journal.read_text(encoding="utf-8").splitlines(keepends=True) if journal.is_file() else []
+    # not splitlines, which also cuts at signs that may stand in a message
+    lines = journal.read_text(encoding="utf-8").split("\n") if journal.is_file() else []
     # a line without its end is still being written
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    return [json.loads(line) for line in lines[:-1]]
 
 
 def _read(path: Path) -> dict[str, Any]:

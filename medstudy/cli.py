@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     share = commands.add_parser("share", help=text, description=text)
     share.add_argument("notebook", type=Path)
     share.add_argument("target", type=Path, help="the copy to write")
-    share.add_argument("--results", type=Path, default=Path("results"), help="where the runs are")
+    share.add_argument("--results", type=Path, help="where the runs are (default: the checkout's results)")
     share.set_defaults(command=_share)
     _pairs_parser(commands)
     _ratings_parser(commands)
@@ -155,14 +155,19 @@ def _report(args: argparse.Namespace) -> int:
 
 def _share(args: argparse.Namespace) -> int:
     from medstudy import privacy
+    from medstudy.runs import project_root
 
     if not args.notebook.is_file() or args.target.resolve() == args.notebook.resolve():
         print(f"medstudy: {args.notebook} is no notebook, or the copy is to replace it", file=sys.stderr)
         return 2
-    taken, cases = privacy.share(args.notebook, args.target, args.results)
-    print("\n".join(f"withheld: {place}" for place in taken))
+    results = args.results or project_root(args.notebook.parent) / "results"
+    taken, runs, cases = privacy.share(args.notebook, args.target, results)
+    if not runs:
+        print(f"medstudy: no run in {results}, so nothing to compare with: give --results", file=sys.stderr)
+        return 2
+    print("".join(f"withheld: {place}\n" for place in taken), end="")
     print(
-        f"{args.target}: compared with {cases} private cases in {args.results}; "
+        f"{args.target}: compared with {cases} private cases of {runs} runs in {results}; "
         "paraphrases and pictures are not seen"
     )
     return 0

@@ -36,8 +36,9 @@ def export_pairs(run: Path, form: str, target: Path, allow_private: bool = False
             "pairs hold them whole: uploading the file gives patients' texts to the service. If this is "
             "allowed, repeat with --allow-private"
         )
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").splitlines())
-    lines = [json.dumps(FORMS[form](Pair(**row)), ensure_ascii=False) + "\n" for row in rows]
+    with file.open(encoding="utf-8") as rows:
+        pairs = [Pair(**json.loads(row)) for row in rows]
+    lines = [json.dumps(FORMS[form](pair), ensure_ascii=False) + "\n" for pair in pairs]
     target.write_text("".join(lines), encoding="utf-8")
     return len(lines)
 

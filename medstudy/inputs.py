@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import medstudy
 from medstudy.data.card import CARDS, Files, Hub, load_card
+from medstudy.data.cases import DataError
 from medstudy.params import RunParams
 from medstudy.runs import slug
 
@@ -29,12 +31,17 @@ def code_of(source: str) -> list[str]:
 
 def data_files(run: RunParams) -> list[str]:
     """The run's data card, and the local files that it names."""
+    from medstudy.data.tables import find_file  # with pandas, which most commands do not need
+
     card = load_card(run.data)
     path = Path(run.data) if Path(run.data).suffix in {".yaml", ".yml"} else CARDS / f"{run.data}.yaml"
     source = card.load.local if isinstance(card.load, Hub) else card.load
     named = [*source.files, *(j.file for j in source.join)] if isinstance(source, Files) else []
-    local = [Path(run.data_root).expanduser() / file.path for file in named]
-    return [os.path.relpath(path), *(str(file) for file in local if file.is_file())]
+    local = [run.pair_file] if run.pair_file else []
+    for file in named:
+        with contextlib.suppress(DataError):  # said by the notebook, with what helps
+            local.append(str(find_file(file.path, run.data_root)))
+    return [os.path.relpath(path), *(file for file in local if Path(file).is_file())]
 
 
 def base_marker(model: str, results: Path) -> list[str]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medstudy.machine import die_with_parent, remedy
 from medstudy.params import RunParams, resolve
 from medstudy.runs import Run, Stage, write_json
 
@@ -60,11 +62,19 @@ def train_together(
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(params.processes), "-m", "medstudy.launch", str(spec)]
     _free_gpu()
+    threads = max(1, int(os.environ.get("OMP_NUM_THREADS", "1")) // params.processes)
     with log.open("w") as file:
-        code = subprocess.run(command, stdout=file, stderr=file).returncode
+        code = subprocess.run(
+            command,
+            stdout=file,
+            stderr=file,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+            preexec_fn=die_with_parent,
+        ).returncode
     stage.reread()
     if code or not stage.done:
-        raise LaunchError(f"{stage.name} in {params.processes} processes ended with {code}; see {log}")
+        helps = remedy(log.read_text(encoding="utf-8", errors="replace"))
+        raise LaunchError(f"{stage.name} in {params.processes} processes ended with {code}; see {log}{helps}")
     spec.unlink()
 
 
@@ -79,6 +89,7 @@ def _free_gpu() -> None:
 
 def main() -> None:
     """One of the processes."""
+    die_with_parent()
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     params = resolve(spec["params"])
     run = Run(params, begin=False)

@@ -35,6 +35,25 @@ def memory_gb() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**3
 
 
+#: What is known of a failure by the words of its error, and what helps. Holds nothing of the error itself.
+REMEDIES = {
+    r"CUDA out of memory|OutOfMemoryError": "the GPU's memory is full: smaller batch_size (and more "
+    "gradient_accumulation), smaller eval_batch_size, gradient_checkpointing, or quantization: 4bit",
+    r"MemoryError|can't allocate memory|Cannot allocate memory": "the machine's memory is full: fewer "
+    "--jobs, smaller batch_size or eval_batch_size",
+    r"No space left on device|Disk quota exceeded": "the disk is full: make room and start again; what is "
+    "finished is kept",
+    r"ConnectionError|Connection (refused|reset)|Name or service not known|Temporary failure in name "
+    r"resolution|Max retries exceeded|Network is unreachable": "a host cannot be reached: check the "
+    "network, or use local copies (data_root, a model's folder)",
+}
+
+
+def remedy(text: str) -> str:
+    """`; what is wrong: what helps` for an error that is known, else an empty string."""
+    return next((f"; {said}" for words, said in REMEDIES.items() if re.search(words, text)), "")
+
+
 def oom_kills() -> int:
     """Processes that Linux has killed for want of memory since it started; 0 where it does not tell."""
     with contextlib.suppress(OSError):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medstudy.data.audit import WORDING
 from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
 from medstudy.privacy import SMALLEST_COUNT
@@ -115,6 +116,11 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
             open_ = [i for i in labels if isinstance(masked.loc[i, name], int) and masked.loc[i, name] > 0]
             if sum(masked.loc[labels, name] == f"< {SMALLEST_COUNT}") == 1 and open_:
                 masked.loc[min(open_, key=lambda i: masked.loc[i, name]), name] = "hidden"
+    if not card.shareable and "measure" in masked:
+        hidden = masked["measure"].str.replace(
+            rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True
+        )
+        masked = masked.assign(measure=hidden)
     return masked
 
 

@@ -125,22 +125,25 @@ def scan_study(study: Path, guard: Guard) -> tuple[list[Hit], int]:
     return [hit for path in files for hit in guard.scan(path, str(path.relative_to(study)))], len(files)
 
 
-def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int]:
+def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, int]:
     """Write a copy of an executed notebook without what repeats a case of any run in ``results``.
 
     For notebooks that ran in JupyterLab or by plain papermill, which nobody looked at before.
 
     Returns:
-        Places and rules of what was taken out, and how many private cases it was compared with.
+        Places and rules of what was taken out, how many runs were found, and how many private cases they
+        have; without any run there is nothing to compare with, and no copy is written.
     """
-    guard = guard_of(folder for study in sorted(results.glob("*")) for folder in run_folders(study))
-    return withhold(notebook, target, guard), len(guard.cases)
+    runs = [folder for study in sorted(results.glob("*")) for folder in run_folders(study)]
+    guard = guard_of(runs)
+    return withhold(notebook, target, guard) if runs else [], len(runs), len(guard.cases)
 
 
 def withhold(notebook: Path, target: Path, guard: Guard) -> list[str]:
     """Write a copy of an executed notebook without what must not leave ``private/``.
 
-    Of a cell that raised only the kind of error is left: its message may quote a case.
+    Of a cell that raised only the kind of error is left: its message may quote a case. Widgets' state,
+    attachments and the metadata of outputs go unread and are left out.
 
     Returns:
         Places and rules of other outputs, and of sources, that were taken out.
@@ -148,16 +151,23 @@ def withhold(notebook: Path, target: Path, guard: Guard) -> list[str]:
     import nbformat
 
     content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("widgets", None)
     taken = []
     for number, cell in enumerate(content.cells, start=1):
+        cell.pop("attachments", None)
         outputs = cell.get("outputs", [])
         raised = [output for output in outputs if output.output_type == "error"]
-        broken = sorted({rule for output in outputs for rule in guard.rules_broken(_output_text(output))})
+        said = list(map(_output_text, outputs))
+        # a sentence may be spread over several outputs
+        broken = sorted({rule for text in [*said, " ".join(said)] for rule in guard.rules_broken(text)})
         if raised:
             cell.outputs = [_stream(f"{raised[0].ename}: withheld")]
         elif broken:
             cell.outputs = [_stream(f"withheld: {', '.join(broken)}")]
             taken.append(f"cell {number}: {', '.join(broken)}")
+        for output in cell.get("outputs", []):
+            if "metadata" in output:
+                output.metadata = {}
         if typed := guard.rules_broken(cell.source):
             cell.source = f"# withheld: {', '.join(typed)}"
             taken.append(f"cell {number}, source: {', '.join(typed)}")

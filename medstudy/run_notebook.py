@@ -25,7 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medstudy.machine import die_with_parent, oom_kills, take_gpus, visible_gpus
+from medstudy.machine import die_with_parent, oom_kills, remedy, take_gpus, visible_gpus
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
 from medstudy.runs import write_json
 
@@ -42,18 +42,6 @@ c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Dat
 """
 
 
-#: What is known of a failure by the words of its error, and what helps. Holds nothing of the error itself.
-REMEDIES = {
-    r"CUDA out of memory|OutOfMemoryError": "the GPU's memory is full: smaller batch_size (and more "
-    "gradient_accumulation), smaller eval_batch_size, gradient_checkpointing, or quantization: 4bit",
-    r"MemoryError|can't allocate memory|Cannot allocate memory": "the machine's memory is full: fewer "
-    "--jobs, smaller batch_size or eval_batch_size",
-    r"No space left on device|Disk quota exceeded": "the disk is full: make room and start again; what is "
-    "finished is kept",
-    r"ConnectionError|Connection (refused|reset)|Name or service not known|Temporary failure in name "
-    r"resolution|Max retries exceeded|Network is unreachable": "a host cannot be reached: check the "
-    "network, or use local copies (data_root, a model's folder)",
-}
 KILLED_FOR_MEMORY = (
     "the system killed it for want of memory: fewer --jobs, smaller batch_size or eval_batch_size"
 )
@@ -163,11 +151,6 @@ def execute(
         )
     if marker is not None and not finished(marker):
         raise NotebookError(f"all cells ran, but none wrote {marker.name} with status ok")
-
-
-def remedy(text: str) -> str:
-    """`; what is wrong: what helps` for an error that is known, else an empty string."""
-    return next((f"; {said}" for words, said in REMEDIES.items() if re.search(words, text)), "")
 
 
 def _is_private(parameters: Mapping[str, Any]) -> bool:

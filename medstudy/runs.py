@@ -134,6 +134,7 @@ class Stage:
             _empty(self.folder, keep=[CHECKPOINTS] if same else [])
             begun.write_text(key, encoding="utf-8")
         self._started = time.monotonic()
+        self.earlier = 0.0  # seconds of a start that was killed, where it is gone on with
         run.stages[name] = self
         if begin:
             run.status(name, state="reused" if self.done else "running")
@@ -146,7 +147,8 @@ class Stage:
 
     def finish(self, **facts: Any) -> None:
         """Mark the stage as done; its files must be complete by now."""
-        self.facts = {"seconds": round(time.monotonic() - self._started, 2), **facts}
+        seconds = self.earlier + time.monotonic() - self._started
+        self.facts = {"seconds": round(seconds, 2), **facts}
         write_json(self._marker, {"key": self.key, "facts": self.facts})
         self.done = True
 

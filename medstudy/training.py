@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from medstudy.models import compute_dtype, cpu_multiplies_bf16, stop_tokens
 from medstudy.params import RunParams
-from medstudy.runs import CHECKPOINTS, Run, Stage
+from medstudy.runs import CHECKPOINTS, Run, Stage, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,6 +25,8 @@ CODE = ("training", "models")
 LOG = "log.csv"
 #: Pairs on which the reward margin is measured after DPO.
 MARGIN_ROWS = 64
+#: Seconds that a training had taken at a checkpoint.
+ELAPSED = "elapsed.json"
 #: A training keeps its state so often, and goes on from there after a kill.
 CHECKPOINT_MINUTES = 10.0
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
@@ -135,8 +137,9 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     trainer.add_callback(_progress(stage))
     checkpoints = stage.folder / CHECKPOINTS
     trainer.args.output_dir = str(checkpoints)
-    trainer.add_callback(_keeper(CHECKPOINT_MINUTES))
     start = _whole_checkpoint(checkpoints)
+    stage.earlier = json.loads((start / ELAPSED).read_text(encoding="utf-8")) if start else 0.0
+    trainer.add_callback(_keeper(stage, CHECKPOINT_MINUTES))
     result = trainer.train(resume_from_checkpoint=str(start) if start else None)
     frozen_after, adapter_after = _weight_hashes(trainer.model)
     if "first_loss" in facts:
@@ -155,7 +158,7 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
         rows_in=rows_in,
         steps=trainer.state.global_step,
         resumed_at_step=int(start.name.split("-")[1]) if start else 0,
-        train_seconds=round(result.metrics["train_runtime"], 2),
+        train_seconds=round(stage.earlier + result.metrics["train_runtime"], 2),
         frozen_changed=sum(frozen_after[name] != value for name, value in frozen.items()),
         adapter_changed=sum(adapter_after[name] != value for name, value in adapter.items()),
         adapter_tensors=len(adapter),
@@ -280,32 +283,29 @@ def _save_log(trainer: Any, stage: Stage) -> None:
     log[[*first, *(c for c in log.columns if c not in first)]].to_csv(stage.folder / LOG, index=False)
 
 
-def _keeper(minutes: float) -> Any:
-    """A callback that has the trainer keep its state every so many minutes."""
+def _keeper(stage: Stage, minutes: float) -> Any:
+    """A callback that has the trainer keep its state every so many minutes, with the time it took so far."""
     from transformers import TrainerCallback
 
     class Keeper(TrainerCallback):
-        last = time.monotonic()
+        begun = last = time.monotonic()
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if time.monotonic() - self.last >= 60 * minutes:
                 self.last, control.should_save = time.monotonic(), True
 
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
+            if state.is_world_process_zero:
+                write_json(folder / ELAPSED, stage.earlier + time.monotonic() - self.begun)
+
     return Keeper()
 
 
 def _whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: the trainer's state comes last."""
-    from transformers.trainer import TRAINER_STATE_NAME
-
-    def step(path: Path) -> int:
-        try:
-            return int(json.loads((path / TRAINER_STATE_NAME).read_text(encoding="utf-8"))["global_step"])
-        except (OSError, ValueError):
-            return -1
-
-    newest = max(folder.glob("checkpoint-*"), key=step, default=None)
-    return newest if newest and step(newest) > 0 else None
+    """The newest checkpoint that was written to its end: what `_keeper` adds comes last."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{ELAPSED}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def _progress(stage: Stage) -> Any:

@@ -15,7 +15,7 @@ from medstudy.preferences import Pair, Pairs
 PROMPT = [
     {"role": "user", "content": "An example?"},
     {"role": "assistant", "content": "yes"},
-    {"role": "user", "content": "Fièvre \U0001f912 and\nchills. Infection?"},
+    {"role": "user", "content": "Fièvre \U0001f912 and\nchills\u2028\x85. Infection?"},
 ]
 PAIRS = [Pair("c1", "g1", PROMPT, "yes", "no", "own"), Pair("c2", "g2", PROMPT[-1:], "no", "maybe", "gold")]
 
@@ -76,7 +76,7 @@ def run(tmp_path: Path) -> Path:
 def test_every_form_has_the_shape_that_its_reader_documents(run: Path, form: str) -> None:
     target = run / "out.jsonl"
     assert main(["pairs", str(run), form, str(target)]) == 0
-    lines = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in target.read_bytes().decode().split("\n")[:-1]]
     assert len(lines) == len(PAIRS)
     for line in lines:
         jsonschema.validate(line, SHAPES[form])

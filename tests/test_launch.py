@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -61,15 +68,19 @@ def test_two_processes_train_as_one(arm: str, params: RunParams, card: DataCard,
         rows = [pair.row() for pair in pairs]
     one, two = both(params, arm, rows, start)
     assert two.done and two.facts["steps"] == one.facts["steps"] == 4
-    assert training_log(two)["loss"].tolist() == pytest.approx(training_log(one)["loss"].tolist(), rel=0.02)
+    losses = [training_log(stage)["loss"].to_numpy() for stage in (one, two)]
+    # what is left is the order of sums; DPO's losses themselves move little
+    assert np.abs(losses[1] - losses[0]).max() < 0.05 * np.ptp(losses[0])
     for gate in (gates.tokens, gates.weights):
         assert gate({arm: two.facts}).passed
     if arm == "dpo":
         assert gates.first_loss(two.facts).passed
     weights = [load_file(s.folder / "adapter" / "adapter_model.safetensors") for s in (one, two)]
-    apart = [float((weights[0][name] - weights[1][name]).abs().max()) for name in weights[0]]
-    moved = max(float(w.abs().max()) for w in weights[0].values())
-    assert max(apart) < 0.1 * moved
+    before = load_file(start.folder / "adapter" / "adapter_model.safetensors") if start else {}
+    second = [name for name in weights[0] if "lora_B" in name]  # zero at the start of SFT
+    moved = max(float((weights[0][n] - before.get(n, 0)).abs().max()) for n in second)
+    apart = max(float((weights[0][n] - weights[1][n]).abs().max()) for n in second)
+    assert apart < 0.1 * moved
     assert torch.load(two.folder / "probe.pt", weights_only=True)["logits"].isfinite().all()
 
 
@@ -92,3 +103,41 @@ def test_one_kernel_never_spreads_over_several_gpus(
     monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 4))
     assert sft_config(params, Run(params), 16)._n_gpu == 1
     assert dpo_config(params, Run(params), 16)._n_gpu == 1
+
+
+def test_nothing_trains_on_when_the_kernel_is_killed(params: RunParams, tmp_path: Path) -> None:
+    asked = params.model_copy(
+        update={"processes": 2, "batch_size": 4, "sft_epochs": 2000, "results": str(tmp_path)}
+    )
+    rows = [
+        {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
+    ] * 8
+    code = f"""
+from medstudy.params import resolve
+from medstudy.runs import Run
+from medstudy.launch import train_together
+p = resolve({asked.model_dump()!r})
+train_together(Run(p).stage("sft", ("training",), rows=1), p, {rows!r}, None, 32)"""
+    kernel = subprocess.Popen([sys.executable, "-c", code])
+    trains = lambda: [p for p in processes("medstudy.launch") if str(tmp_path) in p[1]]  # noqa: E731
+    deadline = time.monotonic() + 90
+    while len(trains()) < 3 or not list(tmp_path.rglob("status.json")):  # torchrun and two workers
+        assert time.monotonic() < deadline and kernel.poll() is None
+        time.sleep(0.2)
+    kernel.kill()
+    kernel.wait()
+    deadline = time.monotonic() + 20
+    while trains():
+        assert time.monotonic() < deadline, trains()
+        time.sleep(0.2)
+
+
+def processes(word: str) -> list[tuple[int, str]]:
+    """Number and command line of the processes whose command line holds a word."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode("utf-8", "replace")
+            if word in line and " -c " not in line:
+                found.append((int(folder.name), line))
+    return found

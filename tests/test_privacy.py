@@ -225,13 +225,25 @@ def leaky() -> nbformat.NotebookNode:
     cells[1].outputs = [
         nbformat.v4.new_output("error", ename="KeyError", evalue=SENTENCE, traceback=[SENTENCE])
     ]
-    return nbformat.v4.new_notebook(cells=cells)
+    half = SENTENCE.split()
+    cells.append(nbformat.v4.new_code_cell("4"))
+    cells[3].outputs = [
+        nbformat.v4.new_output("stream", text=" ".join(half[:5])),
+        nbformat.v4.new_output("display_data", {"text/plain": " ".join(half[5:])}),
+    ]
+    cells.append(nbformat.v4.new_code_cell("5"))
+    cells[4].outputs = [nbformat.v4.new_output("display_data", {"text/plain": "7"}, metadata={"x": SENTENCE})]
+    cells.append(
+        nbformat.v4.new_markdown_cell("![a](attachment:a)", attachments={"a": {"text/plain": SENTENCE}})
+    )
+    return nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": SENTENCE}})
 
 
 def test_withheld_outputs_say_which_cell_and_why(tmp_path: Path) -> None:
     nbformat.write(leaky(), tmp_path / "a.ipynb")
     taken = withhold(tmp_path / "a.ipynb", tmp_path / "b.ipynb", guard(SENTENCE))
-    assert taken == ["cell 1: 6 words in a row of a case", "cell 3, source: 6 words in a row of a case"]
+    rule = "6 words in a row of a case"
+    assert taken == [f"cell 1: {rule}", f"cell 3, source: {rule}", f"cell 4: {rule}"]
     assert "zebrafish" not in (tmp_path / "b.ipynb").read_text()
     assert "KeyError" in (tmp_path / "b.ipynb").read_text()
 
@@ -245,9 +257,13 @@ def test_a_notebook_that_ran_elsewhere_can_be_shared(tmp_path: Path, params, car
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "withheld: cell 1: 6 words in a row of a case" in said
-    assert "compared with 1 private cases" in said
+    assert "compared with 1 private cases of 1 runs" in said
     assert "zebrafish" not in (tmp_path / "copy.ipynb").read_text() + said
     assert main([*words[:2], words[1]]) == 2
+    (tmp_path / "copy.ipynb").unlink()
+    assert main([*words[:4], str(tmp_path / "nowhere")]) == 2
+    assert "nothing to compare with" in capsys.readouterr().err
+    assert not (tmp_path / "copy.ipynb").exists()
 
 
 def test_cases_keep_every_text_they_hold(params, card) -> None:

@@ -1,4 +1,4 @@
-"""The audit of a source and its splits: one small table of counts, without any case text."""
+"""The audit of a source and its splits: one small table of counts, without the text of any one case."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ from medstudy.tasks import OPEN_OUTCOMES
 
 #: Balanced accuracy from which a single value or word is suspected of giving the answer away.
 LEAK = 0.95
-#: Fewer cases than this prove nothing about a word.
+#: Wording of fewer cases and groups than this proves nothing, and may be a patient's.
 LEAK_CASES = 11
+#: How a line about a wording begins; of a source that may not be shown the wording is left out.
+WORDING = "the wording "
 #: Cosine of two texts' TF-IDF vectors (words and pairs of words) from which they are near-duplicates.
 NEAR = 0.9
 _LIKE = f"cases like a training case (cosine of words >= {NEAR})"
@@ -139,24 +141,27 @@ def _leaks(loaded: Loaded) -> Iterator[Line]:
 
 
 def _telling_values(cases: list[Case], gold: np.ndarray) -> dict[str, float]:
-    """Of each declared number or code: a tree of depth 2, cross-validated; a missing value is a value too."""
+    """Of each declared number or code: a small tree, cross-validated; a missing value is a value too."""
     from sklearn.model_selection import cross_val_score
     from sklearn.tree import DecisionTreeClassifier
 
     folds = min(5, int(np.unique(gold, return_counts=True)[1].min()))
-    names = list(cases[0].details.get("features", {}))
+    names, leaves = list(cases[0].details.get("features", {})), 2 * len(np.unique(gold))
     if len(cases) < 2 * LEAK_CASES or folds < 2:
         return {}
     found = {}
     for name in names:
         values = np.array([[case.details["features"][name]] for case in cases], dtype=float)
-        tree = DecisionTreeClassifier(max_depth=2, class_weight="balanced", random_state=0)
+        tree = DecisionTreeClassifier(max_leaf_nodes=leaves, class_weight="balanced", random_state=0)
         found[name] = float(cross_val_score(tree, values, gold, cv=folds, scoring="balanced_accuracy").mean())
     return {f"'{name}'": accuracy for name, accuracy in found.items() if accuracy >= LEAK}
 
 
 def _telling_words(cases: list[Case], gold: np.ndarray) -> dict[str, float]:
-    """Of each word and pair of words: is it there in the cases of one label and in no others?"""
+    """Of each word and pair of words: is it there in the cases of one label and in no others?
+
+    The five that tell most. Only wording of so many groups counts, so that none is one patient's.
+    """
     from sklearn.feature_extraction.text import CountVectorizer
 
     if len(cases) < 2 * LEAK_CASES:
@@ -167,6 +172,7 @@ def _telling_words(cases: list[Case], gold: np.ndarray) -> dict[str, float]:
     except ValueError:  # no word is in so many cases
         return {}
     found: dict[str, float] = {}
+    groups, words = np.array([c.group_id for c in cases]), vectorizer.get_feature_names_out()
     for label in np.unique(gold):
         held = gold == label
         if held.sum() < LEAK_CASES or (~held).sum() < LEAK_CASES:
@@ -174,10 +180,12 @@ def _telling_words(cases: list[Case], gold: np.ndarray) -> dict[str, float]:
         hit = np.asarray(there[held].mean(axis=0)).ravel()
         false = np.asarray(there[~held].mean(axis=0)).ravel()
         accuracy = (1 + np.abs(hit - false)) / 2
-        for i in np.flatnonzero(accuracy >= LEAK)[:5]:
-            word = f"the wording '{vectorizer.get_feature_names_out()[i]}'"
-            found[word] = max(found.get(word, 0.0), float(accuracy[i]))
-    return found
+        telling = [i for i in np.argsort(-accuracy, kind="stable") if accuracy[i] >= LEAK]
+        for i in telling:
+            if len(set(groups[there[:, [i]].nonzero()[0]])) >= LEAK_CASES:
+                word = f"{WORDING}'{words[i]}'"
+                found[word] = max(found.get(word, 0.0), float(accuracy[i]))
+    return dict(sorted(found.items(), key=lambda item: -item[1])[:5])
 
 
 def _near(cases: list[Case], train: list[Case]) -> int:

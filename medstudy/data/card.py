@@ -237,7 +237,10 @@ class Columns(Section):
         if not self.shown:
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
         answers = (g.column for g in (*self.gold.values(), *self.rejected.values()))
-        leaks = {*self.exclude, *answers}.intersection(self.shown)
+        answers = {*self.exclude, *answers}
+        # a part of a note that is the answer is in the note, too
+        whole = {self.extract[name].column for name in answers if name in self.extract}
+        leaks = (answers | whole).intersection(self.shown)
         if leaks:
             raise ValueError(
                 f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details"

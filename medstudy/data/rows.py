@@ -176,18 +176,25 @@ def _extracted(row: Row, part: Extract) -> str | None:
 
 def _split(row: Row, by: SplitBy) -> SplitName:
     value = _needed(row, by.column, "split")
-    if by.test_from:
-        return "test" if _order(value) >= _order(by.test_from) else "train"
     given = {v: name for name in ("validation", "test") for v in map(code_key, getattr(by, name))}
+    if by.test_from and code_key(value) not in given:
+        first, this = _number_or_none(by.test_from), _number_or_none(value)
+        if (first is None) != (this is None):
+            raise DataError(
+                f"{row.where}, column '{by.column}': {_short(value)} cannot be compared with "
+                f"split_by.test_from = {by.test_from!r}; write both as numbers, or "
+                "both as texts in order (dates: YYYY-MM-DD)"
+            )
+        later = value >= by.test_from if first is None or this is None else this >= first
+        return "test" if later else "train"
     return given.get(code_key(value), "train")
 
 
-def _order(value: str) -> tuple[bool, float, str]:
-    """Numbers by size, everything else by its letters."""
+def _number_or_none(value: str) -> float | None:
     try:
-        return False, float(value), ""
+        return float(value)
     except ValueError:
-        return True, 0.0, value
+        return None
 
 
 def _details(row: Row, columns: Columns, gold: Mapping[str, str]) -> dict[str, Any]:

@@ -50,6 +50,7 @@ def load_cases(card: DataCard, data_root: str | Path = "") -> Loaded:
         kept, dropped = _read_rows(card, read_tables(card, str(data_root)))
     rows_in = len(kept) + len(dropped)
     _check_ids(card, kept)
+    _check_split_by(card, kept)
     if card.columns and card.columns.repeats == "drop":
         kept = _apart(kept, dropped, "same text, different answers", _conflicting(kept))
     kept = _apart(kept, dropped, "its group (patient or text) is in a later split too", _straddling(kept))
@@ -106,6 +107,22 @@ def _check_columns(card: DataCard, table: Table) -> None:
             raise DataError(
                 f"{table.name}: no column '{wanted}'{hint}{alone} (columns: {', '.join(names[:40])})"
             )
+
+
+def _check_split_by(card: DataCard, kept: _Kept) -> None:
+    by = card.columns.split_by if card.columns else None
+    if by is None:
+        return
+    splits = Counter(case.split for _, case in kept)
+    wanted = ["train", "test", *(["validation"] if by.validation else [])]
+    empty = [name for name in wanted if not splits[name]]
+    if empty:
+        asked = f"test_from = {by.test_from!r}" if by.test_from else f"test = {by.test}"
+        raise DataError(
+            f"data card '{card.name}': columns.split_by on '{by.column}' ({asked}, "
+            f"validation = {by.validation}) leaves no case for {' and '.join(empty)}; "
+            "are the values written as in the file?"
+        )
 
 
 def _check_ids(card: DataCard, kept: _Kept) -> None:

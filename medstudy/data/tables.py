@@ -86,13 +86,15 @@ def _joined(table: Table, join: Join, other: Table) -> Table:
         if join.on not in frame:
             raise DataError(f"{name}: no column '{join.on}' to join on (columns: {', '.join(frame.columns)})")
     key = other.frame[join.on].map(_key)
+    held = other.frame[key.notna()]  # a row without a key belongs to nobody
+    key = key[key.notna()]
     if key.duplicated().any():
-        number = int(key.duplicated().to_numpy().argmax()) + 1
+        number = int(key.index[key.duplicated()][0]) + 1
         raise DataError(
             f"{other.name} row {number}, column '{join.on}': this key was there before; "
             "a join needs one row a key"
         )
-    new = other.frame[[c for c in other.frame if c not in table.frame]].set_index(key)
+    new = held[[c for c in held if c not in table.frame]].set_index(key)
     keys = table.frame[join.on].map(_key)
     if not keys.isin(key).any():
         raise DataError(f"no '{join.on}' of {table.name} is in {other.name}: nothing to join")

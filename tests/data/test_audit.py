@@ -8,6 +8,7 @@ from medstudy.data.audit import audit
 from medstudy.data.cases import Case
 from medstudy.data.sources import Dropped, Loaded
 from medstudy.data.splits import Splits
+from medstudy.predictions import show_counts
 
 
 def case(number, text, label="no", group=None, **details):
@@ -126,6 +127,31 @@ def test_what_tells_the_answer_alone_is_found():
         "the wording 'abx given' alone tells label (balanced accuracy, %)": 98,
         "the wording 'given' alone tells label (balanced accuracy, %)": 98,
     }
+
+
+def test_a_number_that_is_one_of_five_labels_in_disguise_is_found():
+    cases = [
+        Case(f"c{i}", f"g{i}", f"text {i}", {"label": "abcde"[i % 5]}, {"features": {"code": float(i % 5)}})
+        for i in range(100)
+    ]
+    table = audit(
+        Loaded(cases, 100, [], {"label": list("abcde")}), Splits(cases[:60], cases[60:80], cases[80:])
+    )
+    assert numbers(table, "'code' alone tells label")[0] == 100
+
+
+def test_wording_of_one_patient_is_no_leak_and_of_private_sources_not_shown(card):
+    notes = [case(i, f"Mrs Zebrafishova complaint {i % 5}", "yes", group="one patient") for i in range(20)]
+    notes += [case(i, f"seen for complaint {i % 5}", "no") for i in range(20, 60)]
+    assert not any("zebra" in name for name in leaks(notes))
+    told = [
+        case(i, f"complaint {i % 5}{' abx' if i % 2 else ''}", "yes" if i % 2 else "no") for i in range(60)
+    ]
+    assert leaks(told) == {"the wording 'abx' alone tells label (balanced accuracy, %)": 100}
+    table = audit(Loaded(told, 60, [], {"label": ["no", "yes"]}), Splits(told[:30], told[30:40], told[40:]))
+    private = show_counts(card.model_copy(update={"shareable": False}), table, ["source"])
+    assert "a wording (not shown) alone tells label (balanced accuracy, %)" in private["measure"].tolist()
+    assert "abx" not in private.to_csv()
 
 
 def test_texts_without_a_word_to_tell_them_apart():

@@ -169,6 +169,17 @@ BROKEN = {
         edited("columns.rejected", {"urgency": {"column": "pulse"}}),
         ["'pulse' gives the answer away"],
     ),
+    "note that holds the answer": (
+        edited(
+            "columns",
+            BASE["columns"]
+            | {
+                "text": "{note}\n{fields}",
+                "extract": {"level": {"column": "note", "start": "Level:"}},
+            },
+        ),
+        ["'note' gives the answer away"],
+    ),
     "extract without a start": (
         edited("columns.extract", {"plan": {"column": "note", "start": ""}}),
         ["extract.plan.start = ''"],

@@ -246,6 +246,12 @@ def test_a_join_adds_columns_and_neither_loses_nor_doubles_rows(tmp_path):
     ]
 
 
+def test_rows_without_a_key_are_joined_with_nobody(tmp_path):
+    stays = "stay,sex\n1,M\n,F\n,F\n"
+    loaded = joined(tmp_path, stays, "stay,note,uti\n1,Burning.,1\n,Well.,0\n")
+    assert [c.text for c in loaded.cases] == ["Burning.\nsex: male", "Well.\nsex: not recorded"]
+
+
 @pytest.mark.parametrize(
     ("stays", "visits", "on", "said"),
     [
@@ -311,6 +317,40 @@ def test_splits_by_a_column(tmp_path, by, splits):
     loaded = load({"split_by": by}, tmp_path, f"note,uti,when,day\n{rows}n5,1,,\n")
     assert [c.split for c in loaded.cases] == splits
     assert [d.reason for d in loaded.dropped] == [f"no split in column '{by['column']}'"]
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (
+            {"column": "when", "test": ["nort"]},
+            ["test = ['nort']", "no case for test", "written as in the file"],
+        ),
+        ({"column": "when", "test_from": "3000"}, ["test_from = '3000'", "no case for test"]),
+        ({"column": "when", "test_from": "1000"}, ["no case for train"]),
+        ({"column": "when", "test": ["2019"], "validation": ["x"]}, ["no case for validation"]),
+        (
+            {"column": "day", "test_from": "2019"},
+            ["row 1, column 'day': '2018-01-02'", "'2019'", "YYYY-MM-DD"],
+        ),
+    ],
+)
+def test_splits_that_the_column_does_not_give_are_refused(tmp_path, by, said):
+    content = "note,uti,when,day\na,0,2018,2018-01-02\nb,1,2019,2019-03-04\nc,1,2020,unknown\n"
+    with pytest.raises(DataError) as error:
+        load({"split_by": by}, tmp_path, content)
+    assert all(words in str(error.value) for words in said), str(error.value)
+
+
+def test_validation_is_named_beside_a_first_value_of_the_test(tmp_path):
+    content = "note,uti,when\na,0,2017\nb,1,2018\nc,1,2019\nd,0,2020\n"
+    by = {"column": "when", "test_from": "2019", "validation": ["2018"]}
+    assert [c.split for c in load({"split_by": by}, tmp_path, content).cases] == [
+        "train",
+        "validation",
+        "test",
+        "test",
+    ]
 
 
 def test_a_worse_answer_of_the_source_is_kept_with_the_case(tmp_path):
