@@ -90,6 +90,11 @@ def _free_gpu() -> None:
 def main() -> None:
     """One of the processes."""
     die_with_parent()
+    if (
+        sys.platform == "linux"
+        and b"torch.distributed" not in Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    ):
+        sys.exit("torchrun is gone already")  # it died before the line above
     spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     params = resolve(spec["params"])
     run = Run(params, begin=False)
