@@ -46,6 +46,9 @@ def enter(folder: str | Path) -> Path:
             f"no Snakefile above {folder}: install medstudy with `pip install -e .` in its checkout"
         )
     os.chdir(root)
+    own = root / "params" / folder.name
+    if (folder / "study.yaml").is_file() and (own / "study.yaml").is_file() and not own.samefile(folder):
+        raise BatchError(f"{folder} and {own} would share results/{folder.name}: give one another name")
     if not (folder / "study.yaml").is_file() and (root / "params" / folder.name / "study.yaml").is_file():
         folder = root / "params" / folder.name
     return folder.relative_to(root) if folder.is_relative_to(root) else folder

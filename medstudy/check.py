@@ -8,10 +8,16 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from medstudy import batch
+from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
+from medstudy.models import BUILTIN
 from medstudy.params import ParamsError, RunParams, load_study
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Tokens a word of clinical English, roughly; exact counts need the model's tokenizer, see the notebooks.
 TOKENS_A_WORD = 1.4
@@ -63,12 +69,14 @@ def describe_data(runs: list[RunParams]) -> Iterator[str]:
     from medstudy.data.audit import audit
     from medstudy.data.sources import load_card, load_cases
     from medstudy.data.splits import split_cases
+    from medstudy.pretraining import RECIPES
     from medstudy.statistics import smallest_detectable
     from medstudy.tasks import get_task
 
     first = runs[0]
     card = load_card(first.data)
     task = get_task(first.task, card)
+    _check_pairs(first, card)
     loaded = load_cases(card, first.data_root)
     splits = [split_cases(loaded.cases, r.n_train, r.n_valid, r.n_test, r.seed, r.split_seed) for r in runs]
     sizes = (
@@ -91,11 +99,48 @@ def describe_data(runs: list[RunParams]) -> Iterator[str]:
         f"{100 * least:.0f} points of right answers (if {DISCORDANT:.0%} differ; one training)"
     )
     table = audit(loaded, splits[0])
-    for row in table[table["topic"] == "leak?"].to_dict("records"):
-        yield f"  note: {row['measure']}: {row['source']}; does it give the answer away? See columns.exclude"
+    yield from _notes(table, len(loaded.cases))
+    unused = len(loaded.cases) - len(splits[0].all())
+    if first.n_train == 0 and unused:
+        yield f"  note: {unused} cases go unused: the rest of groups that a split was cut through"
+    if first.model in BUILTIN and max(lengths) > RECIPES[first.model].context:
+        yield (
+            f"  note: {first.model} holds {RECIPES[first.model].context} tokens, the longest prompt about "
+            f"{max(lengths)}: see overlong (here '{first.overlong}')"
+        )
     found = table[(table["topic"] == "overlap") & (table[["validation", "test"]].max(axis=1) > 0)]
     for row in found.to_dict("records"):
         yield f"  note: {row['measure']}: {row['validation']} of validation, {row['test']} of test"
+
+
+def _notes(table: pd.DataFrame, n: int) -> Iterator[str]:
+    """What of an audit a reader should look at before training."""
+    found = {(row["topic"], row["measure"]): row["source"] for row in table.to_dict("records")}
+    for (topic, what), count in found.items():
+        if topic == "leak?":
+            yield f"  note: {what}: {count}; does it give the answer away? See columns.exclude"
+        elif topic == "repeats" and count:
+            yield f"  note: {what}: {count}; see columns.repeats"
+        elif topic == "missing values" and count == n:
+            yield f"  note: {what} has no value in any case"
+        elif what.startswith("without a row in"):
+            yield f"  note: {count} rows {what}"
+        elif count == 0 and topic not in {"rows", "size", "repeats", "overlap", "missing values"}:
+            yield f"  note: no case has {topic} '{what}'"
+
+
+def _check_pairs(run: RunParams, card: DataCard) -> None:
+    """What `pair_source` needs is there.
+
+    Raises:
+        DataError: a file or the card's `columns.rejected` is missing, or a built-in model is misspelt.
+    """
+    if run.model.startswith("builtin/") and run.model not in BUILTIN:
+        raise DataError(f"model = '{run.model}': no such built-in model (allowed: {', '.join(BUILTIN)})")
+    if run.pair_file and not Path(run.pair_file).expanduser().is_file():
+        raise DataError(f"pair_file = '{run.pair_file}' does not exist (looked for in {Path.cwd()})")
+    if run.pair_source == "card" and not (card.columns and card.columns.rejected):
+        raise DataError(f"pair_source = 'card', but data card '{card.name}' has no columns.rejected")
 
 
 def _tokens(text: str) -> int:

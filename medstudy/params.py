@@ -167,6 +167,14 @@ class StudyParams(BaseModel):
     tasks: dict[TaskName, dict[str, int | str]] = Field(min_length=1, description="task -> engine resources")
     folder: Path
 
+    @field_validator("seeds", "models")
+    @classmethod
+    def _each_once(cls, values: list[Any]) -> list[Any]:
+        twice = next((value for value in values if values.count(value) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is given twice: it would be one run, counted as two")
+        return values
+
     def run(self, task: str, model: str, seed: int) -> RunParams:
         """Parameters of one run: shared.yaml, then <task>.yaml, then model and seed."""
         values = read_yaml(self.folder / "shared.yaml") | read_yaml(self.folder / f"{task}.yaml")

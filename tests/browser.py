@@ -68,8 +68,9 @@ class Browser:
             "--remote-debugging-port=0",
         ]
         options += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        # the pages are files; every host is out of reach
-        options += ["--host-resolver-rules=MAP * ~NOTFOUND", f"--user-data-dir={self._home.name}"]
+        # every host but this machine is out of reach
+        options += ["--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1"]
+        options += [f"--user-data-dir={self._home.name}"]
         self._process = subprocess.Popen(
             [str(PROGRAM), *options, "about:blank"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )

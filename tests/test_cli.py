@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,13 @@ def test_unknown_task_profile_or_number_is_refused(root: Path, capsys: pytest.Ca
     with pytest.raises(SystemExit):
         cli.main(["run", "params/tiny", "--jobs", "0"])
     assert "not a whole number above 0" in capsys.readouterr().err
+
+
+def test_a_study_elsewhere_may_not_share_its_results_with_one_of_the_checkout(
+    root: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "tiny"
+    shutil.copytree(root / "params" / "tiny", other)
+    done = medstudy(root, "check", str(other))
+    assert done.returncode == 2
+    assert "would share results/tiny: give one another name" in done.stderr

@@ -145,3 +145,9 @@ def test_gpus_and_processes_are_equal(tmp_path: Path) -> None:
         load_study(folder).runs()
     (folder / "summarization.yaml").write_text("data: synthetic_dialogues\nprocesses: 4\n")
     assert [run.processes for run in load_study(folder).runs()] == [4]
+
+
+def test_a_seed_given_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("models: [m]\nseeds: [0, 0]\ntasks: {summarization: {}}\n")
+    with pytest.raises(ParamsError, match="0 is given twice"):
+        load_study(tmp_path)

@@ -57,6 +57,8 @@ def _line(topic: str, measure: str, parts: Parts, count: Callable[[list[Case]], 
 def _rows(loaded: Loaded) -> Iterator[Line]:
     yield {"topic": "rows", "measure": "in the source", "source": loaded.rows_in}
     yield {"topic": "rows", "measure": "kept", "source": len(loaded.cases)}
+    for what, n in loaded.unmatched.items():
+        yield {"topic": "rows", "measure": what, "source": n}
     for reason, n in Counter(d.reason for d in loaded.dropped).most_common():
         yield {"topic": "rows", "measure": f"dropped: {reason}", "source": n}
 
@@ -129,7 +131,14 @@ def _overlap(drawn: Parts) -> Iterator[Line]:
 
 
 def _leaks(loaded: Loaded) -> Iterator[Line]:
-    """Values and words that tell an answer nearly alone, with their balanced accuracy in percent."""
+    """Values and words that tell an answer nearly alone, with their balanced accuracy in percent.
+
+    And cases whose text holds the open answer, of four words or more, word for word.
+    """
+    for outcome in sorted(OPEN_OUTCOMES & loaded.cases[0].gold.keys()):
+        held = sum(_holds(case.text, case.gold[outcome]) for case in loaded.cases)
+        if held:
+            yield {"topic": "leak?", "measure": f"cases whose text holds the {outcome}", "source": held}
     for outcome in loaded.labels:
         gold = np.array([case.gold[outcome] for case in loaded.cases])
         for name, accuracy in {
@@ -138,6 +147,11 @@ def _leaks(loaded: Loaded) -> Iterator[Line]:
         }.items():
             measure = f"{name} alone tells {outcome} (balanced accuracy, %)"
             yield {"topic": "leak?", "measure": measure, "source": round(100 * accuracy)}
+
+
+def _holds(text: str, answer: str) -> bool:
+    plain = " ".join(answer.casefold().split())
+    return plain.count(" ") >= 3 and plain in " ".join(text.casefold().split())
 
 
 def _telling_values(cases: list[Case], gold: np.ndarray) -> dict[str, float]:

@@ -139,7 +139,7 @@ def _mapped(mapping: Mapping[str, str], value: Any, where: str, remedy: str) -> 
     codes = {code_key(key): answer for key, answer in mapping.items()}
     if code_key(str(value)) not in codes:
         raise DataError(
-            f"{where}: {_short(value)} is not in the map (allowed: {', '.join(mapping)}); extend {remedy}"
+            f"{where}: {_short(value)} is not among the allowed ({_listed(mapping)}); extend {remedy}"
         )
     return codes[code_key(str(value))]
 
@@ -179,7 +179,9 @@ def _split(row: Row, by: SplitBy) -> SplitName:
     given = {v: name for name in ("validation", "test") for v in map(code_key, getattr(by, name))}
     if by.test_from and code_key(value) not in given:
         first, this = _number_or_none(by.test_from), _number_or_none(value)
-        if (first is None) != (this is None):
+        dates = [_DATE.fullmatch(text) for text in (by.test_from, value)]
+        iso = [_ISO_DATE.match(text) for text in (by.test_from, value)]
+        if (first is None) != (this is None) or (any(dates) and not all(iso)):
             raise DataError(
                 f"{row.where}, column '{by.column}': {_short(value)} cannot be compared with "
                 f"split_by.test_from = {by.test_from!r}; write both as numbers, or "
@@ -188,6 +190,11 @@ def _split(row: Row, by: SplitBy) -> SplitName:
         later = value >= by.test_from if first is None or this is None else this >= first
         return "test" if later else "train"
     return given.get(code_key(value), "train")
+
+
+#: Something with two signs between numbers, such as 03.11.2019 or 3/11/19; and what sorts as it should.
+_DATE = re.compile(r"\d{1,4}[./-]\d{1,2}[./-]\d{1,4}.*")
+_ISO_DATE = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 def _number_or_none(value: str) -> float | None:
@@ -221,6 +228,12 @@ def _feature(row: Row, field: FeatureColumn) -> float | None:
     if all(re.fullmatch(r"-?\d+(\.\d*)?", key) for key in field.map):
         return _number(row, field.column)
     return float([code_key(key) for key in field.map].index(code_key(value)))
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names as they are, in quotes where a comma would hide which is which."""
+    names = list(names)
+    return "allowed: " + ", ".join(repr(n) if any("," in m for m in names) else n for n in names)
 
 
 def _short(value: Any) -> str:

@@ -26,12 +26,16 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A source as read. ``len(cases) + len(dropped) == rows_in``, always."""
+    """A source as read. ``len(cases) + len(dropped) == rows_in``, always.
+
+    ``unmatched``: rows that a joined table has nothing for, kept or dropped.
+    """
 
     cases: list[Case]
     rows_in: int
     dropped: list[Dropped]
     labels: dict[str, list[str]] = field(default_factory=dict)
+    unmatched: dict[str, int] = field(default_factory=dict)
 
 
 _Kept = list[tuple[str, Case]]
@@ -43,11 +47,12 @@ def load_cases(card: DataCard, data_root: str | Path = "") -> Loaded:
     Raises:
         DataError: a file, column or value is missing or wrong, there are no cases, or all have one answer.
     """
+    unmatched: Counter[str] = Counter()
     if isinstance(card.load, Synthetic):
         kept = [(case.case_id, case) for case in _generate(card.task, card.load)]
         dropped: list[Dropped] = []
     else:
-        kept, dropped = _read_rows(card, read_tables(card, str(data_root)))
+        kept, dropped = _read_rows(card, read_tables(card, str(data_root)), unmatched)
     rows_in = len(kept) + len(dropped)
     _check_ids(card, kept)
     _check_split_by(card, kept)
@@ -58,7 +63,7 @@ def load_cases(card: DataCard, data_root: str | Path = "") -> Loaded:
         kept = _apart(kept, dropped, "repeats an earlier text", _repeated(kept))
     cases = [case for _, case in kept]
     _check_answers(card, cases, dropped)
-    return Loaded(cases, rows_in, dropped, card.labels)
+    return Loaded(cases, rows_in, dropped, card.labels, dict(unmatched))
 
 
 def _generate(task: str, load: Synthetic) -> list[Case]:
@@ -80,11 +85,14 @@ def _generate(task: str, load: Synthetic) -> list[Case]:
     return generators[task](load.n, load.seed)
 
 
-def _read_rows(card: DataCard, tables: Iterable[Table]) -> tuple[_Kept, list[Dropped]]:
+def _read_rows(
+    card: DataCard, tables: Iterable[Table], unmatched: Counter[str]
+) -> tuple[_Kept, list[Dropped]]:
     kept: _Kept = []
     dropped: list[Dropped] = []
     for table in tables:
         _check_columns(card, table)
+        unmatched.update(dict(table.unmatched))
         stem = PurePath(table.name).with_suffix("").as_posix()
         for number, values in enumerate(table.frame.to_dict("records"), start=1):
             row = Row({"source_file": stem} | values, f"{table.name} row {number}")

@@ -6,6 +6,7 @@ import glob
 import gzip
 import hashlib
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,11 +27,15 @@ _READ_ERRORS = (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile)
 
 @dataclass(frozen=True)
 class Table:
-    """One file or hub split: its name as errors and case ids show it, our name of the split, its rows."""
+    """One file or hub split: its name as errors and case ids show it, our name of the split, its rows.
+
+    ``unmatched`` counts the rows that a joined table has nothing for.
+    """
 
     name: str
     split: str | None
     frame: pd.DataFrame
+    unmatched: tuple[tuple[str, int], ...] = ()
 
 
 def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
@@ -99,7 +104,9 @@ def _joined(table: Table, join: Join, other: Table) -> Table:
     if not keys.isin(key).any():
         raise DataError(f"no '{join.on}' of {table.name} is in {other.name}: nothing to join")
     added = new.reindex(keys).set_index(table.frame.index)
-    return Table(table.name, table.split, pd.concat([table.frame, added], axis=1))
+    lone = int((~keys.isin(key)).sum())
+    unmatched = (*table.unmatched, *([(f"without a row in {other.name}", lone)] if lone else []))
+    return Table(table.name, table.split, pd.concat([table.frame, added], axis=1), unmatched)
 
 
 def _key(value: Any) -> str | None:
@@ -184,10 +191,17 @@ def _frame(content: bytes, path: str, load: Format) -> pd.DataFrame:
     if load.format == "csv" and not isinstance(frame.index, pd.RangeIndex):
         raise ValueError("rows have more cells than the header has names")
     if load.decimal == ",":
+        # where the comma is decimal, points between three digits each are thousands: 12.300 is no 12.3
+        frame = frame.map(_without_thousands)
         frame = frame.replace(r"^(-?\d+),(\d+)$", r"\1.\2", regex=True)
     if load.na_values:
         frame = frame.map(lambda value: None if plain(value) in load.na_values else value)
     return frame.set_axis([str(name) for name in frame.columns], axis=1)
+
+
+def _without_thousands(value: Any) -> Any:
+    grouped = isinstance(value, str) and re.fullmatch(r"\s*-?[1-9]\d{0,2}(\.\d{3})+(,\d+)?\s*", value)
+    return value.replace(".", "") if grouped else value
 
 
 def _json_rows(data: Any) -> Iterator[dict[str, Any]]:

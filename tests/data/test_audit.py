@@ -140,6 +140,16 @@ def test_a_number_that_is_one_of_five_labels_in_disguise_is_found():
     assert numbers(table, "'code' alone tells label")[0] == 100
 
 
+def test_a_text_that_holds_its_own_summary_is_counted():
+    part = "take your tablets every morning"
+    cases = [
+        Case(f"c{i}", f"g{i}", f"Course {i}. {part if i < 3 else ''}", {"summary": part.capitalize()})
+        for i in range(30)
+    ]
+    table = audit(Loaded(cases, 30, []), Splits(cases[:10], cases[10:20], cases[20:]))
+    assert numbers(table, "cases whose text holds the summary")[0] == 3
+
+
 def test_wording_of_one_patient_is_no_leak_and_of_private_sources_not_shown(card):
     notes = [case(i, f"Mrs Zebrafishova complaint {i % 5}", "yes", group="one patient") for i in range(20)]
     notes += [case(i, f"seen for complaint {i % 5}", "no") for i in range(20, 60)]

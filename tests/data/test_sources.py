@@ -134,6 +134,14 @@ def test_semicolons_latin_1_decimal_commas_and_no_header(tmp_path):
     assert [c.text for c in cases] == ["Fièvre\ntemp: 36.5 °C", "Néant\ntemp: not recorded"]
 
 
+def test_points_are_thousands_where_the_comma_is_decimal(tmp_path):
+    columns = {"text": "{fields}", "fields": [{"column": "platelets", "unit": "/nl"}]}
+    content = "platelets;uti\n250.000;1\n1.250,5;0\n36,5;1\n0.125;0\n"
+    cases = load(columns, tmp_path, content, sep=";", decimal=",").cases
+    said = [c.text.split(": ")[1] for c in cases]
+    assert said == ["250000 /nl", "1250.5 /nl", "36.5 /nl", "0.125 /nl"]
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
     assert load({}, tmp_path, "\ufeffnote,uti\nx,1\ny,0\n").rows_in == 2
 
@@ -238,6 +246,7 @@ def joined(folder, stays=STAYS, visits=VISITS, on="stay"):
 def test_a_join_adds_columns_and_neither_loses_nor_doubles_rows(tmp_path):
     loaded = joined(tmp_path)
     assert loaded.rows_in == 4
+    assert loaded.unmatched == {"without a row in stays.csv": 1}
     assert [c.text for c in loaded.cases] == [
         "Burning.\nsex: male",
         "Well.\nsex: female",
@@ -329,6 +338,8 @@ def test_splits_by_a_column(tmp_path, by, splits):
         ({"column": "when", "test_from": "3000"}, ["test_from = '3000'", "no case for test"]),
         ({"column": "when", "test_from": "1000"}, ["no case for train"]),
         ({"column": "when", "test": ["2019"], "validation": ["x"]}, ["no case for validation"]),
+        ({"column": "german", "test_from": "2020-01-01"}, ["'21.05.2017'", "YYYY-MM-DD"]),
+        ({"column": "german", "test_from": "01.01.2020"}, ["'21.05.2017'", "YYYY-MM-DD"]),
         (
             {"column": "day", "test_from": "2019"},
             ["row 1, column 'day': '2018-01-02'", "'2019'", "YYYY-MM-DD"],
@@ -336,7 +347,8 @@ def test_splits_by_a_column(tmp_path, by, splits):
     ],
 )
 def test_splits_that_the_column_does_not_give_are_refused(tmp_path, by, said):
-    content = "note,uti,when,day\na,0,2018,2018-01-02\nb,1,2019,2019-03-04\nc,1,2020,unknown\n"
+    content = "note,uti,when,day,german\na,0,2018,2018-01-02,21.05.2017\n"
+    content += "b,1,2019,2019-03-04,3.4.2019\nc,1,2020,unknown,01.02.2020\n"
     with pytest.raises(DataError) as error:
         load({"split_by": by}, tmp_path, content)
     assert all(words in str(error.value) for words in said), str(error.value)
@@ -464,7 +476,7 @@ BROKEN = {
         {"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
         "sex,uti\n1,1\n2,0\n",
         {},
-        ["row 2, column 'sex': '2' is not in the map"],
+        ["row 2, column 'sex': '2' is not among the allowed (allowed: 1)"],
     ),
     "case id twice": (
         {"case_id": "id"},
