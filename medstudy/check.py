@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING
 from medstudy import batch
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
-from medstudy.models import BUILTIN
-from medstudy.params import ParamsError, RunParams, load_study
+from medstudy.params import BUILTIN, ParamsError, RunParams, load_study
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -130,13 +129,11 @@ def _notes(table: pd.DataFrame, n: int) -> Iterator[str]:
 
 
 def _check_pairs(run: RunParams, card: DataCard) -> None:
-    """What `pair_source` needs is there.
+    """What `pair_source` needs is there: said here, as the notebook would only after SFT.
 
     Raises:
-        DataError: a file or the card's `columns.rejected` is missing, or a built-in model is misspelt.
+        DataError: the file or the card's `columns.rejected` is missing.
     """
-    if run.model.startswith("builtin/") and run.model not in BUILTIN:
-        raise DataError(f"model = '{run.model}': no such built-in model (allowed: {', '.join(BUILTIN)})")
     if run.pair_file and not Path(run.pair_file).expanduser().is_file():
         raise DataError(f"pair_file = '{run.pair_file}' does not exist (looked for in {Path.cwd()})")
     if run.pair_source == "card" and not (card.columns and card.columns.rejected):

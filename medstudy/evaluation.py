@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +94,16 @@ def pooled(
                 contrasts.append(measured.contrast(pair, resampled[pair], seed, resamples))
     order = [f"{a}-{b}" for a, b in CONTRASTS]
     return metrics, sorted(contrasts, key=lambda row: order.index(row["contrast"]))
+
+
+def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Contrasts as a reader sees them: rounded, and no p of 0."""
+    import pandas as pd
+
+    columns = ["contrast", "metric", "difference", "low", "high", "p", "test", "n"]
+    table = pd.DataFrame(contrasts)[columns].round(3)
+    p = ["" if pd.isna(x) else "< 0.001" if x < 0.001 else f"{x:.3f}" for x in pd.DataFrame(contrasts)["p"]]
+    return table.assign(p=p)
 
 
 def values_table(metrics: Metrics) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from medstudy.runs import Run
 
 if TYPE_CHECKING:
     import pandas as pd
+    from pandas.io.formats.style import Styler
 
     from medstudy.data.splits import Splits
 
@@ -77,6 +78,20 @@ def check_gates(
         reload(decoded),
         batching(decoded),
     ]
+
+
+def gates_table(gates: Sequence[Gate]) -> Styler:
+    """What was seen and what must hold, whole, a row a gate."""
+    import pandas as pd
+
+    def words(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return "; ".join(f"{name}: {words(one)}" for name, one in value.items())
+        return ", ".join(map(words, value)) if isinstance(value, list) else str(value)
+
+    rows = [(g.gate, "passed" if g.passed else "FAILED", words(g.value), g.expected) for g in gates]
+    table = pd.DataFrame(rows, columns=["gate", "passed", "seen", "must hold"])
+    return table.style.hide(axis="index")  # unlike a plain table, it cuts no text off
 
 
 def first_loss(dpo: Mapping[str, Any]) -> Gate:

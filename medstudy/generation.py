@@ -91,7 +91,10 @@ def label_probabilities(run: Run, arm: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a model made of some prompts: ``texts`` and ``ids`` (prompts, samples), ``labels`` or None."""
+    """What a model made of some prompts: ``texts`` and ``ids`` (prompts, samples).
+
+    ``probabilities`` (prompts, labels), None where no labels were asked about.
+    """
 
     texts: list[list[str]]
     ids: list[list[list[int]]]

@@ -68,6 +68,10 @@ SEARCHED: dict[str, tuple[str, ...]] = {
 }
 
 
+#: The models that come with the package.
+BUILTIN = ("builtin/llama", "builtin/mistral")
+
+
 class ParamsError(ValueError):
     """A parameter is unknown, of the wrong type or out of range; the message names value and remedy."""
 
@@ -116,6 +120,15 @@ class RunParams(BaseModel):
     @classmethod
     def _one_loss_is_a_list(cls, value: Any) -> Any:
         return [value] if isinstance(value, str) else value
+
+    @field_validator("model")
+    @classmethod
+    def _built_in_models_are_there(cls, name: str) -> str:
+        if name.startswith("builtin/") and name not in BUILTIN:
+            raise ValueError(
+                f"no such built-in model{nearest(name, BUILTIN)} (allowed: {', '.join(BUILTIN)})"
+            )
+        return name
 
     @model_validator(mode="after")
     def _pairs_have_their_file(self) -> RunParams:

@@ -107,21 +107,25 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
     import pandas as pd
 
     counted = list(columns) or list(table)
-    masked = table.astype(object).assign(
-        **{str(name): table[name].astype(object).map(shown) for name in counted}
+    table = table.astype(object)
+    table = table.assign(**{str(name): table[name].map(shown) for name in counted})
+    if card.shareable or "topic" not in table:
+        return table
+    wording = table["measure"].str.replace(
+        rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True
     )
-    for outcome in card.labels if not card.shareable and "topic" in table else ():
-        for name in counted:
-            labels = masked.index[masked["topic"] == outcome]
-            open_ = [i for i in labels if isinstance(masked.loc[i, name], int) and masked.loc[i, name] > 0]
-            if sum(masked.loc[labels, name] == f"< {SMALLEST_COUNT}") == 1 and open_:
-                masked.loc[min(open_, key=lambda i: masked.loc[i, name]), name] = "hidden"
-    if not card.shareable and "measure" in masked:
-        hidden = masked["measure"].str.replace(
-            rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True
-        )
-        masked = masked.assign(measure=hidden)
-    return masked
+    return _labels_apart(table.assign(measure=wording), card, counted)
+
+
+def _labels_apart(table: pd.DataFrame, card: DataCard, columns: Sequence[str]) -> pd.DataFrame:
+    """Where one label's count alone is masked, the next smallest reads ``hidden``."""
+    for outcome in card.labels:
+        rows = table.index[table["topic"] == outcome]
+        for name in columns:
+            counts = {i: value for i in rows if isinstance(value := table.loc[i, name], int) and value > 0}
+            if sum(table.loc[rows, name] == f"< {SMALLEST_COUNT}") == 1 and counts:
+                table.loc[min(counts, key=counts.__getitem__), name] = "hidden"
+    return table
 
 
 def _inline(text: str) -> str:

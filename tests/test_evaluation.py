@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from made_up import labelled, study
 
-from medstudy.evaluation import evaluate, pooled, validate_predictions
+from medstudy.evaluation import contrasts_view, evaluate, pooled, validate_predictions
+from medstudy.gates import Gate, gates_table
 from medstudy.metrics import PredictionsError
 from medstudy.statistics import exact_mcnemar, wilson
 
@@ -162,3 +163,14 @@ def test_scores_and_length_of_summaries():
     assert contrast(contrasts, "dpo-sft", "factual_f1")["low"] > 0.1
     assert contrast(contrasts, "dpo-sft", "length")["difference"] == pytest.approx(10, abs=0.5)
     assert metrics["dpo"]["length"]["high"] > 30
+
+
+def test_what_a_reader_sees_has_no_p_of_zero_and_no_text_cut_off():
+    row = {"contrast": "dpo-sft", "metric": "f1", "difference": 0.12345, "low": 0.1, "high": 0.2, "n": 9}
+    shown = contrasts_view([row | {"p": p, "test": "t"} for p in (0.00004, 0.0312, None)])
+    assert shown["p"].tolist() == ["< 0.001", "0.031", ""]
+    assert shown["difference"].tolist() == [0.123] * 3
+    long = {"rows": {"sft": "100 of 100", "dpo": "38 of 38"}, "stages": ["a" * 30, "b" * 30]}
+    page = gates_table([Gate("no row lost", True, long, "all"), Gate("moved", False, 0.5, "more")]).to_html()
+    assert f"rows: sft: 100 of 100; dpo: 38 of 38; stages: {'a' * 30}, {'b' * 30}" in page
+    assert "passed" in page and "FAILED" in page

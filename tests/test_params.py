@@ -135,19 +135,35 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     assert not any(c.get("outputs") for c in notebook.cells)
 
 
-def test_gpus_and_processes_are_equal(tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
+def study_folder(folder: Path, study: str, **files: str) -> Path:
+    """A params folder of these files, shared.yaml empty."""
     folder.mkdir()
-    (folder / "study.yaml").write_text("models: [m]\nseeds: [0]\ntasks: {summarization: {gpu: 4}}\n")
-    (folder / "shared.yaml").write_text("")
-    (folder / "summarization.yaml").write_text("data: synthetic_dialogues\nprocesses: 2\n")
-    with pytest.raises(ParamsError, match=r"gpu: 4 in study.yaml and has processes = 2.*make them equal"):
-        load_study(folder).runs()
-    (folder / "summarization.yaml").write_text("data: synthetic_dialogues\nprocesses: 4\n")
-    assert [run.processes for run in load_study(folder).runs()] == [4]
+    for name, text in {"shared": "", "study": study, **files}.items():
+        (folder / f"{name}.yaml").write_text(text + "\n")
+    return folder
 
 
-def test_a_seed_given_twice_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "study.yaml").write_text("models: [m]\nseeds: [0, 0]\ntasks: {summarization: {}}\n")
+def test_gpus_and_processes_are_equal(tmp_path: Path) -> None:
+    study = "models: [m]\nseeds: [0]\ntasks: {summarization: {gpu: 4}}"
+    for processes in (2, 4):
+        task = f"data: synthetic_dialogues\nprocesses: {processes}"
+        loaded = load_study(study_folder(tmp_path / f"with{processes}", study, summarization=task))
+        if processes == 4:
+            assert [run.processes for run in loaded.runs()] == [4]
+        else:
+            with pytest.raises(
+                ParamsError, match=r"gpu: 4 in study.yaml and has processes = 2.*make them equal"
+            ):
+                loaded.runs()
+
+
+def test_a_seed_given_twice_and_a_built_in_model_misspelt_are_refused(tmp_path: Path) -> None:
+    twice = study_folder(tmp_path / "a", "models: [m]\nseeds: [0, 0]\ntasks: {summarization: {}}")
     with pytest.raises(ParamsError, match="0 is given twice"):
-        load_study(tmp_path)
+        load_study(twice)
+    study = "models: [builtin/llama, builtin/mistrel]\nseeds: [0]\ntasks: {summarization: {}}"
+    misspelt = study_folder(tmp_path / "b", study, summarization="data: synthetic_dialogues")
+    with pytest.raises(
+        ParamsError, match=r"'builtin/mistrel': no such built-in model; did you mean 'builtin/mistral'"
+    ):
+        load_study(misspelt).runs()

@@ -16,8 +16,8 @@ from transformers import AutoTokenizer
 
 from medstudy import pretraining
 from medstudy.data.synthetic import chats
-from medstudy.models import ModelError, load_tokenizer, locate, model_fingerprint
-from medstudy.params import RunParams
+from medstudy.models import ModelError, load_tokenizer, model_fingerprint
+from medstudy.params import ParamsError, RunParams, resolve
 from medstudy.pretraining import (
     ASSISTANT,
     END,
@@ -141,8 +141,8 @@ def test_models_that_cannot_be_had_are_named_with_a_remedy(
     params: RunParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ModelError, match="builtin/lama.*allowed: builtin/llama, builtin/mistral"):
-        locate(params.model_copy(update={"model": "builtin/lama"}))
+    with pytest.raises(ParamsError, match="builtin/lama.*did you mean 'builtin/llama'"):
+        resolve(params.model_dump() | {"model": "builtin/lama"})
     for missing in ("nobody/no-such-model", str(tmp_path / "nowhere")):
         with pytest.raises(ModelError, match="cannot be loaded; give a local folder"):
             load_tokenizer(params.model_copy(update={"model": missing}))

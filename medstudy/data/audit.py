@@ -141,10 +141,8 @@ def _leaks(loaded: Loaded) -> Iterator[Line]:
             yield {"topic": "leak?", "measure": f"cases whose text holds the {outcome}", "source": held}
     for outcome in loaded.labels:
         gold = np.array([case.gold[outcome] for case in loaded.cases])
-        for name, accuracy in {
-            **_telling_values(loaded.cases, gold),
-            **_telling_words(loaded.cases, gold),
-        }.items():
+        found = _telling_values(loaded.cases, gold) | _telling_words(loaded.cases, gold)
+        for name, accuracy in found.items():
             measure = f"{name} alone tells {outcome} (balanced accuracy, %)"
             yield {"topic": "leak?", "measure": measure, "source": round(100 * accuracy)}
 
