@@ -8,23 +8,29 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medstudy.length_buckets import PADDED_TO, draw_similar_lengths
 from medstudy.models import compute_dtype, cpu_multiplies_bf16, stop_tokens
 from medstudy.params import RunParams
 from medstudy.runs import CHECKPOINTS, Run, Stage, write_json
+from medstudy.shared_prompt import share_prompts
 
 if TYPE_CHECKING:
     import pandas as pd
+    import torch
     from peft import LoraConfig
     from trl import DPOConfig, SFTConfig
 
 #: Package modules whose change redoes a training stage.
-CODE = ("training", "models")
+CODE = ("training", "models", "shared_prompt", "length_buckets")
 LOG = "log.csv"
 #: Pairs on which the reward margin is measured after DPO.
 MARGIN_ROWS = 64
+#: Pairs on which a DPO is looked at before its first step.
+FIRST_ROWS = 8
 #: Seconds that a training had taken at a checkpoint.
 ELAPSED = "elapsed.json"
 #: A training keeps its state so often, and goes on from there after a kill.
@@ -80,6 +86,9 @@ def dpo_config(params: RunParams, run: Run, longest: int) -> DPOConfig:
             num_train_epochs=params.dpo_epochs,
             beta=params.dpo_beta,
             loss_type=list(params.dpo_loss),
+            # once for all epochs; processes would not find each other's
+            precompute_ref_log_probs=params.dpo_epochs > 1 and params.processes == 1,
+            precompute_ref_batch_size=params.eval_batch_size,
             **_common(params, run, longest),
         )
     )
@@ -101,9 +110,9 @@ def _common(params: RunParams, run: Run, longest: int) -> dict[str, Any]:
         "gradient_accumulation_steps": params.gradient_accumulation,
         # today's name; left unset, TRL switches checkpointing on
         "activation_checkpointing": params.gradient_checkpointing,
-        "max_length": -(-longest // 16) * 16,
+        "max_length": -(-longest // PADDED_TO) * PADDED_TO,
         # one tensor shape a multiple of 16 instead of one a length: a third less memory on a CPU
-        "pad_to_multiple_of": 16,
+        "pad_to_multiple_of": PADDED_TO,
         "bf16": compute_dtype(params) == torch.bfloat16 if gpu else cpu_multiplies_bf16(),
         "use_cpu": not gpu,
         "lr_scheduler_type": "linear",
@@ -131,7 +140,13 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     from transformers import PrinterCallback
 
     _score_labels_only()
-    facts = _facts_before(trainer)
+    draw_similar_lengths(trainer)
+    facts, unshare = _facts_before(trainer), None
+    if "chosen_ids" in trainer.train_dataset.column_names:
+        unshare = _share_prompts(trainer)
+        first = _rewards(trainer, FIRST_ROWS)
+        facts |= {"shared_prompts": unshare is not None}
+        facts |= {f"first_{name}": first[name] for name in ("loss", "reward")}
     frozen, adapter = _weight_hashes(trainer.model)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_progress(stage))
@@ -144,6 +159,8 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     frozen_after, adapter_after = _weight_hashes(trainer.model)
     if "first_loss" in facts:
         facts["last_margin"] = _rewards(trainer, MARGIN_ROWS)["margin"]
+    if unshare:
+        unshare()
     if not trainer.is_world_process_zero():
         return  # of several processes one writes
     trainer.model.eval()
@@ -200,7 +217,7 @@ def _score_labels_only() -> None:
 
 
 def _facts_before(trainer: Any) -> dict[str, Any]:
-    """What TRL made of the rows, and for DPO the loss before the first step."""
+    """What TRL made of the rows."""
     rows = list(trainer.train_dataset)
     dpo = "chosen_ids" in rows[0]
     # DPO rows hold each completion apart from its prompt
@@ -208,7 +225,7 @@ def _facts_before(trainer: Any) -> dict[str, Any]:
     ids = ids or [row["input_ids"] for row in rows]
     tokenizer = trainer.processing_class
     stops = set(stop_tokens(trainer.model, tokenizer))
-    facts = {
+    return {
         "rows": len(rows),
         "tokens": sum(map(len, ids)),
         "longest": max(map(len, ids)),
@@ -217,8 +234,36 @@ def _facts_before(trainer: Any) -> dict[str, Any]:
         "rows_ending_with_stop": sum(bool(stops & set(row[-2:])) for row in ids),
         "sequences": len(ids),
     }
-    first = _rewards(trainer, 8) if dpo else {}
-    return facts | {f"first_{name}": first[name] for name in ("loss", "reward") if dpo}
+
+
+def _share_prompts(trainer: Any) -> Callable[[], None] | None:
+    """Read each prompt once (`shared_prompt`), where that gives this model's own log-probabilities.
+
+    Returns:
+        A function that takes it back; None where it does not, and every prompt is read twice.
+    """
+    import torch
+
+    alone = _log_p_of_pairs(trainer)
+    unshare = share_prompts(trainer.model)
+    same = 1e-4 if trainer.model.dtype == torch.float32 else 0.01  # relative; bf16 has three digits
+    if torch.allclose(_log_p_of_pairs(trainer), alone, rtol=same, atol=0):
+        return unshare
+    unshare()  # a model that makes its masks in a way of its own
+    return None
+
+
+def _log_p_of_pairs(trainer: Any) -> torch.Tensor:
+    """Log-probabilities of both answers of the first pairs (2 x pairs,), in the dtype of the weights."""
+    import torch
+
+    rows = [trainer.train_dataset[i] for i in range(min(FIRST_ROWS, len(trainer.train_dataset)))]
+    inputs = trainer._prepare_inputs(trainer.data_collator(rows))
+    labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        made = trainer.model(**given, labels=labels, fused_lm_head=True, use_cache=False)
+    return made.log_probs.float().sum(1)
 
 
 def _rewards(trainer: Any, rows: int) -> dict[str, float]:
