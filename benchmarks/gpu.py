@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import resource
 import sys
 import tempfile
 import time
@@ -23,6 +24,10 @@ SHAPES = {
            "intermediate_size": 14336, "vocab_size": 128256},
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
            "intermediate_size": 8192, "vocab_size": 128256},
+    "360m": {"hidden_size": 960, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5,
+             "intermediate_size": 2560, "vocab_size": 49152, "tie_word_embeddings": True},
+    "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
+             "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True},
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
              "intermediate_size": 128, "vocab_size": 4096},
 }  # fmt: skip
@@ -91,7 +96,9 @@ def save_model(shape: str, folder: Path) -> int:
     shipped = Path(__file__).resolve().parents[1] / "medstudy" / "base_models" / "builtin-llama"
     tokenizer = AutoTokenizer.from_pretrained(shipped)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = LlamaConfig(**SHAPES[shape], **ends, max_position_embeddings=8192, tie_word_embeddings=False)
+    config = LlamaConfig(
+        **{"tie_word_embeddings": False} | SHAPES[shape], **ends, max_position_embeddings=8192
+    )
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
@@ -170,11 +177,11 @@ def matmul_rate() -> float:
 
 
 def memory() -> dict[str, Any]:
-    """Peak memory of the GPU since the last question, in GB."""
+    """Peak memory in GB: of the GPU since the last question; without one, of the process so far."""
     import torch
 
     if not torch.cuda.is_available():
-        return {}
+        return {"peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, 1)}
     peak = torch.cuda.max_memory_allocated() / 1e9
     torch.cuda.reset_peak_memory_stats()
     return {"peak_gb": round(peak, 1)}

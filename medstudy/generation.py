@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: Test cases whose answers are looked at again one by one, to see whether batching changes them.
 RECHECKED = 8
+#: From so many common first tokens on, prompts share what was read of them.
+WORTH_SHARING = 32
 #: What a stage keeps.
 OUTPUTS, PROBABILITIES = "outputs.parquet", "probabilities.parquet"
 
@@ -110,6 +112,8 @@ def decode(
 ) -> Decoded:
     """Answers to each prompt: batches of similar length, left-padded. A prompt is read once for all its uses.
 
+    What all prompts begin with, such as worked examples, is read once for all of them.
+
     Args:
         model: in eval mode.
         tokenizer: the model's.
@@ -126,14 +130,24 @@ def decode(
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     made: list[list[list[int]]] = [[] for _ in prompts]
     log_p = np.empty((len(prompts), len(labels)))
+    shared, begun = _common_start(encoded), None
+    if shared >= WORTH_SHARING:
+        with torch.inference_mode():
+            first = torch.tensor([encoded[0][:shared]], device=model.device)
+            begun = _forward(model, first, torch.ones_like(first)).past_key_values
+    else:
+        shared = 0
     torch.manual_seed(how.seed)
     per_batch = max(1, how.batch_size // how.samples)
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
-        ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device)
+        ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device, shared)
         with torch.inference_mode():
             # keys and values of all but the last token, which each use reads anew
-            cache = _forward(model, ids[:, :-1], mask[:, :-1]).past_key_values
+            cache = copy.deepcopy(begun)
+            if cache is not None:
+                cache.batch_repeat_interleave(len(chosen))
+            cache = _forward(model, ids[:, shared:-1], mask[:, :-1], cache).past_key_values
             for column, label in enumerate(said):
                 log_p[chosen, column] = _label_log_p(model, ids, mask, cache, label)
             if how.samples > 1:
@@ -258,17 +272,23 @@ def _generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, how: Deco
     return config
 
 
-def _forward(model: Any, ids: Any, mask: Any, cache: Any = None) -> Any:
-    """One pass over ``ids``; ``mask`` covers what is in ``cache`` too."""
+def _common_start(encoded: list[list[int]]) -> int:
+    """How many tokens all prompts begin with; at least two of each are left."""
+    shortest, longest = min(encoded), max(encoded)  # in the order of words: these two differ first
+    room = min(map(len, encoded)) - 2
+    return next((i for i in range(max(0, room)) if shortest[i] != longest[i]), max(0, room))
+
+
+def _forward(model: Any, ids: Any, mask: Any, cache: Any = None, logits: int = 1) -> Any:
+    """One pass over ``ids``; ``mask`` covers ``cache`` too. Logits of the last so many, 0 for all."""
     places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-    keep = 1 if cache is None else 0  # of a prompt nobody needs the logits; 0 keeps all
     return model(
         input_ids=ids,
         attention_mask=mask,
         position_ids=places,
         past_key_values=cache,
         use_cache=True,
-        logits_to_keep=keep,
+        logits_to_keep=logits,
     )
 
 
@@ -280,7 +300,7 @@ def _label_log_p(model: Any, ids: Any, mask: Any, cache: Any, label: list[int]) 
     read = torch.cat([ids[:, -1:], tokens[:, :-1]], dim=1)
     seen = torch.cat([mask, torch.ones_like(tokens[:, :-1])], dim=1)
     # a pass adds to the cache that it is given
-    logits = _forward(model, read, seen, copy.deepcopy(cache)).logits.float().log_softmax(-1)
+    logits = _forward(model, read, seen, copy.deepcopy(cache), logits=0).logits.float().log_softmax(-1)
     return logits.gather(-1, tokens[..., None]).sum((1, 2)).double().cpu().numpy()
 
 
@@ -301,10 +321,12 @@ def _padded_side() -> str:
     return "left" if mask[0].tolist() == [0, 1] else "right"
 
 
-def _left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Any, Any]:
+def _left_pad(rows: list[list[int]], pad: int, device: Any, shared: int = 0) -> tuple[Any, Any]:
+    """Token ids and mask (rows, longest); padding stands before a row, behind ``shared`` first tokens."""
     import torch
 
     width = max(map(len, rows))
-    ids = torch.tensor([[pad] * (width - len(row)) + row for row in rows], device=device)
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-    return ids, mask
+    gaps = [width - len(row) for row in rows]
+    ids = [row[:shared] + [pad] * gap + row[shared:] for row, gap in zip(rows, gaps, strict=True)]
+    mask = [[1] * shared + [0] * gap + [1] * (width - gap - shared) for gap in gaps]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

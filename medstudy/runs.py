@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
+from medstudy.machine import release_memory
 from medstudy.params import RunParams
 
 if TYPE_CHECKING:
@@ -172,6 +173,7 @@ class Run:
 
     def stage(self, name: str, code: tuple[str, ...], **inputs: Any) -> Stage:
         """Open the stage ``name``, made from ``inputs`` by the package modules ``code``."""
+        release_memory()  # of the stage before
         return Stage(self, name, fingerprint([inputs, code_fingerprint(code)]))
 
     def keep_source(self, card: DataCard, cases: list[Case]) -> None:
