@@ -2,11 +2,13 @@
 PYTHON ?= python3
 # options for pip, such as an index of builds without CUDA
 PIP_FLAGS ?=
+# environments of peers for `make benchmark`, such as: --llamafactory ~/lf --swift ~/swift
+PEERS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint unit smoke lab base-models clean lock
+.PHONY: help study test lint unit smoke benchmark lab base-models clean lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +30,11 @@ unit: $(STAMP) ## unit tests
 smoke: $(STAMP) ## every notebook, tiny, end to end; its pages in Chromium, if there is one
 	$(BIN)/medstudy run params/smoke
 	MEDSTUDY_REPORT=results/smoke/report $(BIN)/python -m pytest tests/test_pages.py
+
+benchmark: $(STAMP) ## speed against TRL, a bare loop and, if PEERS names their environments, others
+	$(BIN)/python benchmarks/speed.py --grow $(PEERS)
+	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/cell.py $(PEERS)
 
 lab: $(STAMP) ## open JupyterLab
 	$(BIN)/jupyter lab notebooks

@@ -1,4 +1,4 @@
-"""A whole cell, SFT -> samples -> DPO -> answers, by this package and by its peers' commands; and side by side.
+"""A whole cell, SFT -> samples -> DPO -> answers, by this package and by its peers' commands; two at once.
 
     python benchmarks/cell.py --rounds 3 [--llamafactory VENV] [--swift VENV]
 
@@ -150,17 +150,15 @@ def llamafactory(args: argparse.Namespace, folder: Path, number: int) -> list[An
     say = common | {"stage": "sft", "do_predict": True, "predict_with_generate": True, "max_new_tokens": NEW}
     say |= {"per_device_eval_batch_size": 32}
     out = {name: str(folder / f"lf-out-{name}") for name in ("sft", "samples", "dpo", "answers")}
-    adapters = {"sft": out["sft"], "dpo": out["dpo"]}
+    fit_sft = {"stage": "sft", "dataset": "sft", "num_train_epochs": EPOCHS, "learning_rate": RATES["sft"]}
+    fit_dpo = {"stage": "dpo", "dataset": "dpo", "num_train_epochs": 1, "learning_rate": RATES["dpo"]}
+    drawn = {"eval_dataset": "samples", "adapter_name_or_path": out["sft"], "temperature": 1.0}
+    greedy = {"eval_dataset": "test", "adapter_name_or_path": out["dpo"], "do_sample": False}
     steps = {
-        "sft": fit
-        | {"stage": "sft", "dataset": "sft", "num_train_epochs": EPOCHS, "learning_rate": RATES["sft"]},
-        "samples": say
-        | {"eval_dataset": "samples", "adapter_name_or_path": adapters["sft"], "temperature": 1.0},
-        "dpo": fit
-        | {"stage": "dpo", "dataset": "dpo", "num_train_epochs": 1, "learning_rate": RATES["dpo"]}
-        | {"pref_beta": BETA, "adapter_name_or_path": adapters["sft"]},
-        "answers": say
-        | {"eval_dataset": "test", "adapter_name_or_path": adapters["dpo"], "do_sample": False},
+        "sft": fit | fit_sft,
+        "samples": say | drawn,
+        "dpo": fit | fit_dpo | {"pref_beta": BETA, "adapter_name_or_path": out["sft"]},
+        "answers": say | greedy,
     }
     commands = []
     for name, asked in steps.items():
@@ -195,14 +193,16 @@ def swift(args: argparse.Namespace, folder: Path, number: int) -> list[Any]:
     out = {name: folder / f"swift-out{number}-{name}" for name in ("sft", "dpo")}
     last = {"sft": -(-CASES // BATCH) * EPOCHS, "dpo": -(-2 * CASES // BATCH)}
     at = {name: out[name] / f"checkpoint-{last[name]}" for name in out}
+    rows = {name: {"dataset": folder / f"swift-{name}.jsonl", "output_dir": out[name]} for name in out}
+    rows |= {name: {"val_dataset": folder / f"swift-{name}.jsonl"} for name in ("samples", "test")}
+    fit_sft = fit | rows["sft"] | {"num_train_epochs": EPOCHS, "learning_rate": RATES["sft"]}
+    fit_dpo = fit | rows["dpo"] | {"num_train_epochs": 1, "learning_rate": RATES["dpo"], "beta": BETA}
     steps: list[tuple[list[str], dict[str, Any]]] = [
-        (["sft"], fit | {"dataset": folder / "swift-sft.jsonl", "output_dir": out["sft"], "num_train_epochs": EPOCHS}
-         | {"learning_rate": RATES["sft"]}),
-        (["infer"], say | {"adapters": at["sft"], "val_dataset": folder / "swift-samples.jsonl", "temperature": 1}),
-        (["rlhf", "--rlhf_type", "dpo"], fit | {"dataset": folder / "swift-dpo.jsonl", "output_dir": out["dpo"]}
-         | {"adapters": at["sft"], "num_train_epochs": 1, "learning_rate": RATES["dpo"], "beta": BETA}),
-        (["infer"], say | {"adapters": at["dpo"], "val_dataset": folder / "swift-test.jsonl", "temperature": 0}),
-    ]  # fmt: skip
+        (["sft"], fit_sft),
+        (["infer"], say | rows["samples"] | {"adapters": at["sft"], "temperature": 1}),
+        (["rlhf", "--rlhf_type", "dpo"], fit_dpo | {"adapters": at["sft"]}),
+        (["infer"], say | rows["test"] | {"adapters": at["dpo"], "temperature": 0}),
+    ]
     program = str(args.swift / "bin/swift")
     return [
         (
@@ -221,7 +221,7 @@ def plain(args: argparse.Namespace) -> dict[str, str]:
 
 
 def side_by_side(args: argparse.Namespace, folder: Path) -> None:
-    """Two cells: one after the other with all threads, at once with a thread each; alone and beside a busy core."""
+    """Two cells in turn with all threads, or at once with a thread each; also beside a busy process."""
     print("\n| two cells | one after the other | at once | throughput |\n|---|---|---|---|")
     for beside in ("alone", "beside a busy process"):
         with busy() if beside != "alone" else contextlib.nullcontext():

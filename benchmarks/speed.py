@@ -49,6 +49,20 @@ def main() -> None:
                     found[name].append(result)
                     print(kind, seed, name, json.dumps(result), file=sys.stderr, flush=True)
             print_table(kind, found)
+        if args.grow:
+            grow(args)
+
+
+def grow(args: argparse.Namespace) -> None:
+    """Time and memory of this package's trainings with the number of rows."""
+    print("\n| training | rows | loop s | ms a row | peak MB |\n|---|---|---|---|---|")
+    for kind in args.training:
+        for rows in (ROWS // 4, ROWS // 2, ROWS):
+            with tempfile.TemporaryDirectory(prefix="speed-", dir=args.folder) as name:
+                prepare(Path(name), rows)
+                found = measured(*contestants(args)["medstudy"](kind, Path(name), 0))
+            each = 1000 * found["loop"] / rows
+            print(f"| {kind.upper()} | {rows} | {found['loop']:.1f} | {each:.0f} | {found['peak']:.0f} |")
 
 
 def arguments() -> argparse.Namespace:
@@ -62,11 +76,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llamafactory", type=Path, help="virtual environment with LLaMA-Factory")
     parser.add_argument("--swift", type=Path, help="virtual environment with ms-swift")
     parser.add_argument("--only", nargs="+", help="contestants to run; default: all that are there")
+    parser.add_argument("--grow", action="store_true", help="then with a quarter and a half of the rows")
     parser.add_argument("--folder", help="where the work goes for the time being")
     return parser.parse_args()
 
 
-def prepare(folder: Path) -> None:
+def prepare(folder: Path, count: int = ROWS) -> None:
     """The model, an adapter that changes nothing, and the rows in everybody's form."""
     from medstudy.data.sources import load_card, load_cases
     from medstudy.models import load_model, load_tokenizer, locate
@@ -78,7 +93,7 @@ def prepare(folder: Path) -> None:
     asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "pair_source": "labels"}
     params = resolve(asked | {"pairs_per_case": 1})
     card = load_card(params.data)
-    task, cases = get_task(params.task, card), load_cases(card).cases[:ROWS]
+    task, cases = get_task(params.task, card), load_cases(card).cases[:count]
     rows = {"sft": [sft_row(task, case) for case in cases]}
     rows["dpo"] = [pair.row() for pair in make_pairs(params, task, cases).pairs]
     shutil.copytree(locate(params), folder / "model")

@@ -13,11 +13,14 @@ from typing import TYPE_CHECKING
 from medstudy import batch
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
+from medstudy.forecast import Tokens, forecast, processor_rate, read_shape
 from medstudy.params import BUILTIN, ParamsError, RunParams, load_study
 
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Operations a second that a forecast for a GPU supposes; a card's own figure for bf16 is a multiple of it.
+GPU_RATE = 100e12
 #: Tokens a word of clinical English, roughly; exact counts need the model's tokenizer, see the notebooks.
 TOKENS_A_WORD = 1.4
 #: Share of test cases that one of two arms alone answers right; DPO and SFT in the demo: 1 to 41 %, median 7.
@@ -38,8 +41,8 @@ def report_study(folder: Path) -> int:
     faults = 0
     for task in study.tasks:
         try:
-            # the model does not change the data; every seed has splits of its own
-            for line in describe_data([r for r in runs if r.task == task and r.model == study.models[0]]):
+            gpus = int(study.tasks[task].get("gpu", 0))
+            for line in describe_data([r for r in runs if r.task == task], gpus):
                 print(line)
         except (DataError, ParamsError) as error:
             faults += 1
@@ -56,11 +59,12 @@ def report_study(folder: Path) -> int:
     return 0
 
 
-def describe_data(runs: list[RunParams]) -> Iterator[str]:
-    """Lines about the data of one task: rows, splits, rough token counts, what the audit finds.
+def describe_data(runs: list[RunParams], gpus: int = 0) -> Iterator[str]:
+    """Lines about one task: rows, splits, rough token counts, what a run takes, what the audit finds.
 
     Args:
-        runs: the same task and data with one or more seeds.
+        runs: the same task and data with one or more models and seeds.
+        gpus: that each of them is given.
 
     Raises:
         DataError: the data cannot be had or split.
@@ -77,7 +81,9 @@ def describe_data(runs: list[RunParams]) -> Iterator[str]:
     task = get_task(first.task, card)
     _check_pairs(first, card)
     loaded = load_cases(card, first.data_root)
-    splits = [split_cases(loaded.cases, r.n_train, r.n_valid, r.n_test, r.seed, r.split_seed) for r in runs]
+    # the model does not change the data; every seed has splits of its own
+    seeds = [run for run in runs if run.model == first.model]
+    splits = [split_cases(loaded.cases, r.n_train, r.n_valid, r.n_test, r.seed, r.split_seed) for r in seeds]
     sizes = (
         f"train {len(splits[0].train)}, validation {len(splits[0].validation)}, test {len(splits[0].test)}"
     )
@@ -91,6 +97,10 @@ def describe_data(runs: list[RunParams]) -> Iterator[str]:
         f"  about {statistics.median(lengths):.0f} tokens a prompt (longest {max(lengths)}),"
         f" {sum(lengths):,} in all prompts, {answers:,} in the answers trained on"
     )
+    longest = max(_tokens(task.target(case)) for case in splits[0].train)
+    tokens = Tokens(statistics.mean(lengths), answers / len(splits[0].train), max(lengths) + longest)
+    for run in {run.model: run for run in runs}.values():
+        yield "  " + _foretold(run, tokens, (len(splits[0].train), len(splits[0].test)), gpus)
     units = len({case.group_id for case in splits[0].test})
     least = smallest_detectable(math.sqrt(DISCORDANT / units))
     yield (
@@ -110,6 +120,25 @@ def describe_data(runs: list[RunParams]) -> Iterator[str]:
     found = table[(table["topic"] == "overlap") & (table[["validation", "test"]].max(axis=1) > 0)]
     for row in found.to_dict("records"):
         yield f"  note: {row['measure']}: {row['validation']} of validation, {row['test']} of test"
+
+
+def _foretold(run: RunParams, tokens: Tokens, cases: tuple[int, int], gpus: int) -> str:
+    """What one run of a model takes: on a core of this machine, or on a GPU at a rate that is named."""
+    shape = read_shape(run.model)
+    if shape is None:
+        return f"{run.model}: no config.json of a kind that is known here: memory and time are not foretold"
+    made = forecast(run, shape, tokens, cases, processor_rate(), gpus > 0)
+    where = (
+        f"{run.model}: {shape.weights / 1e6:,.0f} million weights; a run takes about {made.gigabytes:.1f} GB"
+    )
+    if gpus:
+        minutes = made.operations / GPU_RATE / 60
+        return f"{where} of GPU memory and {_minutes(minutes)} at {GPU_RATE / 1e12:.0f} TFLOP/s"
+    return f"{where} and {_minutes(made.seconds / 60)} on one core here (within a factor of two)"
+
+
+def _minutes(minutes: float) -> str:
+    return f"{max(1, minutes):.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
 def _notes(table: pd.DataFrame, n: int) -> Iterator[str]:

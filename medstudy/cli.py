@@ -23,11 +23,10 @@ def main(argv: list[str] | None = None) -> int:
     from medstudy.batch import BatchError
     from medstudy.data.cases import DataError
     from medstudy.params import ParamsError
-    from medstudy.report import ReportError
 
     try:
         return args.command(args)
-    except (BatchError, DataError, ParamsError, ReportError) as error:
+    except (BatchError, DataError, ParamsError) as error:
         print(f"medstudy: {error}", file=sys.stderr)
         return 2
 
@@ -149,7 +148,10 @@ def _compare(args: argparse.Namespace) -> int:
 def _report(args: argparse.Namespace) -> int:
     from medstudy import batch, report
 
-    print(report.build(batch.enter_results(args.study)))
+    try:
+        print(report.build(batch.enter_results(args.study)))
+    except report.ReportError as error:  # too slow to import for every other command
+        raise batch.BatchError(str(error)) from None
     return 0
 
 

@@ -48,7 +48,6 @@ def check_gates(
     splits: Splits,
     data_audit: pd.DataFrame,
     pairs_audit: pd.DataFrame,
-    dpo_log: pd.DataFrame,
     answers: Mapping[str, list[str]],
 ) -> list[Gate]:
     """All gates of a run, from what its stages measured.
@@ -58,7 +57,6 @@ def check_gates(
         splits: the cases of the three splits.
         data_audit: `data.audit.audit`; near-duplicates of test cases in training are counted, not failed.
         pairs_audit: `preferences.audit_pairs`.
-        dpo_log: one row a DPO step.
         answers: arm -> its outputs on the test cases.
     """
     facts = {name: stage.facts for name, stage in run.stages.items()}
@@ -74,7 +72,7 @@ def check_gates(
         disjoint(splits, _shown(near_duplicates(data_audit), run)),
         pairs(pairs_audit),
         dpo_moved(facts["dpo"], answers) if moved else _no_pairs("DPO moved"),
-        displacement(dpo_log) if moved else _no_pairs("likelihood displacement"),
+        displacement(facts["dpo"]) if moved else _no_pairs("likelihood displacement"),
         reload(decoded),
         batching(decoded),
     ]
@@ -180,15 +178,15 @@ def dpo_moved(dpo: Mapping[str, Any], answers: Mapping[str, list[str]]) -> Gate:
     return Gate("DPO moved", margin >= MOVED_MARGIN and changed >= MOVED_SHARE, value, expected)
 
 
-def displacement(log: pd.DataFrame) -> Gate:
-    """The chosen answers must not become much less likely than they were (likelihood displacement)."""
-    start, end = (
-        float(part.mean())
-        for part in (log["logps/chosen"].head(_tenth(log)), log["logps/chosen"].tail(_tenth(log)))
-    )
+def displacement(dpo: Mapping[str, Any]) -> Gate:
+    """The chosen answers must not become much less likely than they were (likelihood displacement).
+
+    On the same pairs before and after: the log's steps are of different pairs.
+    """
+    start, end = dpo["first_log_p"], dpo["last_log_p"]
     limit = start - max(DISPLACEMENT_NATS, DISPLACEMENT_SHARE * abs(start))
-    value = {"log p(chosen) at the start": round(start, 2), "at the end": round(end, 2)}
-    return Gate("likelihood displacement", end >= limit, value, f"at the end >= {limit:.2f}")
+    value = {"log p(chosen) before": round(start, 2), "after": round(end, 2)}
+    return Gate("likelihood displacement", end >= limit, value, f"after >= {limit:.2f}")
 
 
 def reload(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
@@ -211,10 +209,6 @@ def batching(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
     return Gate(
         "batch size does not matter", good, f"{changed} of {n} changed", f"<= {BATCHING_TOLERANCE:.0%}"
     )
-
-
-def _tenth(log: pd.DataFrame) -> int:
-    return max(1, len(log) // 10)
 
 
 def _no_pairs(name: str) -> Gate:

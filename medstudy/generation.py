@@ -130,7 +130,7 @@ def decode(
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     made: list[list[list[int]]] = [[] for _ in prompts]
     log_p = np.empty((len(prompts), len(labels)))
-    shared, begun = _common_start(encoded), None
+    shared, begun = _common_start(encoded) if _sees_everything(model, encoded, how) else 0, None
     if shared >= WORTH_SHARING:
         with torch.inference_mode():
             first = torch.tensor([encoded[0][:shared]], device=model.device)
@@ -270,6 +270,15 @@ def _generation_config(model: Any, tokenizer: PreTrainedTokenizerBase, how: Deco
     )
     model.generation_config = config
     return config
+
+
+def _sees_everything(model: Any, encoded: list[list[int]], how: Decoding) -> bool:
+    """Whether every layer attends to all that was read: a gap in the middle would narrow a window's view."""
+    text = model.config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    kinds = set(getattr(text, "layer_types", None) or [])
+    fits = window is None or max(map(len, encoded), default=0) + how.max_new_tokens <= window
+    return bool(encoded) and fits and kinds <= {"full_attention", "sliding_attention"}
 
 
 def _common_start(encoded: list[list[int]]) -> int:

@@ -11,13 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from medstudy.length_buckets import PADDED_TO
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
-
-#: Rows are as long as a multiple of this: fewer shapes, less memory on a CPU.
-WIDTH = 16
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def pack(ids: torch.Tensor, mask: torch.Tensor) -> Packed:
     shared = (
         ((chosen == rejected) & mask.bool().chunk(2)[0] & mask.bool().chunk(2)[1]).cumprod(1).sum(1)[:, None]
     )
-    width = -(-int((long + other - shared).max()) // WIDTH) * WIDTH
+    width = -(-int((long + other - shared).max()) // PADDED_TO) * PADDED_TO
     place = torch.arange(width, device=ids.device)[None]
     first, second = place < long, (place >= long) & (place < long + other - shared)
     positions = torch.where(second, place - long + shared, place * first)
@@ -79,7 +78,9 @@ def share_prompts(model: Any) -> Callable[[], None]:
     import torch
 
     backbone = (model.get_base_model() if hasattr(model, "peft_config") else model).base_model
-    forward, window = backbone.forward, getattr(backbone.config, "sliding_window", None)
+    forward, text = backbone.forward, backbone.config.get_text_config()
+    windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    window = min(filter(None, windows), default=None)
 
     def shared(input_ids: torch.Tensor, attention_mask: torch.Tensor, **others: Any) -> Any:
         if window and input_ids.shape[1] > window:  # a mask of one's own knows no window

@@ -117,6 +117,36 @@ def test_dpo_is_the_same_training_with_and_without(
         assert logs[0][column].tolist() == pytest.approx(logs[1][column].tolist(), rel=1e-3, abs=1e-5), column
 
 
+@pytest.mark.parametrize("reason", ["refuses the mask", "mixture of experts"])
+def test_a_model_that_cannot_share_is_trained_as_by_trl(
+    reason: str, params: RunParams, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = sft_stage(run := Run(params), card, cases)
+    trainer, rows = dpo_trainer(run, card, cases, sft)
+    if reason == "mixture of experts":
+        monkeypatch.setattr(trainer, "aux_loss_enabled", True)
+        assert training._share_prompts(trainer) is None
+        monkeypatch.undo()
+        return
+    monkeypatch.setattr(training, "share_prompts", refuses)
+    stage = run.stage("dpo", CODE, adapter=sft.key)
+    train(trainer, stage, rows_in=len(rows))
+    assert not stage.facts["shared_prompts"]
+    assert training_log(stage)["loss"].notna().all()
+
+
+def refuses(model: Any) -> Any:
+    """As where a model unpacks the shape of its mask."""
+    backbone = model.get_base_model().base_model
+    forward = backbone.forward
+
+    def wrong(**given: Any) -> Any:
+        raise ValueError("too many values to unpack (expected 2)")
+
+    backbone.forward = wrong
+    return lambda: setattr(backbone, "forward", forward)
+
+
 def not_itself(model: Any) -> Any:
     """As where a model takes no mask from outside: its hidden states come out otherwise."""
     backbone = model.get_base_model().base_model

@@ -7,7 +7,6 @@ import math
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from datasets import Dataset
@@ -207,6 +206,24 @@ def test_batches_padding_and_shared_prompts_change_no_answer(
     assert decode(model, tokenizer, prompts, Decoding(6, 3), ["yes", "no"]).texts == alone.texts
     near_greedy = decode(model, tokenizer, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
     assert [set(texts) for texts in near_greedy.texts] == [set(texts) for texts in alone.texts]
+
+
+def test_what_prompts_begin_with_is_shared_only_where_every_layer_sees_it(params: RunParams) -> None:
+    model, tokenizer = load_model(params), load_tokenizer(params)
+    start = "The same worked example stands before every one of these questions. " * 6
+    prompts = [[{"role": "user", "content": f"{start}{text}"}] for text in ("a", "b c d e f", "g " * 30)]
+    expected = [decode(model, tokenizer, [prompt], Decoding(6, 1)).ids[0] for prompt in prompts]
+    read: list[int] = []
+    model.register_forward_pre_hook(
+        lambda module, args, given: read.append(given["input_ids"].numel()), with_kwargs=True
+    )
+    assert decode(model, tokenizer, prompts, Decoding(6, 8)).ids == expected
+    shared = sum(read)
+    read.clear()
+    model.config.sliding_window = 64
+    assert decode(model, tokenizer, prompts, Decoding(6, 8)).ids == expected
+    assert sum(read) > 1.5 * shared
+    assert decode(model, tokenizer, [], Decoding(6, 8)).ids == []
 
 
 def test_answers_that_a_batch_has_changed_are_counted(
@@ -456,6 +473,5 @@ def test_gates_go_red_on_what_they_guard(cases: list[Case]) -> None:
     assert not gates.dpo_moved({"last_margin": 0.0}, {"sft": ["a"] * 4, "dpo": ["b"] * 4}).passed
     assert not gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["a"]}).passed
     assert gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["b"]}).passed
-    log = pd.DataFrame({"logps/chosen": [-5.0] * 5 + [-9.0] * 5})
-    assert not gates.displacement(log).passed
-    assert gates.displacement(log.assign(**{"logps/chosen": -5.0})).passed
+    assert not gates.displacement({"first_log_p": -5.0, "last_log_p": -9.0}).passed
+    assert gates.displacement({"first_log_p": -5.0, "last_log_p": -5.0}).passed
