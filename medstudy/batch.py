@@ -209,7 +209,7 @@ def _supervise(command: list[str], results: Path) -> int:
             stderr=chatter,
             env=_environment(),
             start_new_session=True,
-            preexec_fn=die_with_parent,
+            preexec_fn=_engine_begins,
         )
         shown = 0
         try:
@@ -222,6 +222,13 @@ def _supervise(command: list[str], results: Path) -> int:
             return INTERRUPTED
     _show_progress(journal, log, shown)
     return engine.returncode
+
+
+def _engine_begins() -> None:
+    """In the engine's process, before it is Snakemake."""
+    die_with_parent()
+    # a script's background commands are born deaf to Ctrl-C, by which the engine is told to stop
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _show_progress(journal: Path, log: Path, shown: int) -> int:

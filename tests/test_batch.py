@@ -137,6 +137,21 @@ def test_nothing_outlives_a_killed_start_and_the_next_one_finishes(tmp_path: Pat
     assert again.returncode == 0, again.stdout + again.stderr
 
 
+def test_a_start_from_a_script_in_the_background_ends_when_asked_to(tmp_path: Path) -> None:
+    """A shell without job control has such commands ignore Ctrl-C; `kill` must still end all of it."""
+    root = mock_study.make(tmp_path, seeds=(0,))
+    waits = "import time\n(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+    mock_study.task_notebook(root, "text_classification", waits)
+    command = [sys.executable, "-m", "medstudy.cli", "run", "params/tiny", "--only", "text_classification"]
+    deaf = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    start = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, preexec_fn=deaf)
+    pid = root / RESULTS / "mock-a" / "text_classification" / "seed0" / "pid"
+    assert wait_for(lambda: pid.is_file() and pid.read_text() != "")
+    start.terminate()
+    assert start.wait(timeout=30) == batch.INTERRUPTED
+    assert wait_for(lambda: not Path("/proc", pid.read_text()).exists())
+
+
 def test_plain_snakemake_makes_built_in_models_first(tmp_path: Path) -> None:
     root = mock_study.make(tmp_path)
     study = root / "params" / "tiny"
