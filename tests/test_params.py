@@ -132,6 +132,8 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     assert sizes[len(sizes) // 2] <= 5
     assert sizes[-2] <= 30 and sizes[-1] <= 35  # the longest is the parameters cell, a line a parameter
     assert sum(sizes) <= 160
+    assert len(notebook.cells) <= 45
+    assert sum(row.startswith("def ") for c in code for row in c) <= 1
     assert not any(c.get("outputs") for c in notebook.cells)
 
 
