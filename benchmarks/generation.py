@@ -2,6 +2,7 @@
 
     python benchmarks/generation.py --rounds 3
 
+The model is `builtin/llama` after SFT on 800 rows, as in the notebooks: the base itself hardly says a word.
 Seconds a token, interleaved; how many greedy answers are the same in fp32; and how time and memory grow with
 the number of prompts (x1, x2, x4), each in a process of its own.
 """
@@ -9,15 +10,20 @@ the number of prompts (x1, x2, x4), each in a process of its own.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from contestants import medstudy_loop
+from speed import prepare
 
 NEW = 48
 
@@ -30,23 +36,36 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=32, help="answers at once; a run's eval_batch_size")
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.grow:
-        print(json.dumps(sampled(args.grow, args.samples) | memory()))
+        print(json.dumps(sampled(args, *ready(args.folder, args.grow)) | memory()))
         return
+    with tempfile.TemporaryDirectory(prefix="generation-") as name:
+        args.folder = Path(name)
+        prepare(args.folder)
+        with contextlib.redirect_stdout(sys.stderr):  # its progress
+            medstudy_loop("sft", json.loads((args.folder / "sft.json").read_text()), args.folder, 0)
+        tables(args)
+
+
+def tables(args: argparse.Namespace) -> None:
+    """Against one at a time, then growth."""
     against_one_by_one(args)
     print("\n| prompts | seconds | tokens/s | peak MB |\n|---|---|---|---|")
     for prompts in (75, 150, 300):
         command = [sys.executable, __file__, "--grow", str(prompts), "--samples", str(args.samples)]
+        command += ["--folder", str(args.folder), "--batch", str(args.batch)]
         said = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
         found = json.loads(said.splitlines()[-1])
         speed = found["tokens"] / found["seconds"]
         print(f"| {prompts} | {found['seconds']:.1f} | {speed:.0f} | {found['peak']:.0f} |")
 
 
-def ready(prompts: int) -> tuple[Any, Any, list[Any]]:
-    """The built-in model, its tokenizer and the prompts of that many cases."""
+def ready(folder: Path, prompts: int) -> tuple[Any, Any, list[Any]]:
+    """The model after SFT, its tokenizer and the prompts of that many cases."""
     from medstudy.data.sources import load_card, load_cases
     from medstudy.models import load_model, load_tokenizer
     from medstudy.params import resolve
@@ -55,16 +74,16 @@ def ready(prompts: int) -> tuple[Any, Any, list[Any]]:
     params = resolve({"task": "clinical_reasoning", "data": "synthetic_vignettes"})
     card = load_card(params.data)
     task, cases = get_task(params.task, card), load_cases(card).cases[:prompts]
-    return load_model(params, merged=True), load_tokenizer(params), [task.messages(case) for case in cases]
+    model = load_model(params, Path((folder / "medstudy-sft.txt").read_text()), merged=True)
+    return model, load_tokenizer(params), [task.messages(case) for case in cases]
 
 
-def sampled(prompts: int, samples: int) -> dict[str, float]:
+def sampled(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list[Any]) -> dict[str, float]:
     """Samples as the notebooks draw them."""
     from medstudy.generation import Decoding, decode
 
-    model, tokenizer, messages = ready(prompts)
     begun = time.monotonic()
-    made = decode(model, tokenizer, messages, Decoding(NEW, 32, samples, 1.0))
+    made = decode(model, tokenizer, messages, Decoding(NEW, args.batch, args.samples, 1.0))
     seconds = time.monotonic() - begun
     return {"seconds": seconds, "tokens": sum(len(ids) for several in made.ids for ids in several)}
 
@@ -82,7 +101,7 @@ def against_one_by_one(args: argparse.Namespace) -> None:
     from medstudy.models import stop_tokens
     from medstudy.prompts import prompt_ids
 
-    model, tokenizer, messages = ready(args.prompts)
+    model, tokenizer, messages = ready(args.folder, args.prompts)
     times: dict[str, list[float]] = {"one by one, greedy": [], "batched, greedy": [], "samples": []}
     for _ in range(args.rounds):
         begun, alone = time.monotonic(), []
@@ -100,10 +119,10 @@ def against_one_by_one(args: argparse.Namespace) -> None:
             alone.append(made[0, ids.shape[1] :].tolist())
         times["one by one, greedy"].append((time.monotonic() - begun) / sum(map(len, alone)))
         begun = time.monotonic()
-        greedy = decode(model, tokenizer, messages, Decoding(NEW, 32))
+        greedy = decode(model, tokenizer, messages, Decoding(NEW, args.batch))
         times["batched, greedy"].append((time.monotonic() - begun) / sum(len(ids) for (ids,) in greedy.ids))
         same = sum(ids == other for (ids,), other in zip(greedy.ids, alone, strict=True))
-        found = sampled(args.prompts, args.samples)
+        found = sampled(args, model, tokenizer, messages)
         times["samples"].append(found["seconds"] / found["tokens"])
     slow = statistics.median(times["one by one, greedy"])
     print(f"{args.prompts} prompts, {same} greedy answers the same token for token\n")
@@ -115,5 +134,4 @@ def against_one_by_one(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parent))
     main()
