@@ -35,9 +35,10 @@ benchmark: $(STAMP) ## speed against TRL, a bare loop and, if PEERS names their 
 	$(BIN)/python benchmarks/speed.py --grow $(PEERS)
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/cell.py $(PEERS)
+	$(BIN)/python benchmarks/study.py params/demo numeric_classification
 
 lab: $(STAMP) ## open JupyterLab
-	$(BIN)/jupyter lab notebooks
+	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
 
 base-models: $(STAMP) ## pretrain the built-in models anew and put them into the package (half an hour)
 	set -e; for name in llama mistral; do \

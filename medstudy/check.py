@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,8 @@ from medstudy import batch
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.forecast import Tokens, forecast, processor_rate, read_shape
-from medstudy.params import BUILTIN, ParamsError, RunParams, load_study
+from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study
+from medstudy.runs import from_root
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +40,21 @@ def report_study(folder: Path) -> int:
     runs = study.runs()
     shape = f"{len(study.tasks)} tasks x {len(study.models)} models x {len(study.seeds)} seeds"
     print(f"{study.name}: {len(runs)} runs ({shape}), results in {batch.results_of(study)}")
+    with ThreadPoolExecutor(1) as planning:
+        planned = planning.submit(batch.plan, folder)  # takes Snakemake as long as the data take us
+        if not _data_are_there(study, runs):
+            return 2
+    states = Counter(state for _, state, _ in batch.statuses(study))
+    print("runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+    print(
+        "would run: "
+        + (", ".join(f"{n} {rule}" for rule, n in planned.result().items()) or "nothing, all is up to date")
+    )
+    return 0
+
+
+def _data_are_there(study: StudyParams, runs: list[RunParams]) -> bool:
+    """Describe each task, or say what is wrong with it."""
     faults = 0
     for task in study.tasks:
         try:
@@ -47,16 +64,7 @@ def report_study(folder: Path) -> int:
         except (DataError, ParamsError) as error:
             faults += 1
             print(f"medstudy: {task}: {error}", file=sys.stderr)
-    if faults:
-        return 2
-    states = Counter(state for _, state, _ in batch.statuses(study))
-    print("runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
-    planned = batch.plan(folder)
-    print(
-        "would run: "
-        + (", ".join(f"{n} {rule}" for rule, n in planned.items()) or "nothing, all is up to date")
-    )
-    return 0
+    return not faults
 
 
 def describe_data(runs: list[RunParams], gpus: int = 0) -> Iterator[str]:
@@ -132,8 +140,9 @@ def _foretold(run: RunParams, tokens: Tokens, cases: tuple[int, int], gpus: int)
         f"{run.model}: {shape.weights / 1e6:,.0f} million weights; a run takes about {made.gigabytes:.1f} GB"
     )
     if gpus:
-        minutes = made.operations / GPU_RATE / 60
-        return f"{where} of GPU memory and {_minutes(minutes)} at {GPU_RATE / 1e12:.0f} TFLOP/s"
+        minutes = made.operations / GPU_RATE / run.processes / 60
+        several = f" on each of {run.processes}" if run.processes > 1 else ""
+        return f"{where} of GPU memory{several} and {_minutes(minutes)} at {GPU_RATE / 1e12:.0f} TFLOP/s"
     return f"{where} and {_minutes(made.seconds / 60)} on one core here (within a factor of two)"
 
 
@@ -163,7 +172,7 @@ def _check_pairs(run: RunParams, card: DataCard) -> None:
     Raises:
         DataError: the file or the card's `columns.rejected` is missing.
     """
-    if run.pair_file and not Path(run.pair_file).expanduser().is_file():
+    if run.pair_file and not from_root(run.pair_file).is_file():
         raise DataError(f"pair_file = '{run.pair_file}' does not exist (looked for in {Path.cwd()})")
     if run.pair_source == "card" and not (card.columns and card.columns.rejected):
         raise DataError(f"pair_source = 'card', but data card '{card.name}' has no columns.rejected")

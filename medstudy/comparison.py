@@ -131,12 +131,12 @@ def recompute(study: Path, margin: float = 0.03) -> list[str]:
 
 
 def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
-    """Values of the classical baselines, means over seeds: a line a task, model and baseline."""
+    """Values of the classical baselines, means over seeds: a line a task and baseline, with n and seeds."""
     import pandas as pd
 
     rows = [
-        {"task": run.parameters["task"], "model": run.parameters["model"], "baseline": name, "metric": metric}
-        | {"value": cell["value"]}
+        {"task": run.parameters["task"], "baseline": name, "metric": metric, "value": cell["value"]}
+        | {"n": cell["n"], "seed": run.parameters["seed"]}
         for run in runs
         if (run.folder / "baselines.json").is_file()
         for name, cells in run.saved("baselines").items()
@@ -144,9 +144,12 @@ def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
     ]
     if not rows:
         return pd.DataFrame()
-    keys = ["task", "model", "baseline", "metric"]
-    wide = pd.DataFrame(rows).groupby(keys, sort=False)["value"].mean().unstack("metric")
-    return wide[[m for m in ("f1", "macro_f1", "accuracy", "auroc") if m in wide]].reset_index()
+    # no model has a part in them: of the same seed, all models' runs hold the same
+    table = pd.DataFrame(rows).drop_duplicates(["task", "baseline", "metric", "seed"])
+    by = table.groupby(["task", "baseline"], sort=False)
+    wide = table.groupby(["task", "baseline", "metric"], sort=False)["value"].mean().unstack("metric")
+    shown = wide[[m for m in ("f1", "macro_f1", "accuracy", "auroc") if m in wide]]
+    return shown.join(by.agg(n=("n", "first"), seeds=("seed", "nunique")))
 
 
 def training_logs(runs: list[FinishedRun], arm: str = "dpo") -> pd.DataFrame:

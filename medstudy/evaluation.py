@@ -103,15 +103,16 @@ def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     columns = ["contrast", "metric", "difference", "low", "high", "p", "test", "n"]
     table = pd.DataFrame(contrasts)[columns].round(3)
     p = ["" if pd.isna(x) else "< 0.001" if x < 0.001 else f"{x:.3f}" for x in pd.DataFrame(contrasts)["p"]]
-    return table.assign(p=p)
+    return table.assign(p=p).set_index(columns[:2])
 
 
 def values_table(metrics: Metrics) -> pd.DataFrame:
-    """The values alone: a row an arm or baseline, a column a metric."""
+    """The values alone: a row an arm or baseline, a column a metric, and the cases."""
     import pandas as pd
 
     values = {arm: {name: cell["value"] for name, cell in cells.items()} for arm, cells in metrics.items()}
-    return pd.DataFrame(values).T.round(3)
+    n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
+    return pd.DataFrame(values).T.round(3).assign(n=n)
 
 
 def validate_predictions(predictions: pd.DataFrame) -> None:

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from medstudy.params import BUILTIN, RunParams
+from medstudy.runs import from_root
 
 #: Gigabytes before there is a model: libraries and figures of a process; a CUDA context.
 LIBRARIES_GB, CONTEXT_GB = 0.75, 0.6
@@ -107,8 +108,8 @@ def read_shape(model: str) -> Shape | None:
 def _config_file(model: str) -> Path:
     if model in BUILTIN:
         return Path(__file__).parent / "base_models" / model.replace("/", "-") / "config.json"
-    if Path(model).expanduser().is_dir():
-        return Path(model).expanduser() / "config.json"
+    if from_root(model).is_dir():
+        return from_root(model) / "config.json"
     from huggingface_hub import hf_hub_download
 
     return Path(hf_hub_download(model, "config.json"))
@@ -160,6 +161,9 @@ def _gigabytes(params: RunParams, shape: Shape, tokens: Tokens, gpu: bool) -> fl
     wide = 2 if params.dtype == "bfloat16" or (gpu and params.dtype == "auto") else 4
     linear = shape.weights - shape.embeddings
     held = shape.embeddings * wide + linear * (0.55 if params.quantization == "4bit" else wide)
+    if params.sharded:
+        # a share of all, and what is whole at a time: the ends of the model and two layers
+        held = held / params.processes + wide * (shape.embeddings + 2 * linear / shape.layers)
     ranks = params.lora_rank if isinstance(params.lora_rank, list) else [params.lora_rank]
     held += shape.adapter(max(ranks)) * (4 * 4 + 4)  # weight, gradient, two moments; the reference
     rows = params.batch_size // params.processes

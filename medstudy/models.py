@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.params import BUILTIN, RunParams
-from medstudy.runs import fingerprint, results_root
+from medstudy.runs import fingerprint, from_root, results_root
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +23,8 @@ class ModelError(RuntimeError):
 def locate(params: RunParams) -> str:
     """What `from_pretrained` is given: a folder or a hub id. Builds a built-in model on first use."""
     if not params.model.startswith("builtin/"):
-        return params.model
+        folder = from_root(params.model)
+        return str(folder) if folder.is_dir() else params.model
     from medstudy.pretraining import ensure_built
 
     return str(ensure_built(params.model, results_root(params)))
@@ -103,6 +104,8 @@ def load_model(
     arguments = _load_arguments(params, trainable)
     model = _reach(params, AutoModelForCausalLM.from_pretrained, locate(params), **arguments)
     model.config.use_cache = True
+    if params.sharded:
+        _check_spread(model, params)
     if adapter is not None:
         from peft import PeftModel
 
@@ -161,10 +164,17 @@ def _load_arguments(params: RunParams, trainable: bool) -> dict[str, Any]:
     import torch
 
     arguments: dict[str, Any] = {"dtype": compute_dtype(params)}
-    if torch.cuda.is_available():
+    if params.sharded and "LOCAL_RANK" in os.environ:
+        from transformers.distributed import DistributedConfig
+
+        # each process reads its share of the weights alone; an adapter that is added is whole in each
+        arguments["distributed_config"] = DistributedConfig(fsdp_size=params.processes)
+    elif params.sharded and torch.cuda.is_available():
+        arguments["device_map"] = "auto"  # to answer: some layers on each GPU
+    elif torch.cuda.is_available():
         # of several processes each has a GPU of its own
         arguments["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
-    elif params.model in BUILTIN and trainable:
+    if params.model in BUILTIN and trainable and not torch.cuda.is_available():
         # measured: for sequences this short eager attention trains 1.5 times faster than SDPA on a CPU; SDPA
         # answers faster, with less memory
         arguments["attn_implementation"] = "eager"
@@ -179,6 +189,23 @@ def _load_arguments(params: RunParams, trainable: bool) -> dict[str, Any]:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(params)
         )
     return arguments
+
+
+def _check_spread(model: Any, params: RunParams) -> None:
+    """Whether a model is really spread over GPUs, by layers to answer and within each layer to train."""
+    from torch.distributed.fsdp import FSDPModule
+
+    model._tp_size = None  # 1 would have PEFT put the whole model together whenever it saves an adapter
+    elsewhere = {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values()))
+    if elsewhere:
+        raise ModelError(
+            f"model = {params.model!r} does not fit the GPUs here: parts of it would be on {elsewhere}; "
+            "give the run more of them (`gpu` in the study file) or choose a smaller model"
+        )
+    layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
+    sharded = [m for m in model.modules() if isinstance(m, FSDPModule)]
+    if sharded and (layers or len(sharded) == 1):
+        raise ModelError(f"transformers has no plan to shard the layers of model = {params.model!r}")
 
 
 def _reach(params: RunParams, load: Any, source: str, **arguments: Any) -> Any:

@@ -82,7 +82,7 @@ class RunParams(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     task: TaskName
-    study: str = Field("demo", pattern=r"^[\w.-]+$")
+    study: str = Field("mine", pattern=r"^[\w.-]+$")
     model: str = Field("builtin/llama", min_length=1)
     seed: int = Field(0, ge=0)
     data: str = Field(min_length=1)
@@ -99,6 +99,7 @@ class RunParams(BaseModel):
     gradient_checkpointing: bool = False
     batch_size: int = Field(8, ge=1)
     processes: int = Field(1, ge=1)
+    sharded: bool = False
     gradient_accumulation: int = Field(1, ge=1)
     lora_rank: Count = 32
     sft_learning_rate: Rate = 3e-3
@@ -148,6 +149,14 @@ class RunParams(BaseModel):
             )
         return self
 
+    @model_validator(mode="after")
+    def _shards_need_processes(self) -> RunParams:
+        if self.sharded and self.processes == 1:
+            raise ValueError("sharded = True spreads the weights over processes; give processes = 2 or more")
+        if self.sharded and self.quantization != "none":
+            raise ValueError("sharded = True takes no 4-bit weights; use quantization = 'none', or one GPU")
+        return self
+
     def trials(self, training: str) -> list[RunParams]:
         """Every combination of the values to choose from for one training (`SEARCHED`); one, usually."""
         names = SEARCHED[training]
@@ -160,12 +169,18 @@ class RunParams(BaseModel):
         """Collect a notebook's flat parameters from ``globals()``.
 
         Any other plain value found there can only be a misspelt parameter that papermill injected, so it
-        is refused: papermill itself only warns and goes on with the default.
+        is refused: papermill itself only warns and goes on with the default. In a kernel where the
+        notebook has run before, its own variables are there too: then only what looks like a parameter is.
 
         Raises:
             ParamsError: unknown, missing or malformed parameter.
         """
-        return resolve({k: v for k, v in namespace.items() if _is_parameter(k, v)} | {"task": task})
+        given = {k: v for k, v in namespace.items() if _is_parameter(k, v)}
+        if isinstance(namespace.get("params"), cls):
+            given = {
+                k: v for k, v in given.items() if difflib.get_close_matches(k, cls.model_fields, 1, 0.85)
+            }
+        return resolve(given | {"task": task})
 
 
 class StudyParams(BaseModel):

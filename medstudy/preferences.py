@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
 from medstudy.prompts import Row
+from medstudy.runs import from_root
 from medstudy.tasks.base import Task, normalise
 
 if TYPE_CHECKING:
@@ -73,12 +74,10 @@ def make_pairs(
         return _pairs_from_card(task, cases)
     rated = params.pair_source == "ratings"
     columns = ("case_id", "text", "rating") if rated else ("case_id", "chosen", "rejected")
-    rows = _read_rows(Path(params.pair_file).expanduser(), columns)
+    rows = _read_rows(from_root(params.pair_file), columns)
     by_case = dict(tuple(rows.groupby(rows["case_id"].astype(str))))
     pick = _rated if rated else _given
-    found = {
-        c.case_id: pick(by_case[c.case_id], params.pairs_per_case) for c in cases if c.case_id in by_case
-    }
+    found = {c.case_id: pick(by_case[c.case_id]) for c in cases if c.case_id in by_case}
     if not found:
         raise DataError(
             f"{params.pair_file}: none of its {len(by_case)} case ids is a training case, e.g. "
@@ -90,7 +89,7 @@ def make_pairs(
         "cases in the file outside training": len(by_case) - len(found),
     }
     chosen = {case: [(c, r, params.pair_source) for c, r in pairs] for case, pairs in found.items()}
-    return _assemble(task, cases, chosen, counts)
+    return _assemble(task, cases, chosen, counts, params.pairs_per_case)
 
 
 def pairs_from_own_errors(
@@ -156,18 +155,18 @@ def _assemble(
     counts: dict[str, int],
     pairs_per_case: int | None = None,
 ) -> Pairs:
-    """Pairs in the order of the cases; those whose sides say the same are dropped and counted."""
+    """Pairs in the order of the cases; those whose sides say the same, or are too many, are counted."""
     pairs: list[Pair] = []
-    identical = 0
+    identical = beyond = 0
     for case in cases:
         offered = found.get(case.case_id, [])
         different = [pair for pair in offered if normalise(pair[0]) != normalise(pair[1])]
         identical += len(offered) - len(different)
-        pairs += [
-            Pair(case.case_id, case.group_id, task.messages(case), *pair)
-            for pair in different[:pairs_per_case]
-        ]
-    return Pairs(pairs, counts | {"identical pairs dropped": identical})
+        kept = different[:pairs_per_case]
+        beyond += len(different) - len(kept)
+        pairs += [Pair(case.case_id, case.group_id, task.messages(case), *pair) for pair in kept]
+    dropped = {"identical pairs dropped": identical, "pairs beyond pairs_per_case dropped": beyond}
+    return Pairs(pairs, counts | dropped)
 
 
 def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -193,15 +192,15 @@ def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     return rows
 
 
-def _rated(rows: pd.DataFrame, pairs_per_case: int) -> list[tuple[str, str]]:
+def _rated(rows: pd.DataFrame) -> list[tuple[str, str]]:
     """The best-rated answer to one case against the worse ones, the worst first."""
     means = rows.groupby("text")["rating"].mean().sort_values()
     best = means.index[-1]
-    return [(best, text) for text in means.index[means < means[best]]][:pairs_per_case]
+    return [(best, text) for text in means.index[means < means[best]]]
 
 
-def _given(rows: pd.DataFrame, pairs_per_case: int) -> list[tuple[str, str]]:
-    return list(zip(rows["chosen"].astype(str), rows["rejected"].astype(str), strict=True))[:pairs_per_case]
+def _given(rows: pd.DataFrame) -> list[tuple[str, str]]:
+    return list(zip(rows["chosen"].astype(str), rows["rejected"].astype(str), strict=True))
 
 
 def audit_pairs(made: Pairs, test: list[Case]) -> pd.DataFrame:

@@ -52,6 +52,12 @@ def project_root(start: Path | None = None) -> Path:
     )
 
 
+def from_root(path: str | Path) -> Path:
+    """A path as a user gives it: from the working folder, else from the project root."""
+    path = Path(path).expanduser()
+    return path if path.exists() else project_root() / path
+
+
 def slug(name: str) -> str:
     """A model name as a folder name: ``builtin/llama`` -> ``builtin-llama``."""
     return re.sub(r"[^\w.]+", "-", name).strip("-")

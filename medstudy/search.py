@@ -52,8 +52,9 @@ def choose(
     best = max(range(len(trials)), key=scores.__getitem__)
     _save(run, arm, trials, scores, best, len(validation))
     chosen.update({name: getattr(trials[best], name) for name in listed})
+    # one training, under one name
+    run.stages[arm] = run.stages.pop(stages[best].name)
     stages[best].name = arm
-    run.stages[arm] = stages[best]
     return trials[best], stages[best]
 
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medstudy.callbacks import ELAPSED, keeper, progress, whole_checkpoint
 from medstudy.length_buckets import PADDED_TO, draw_similar_lengths, row_length
 from medstudy.models import compute_dtype, cpu_multiplies_bf16, stop_tokens
 from medstudy.params import RunParams
-from medstudy.runs import CHECKPOINTS, Run, Stage, write_json
+from medstudy.runs import CHECKPOINTS, Run, Stage
 from medstudy.shared_prompt import share_prompts
 
 if TYPE_CHECKING:
@@ -32,8 +31,6 @@ LOG = "log.csv"
 MARGIN_ROWS = 64
 #: Pairs on which a DPO is looked at before its first step.
 FIRST_ROWS = 8
-#: Seconds that a training had taken at a checkpoint.
-ELAPSED = "elapsed.json"
 #: A training keeps its state so often, and goes on from there after a kill.
 CHECKPOINT_MINUTES = 10.0
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
@@ -135,6 +132,7 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
         stage: the unfinished stage that takes the adapter (``adapter/``) and a logit probe (``probe.pt``).
         rows_in: rows that the trainer was given, to see whether it kept them all.
     """
+    import torch
     from transformers import PrinterCallback
 
     _score_labels_only()
@@ -147,12 +145,12 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
         facts |= {f"first_{name}": first[name] for name in ("loss", "reward")}
     frozen, adapter = _weight_hashes(trainer.model)
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_progress(stage))
+    trainer.add_callback(progress(stage))
     checkpoints = stage.folder / CHECKPOINTS
     trainer.args.output_dir = str(checkpoints)
-    start = _whole_checkpoint(checkpoints)
+    start = whole_checkpoint(checkpoints)
     stage.earlier = json.loads((start / ELAPSED).read_text(encoding="utf-8")) if start else 0.0
-    trainer.add_callback(_keeper(stage, CHECKPOINT_MINUTES))
+    trainer.add_callback(keeper(stage, CHECKPOINT_MINUTES))
     result = trainer.train(resume_from_checkpoint=str(start) if start else None)
     frozen_after, adapter_after = _weight_hashes(trainer.model)
     if "first_loss" in facts:
@@ -162,13 +160,19 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
         facts |= {"last_margin": last["margin"], "last_log_p": last["log_p"], "first_log_p": first_log_p}
     if unshare:
         unshare()
+    changed = _over_processes(
+        trainer,
+        sum(frozen_after[name] != value for name, value in frozen.items()),
+        sum(adapter_after[name] != value for name, value in adapter.items()),
+    )
+    trainer.model.eval()
+    probe = _probe(trainer)
     if not trainer.is_world_process_zero():
         return  # of several processes one writes
-    trainer.model.eval()
     trainer.model.save_pretrained(stage.folder / "adapter", selected_adapters=["default"])
     if not stage.run.facts.get("shareable", False):
         (stage.folder / "adapter" / "README.md").write_text(PRIVATE_ADAPTER, encoding="utf-8")
-    _save_probe(trainer, stage)
+    torch.save(probe, stage.folder / "probe.pt")
     _save_log(trainer, stage)
     shutil.rmtree(checkpoints, ignore_errors=True)
     stage.finish(
@@ -177,8 +181,7 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
         steps=trainer.state.global_step,
         resumed_at_step=int(start.name.split("-")[1]) if start else 0,
         train_seconds=round(stage.earlier + result.metrics["train_runtime"], 2),
-        frozen_changed=sum(frozen_after[name] != value for name, value in frozen.items()),
-        adapter_changed=sum(adapter_after[name] != value for name, value in adapter.items()),
+        **changed,
         adapter_tensors=len(adapter),
     )
 
@@ -309,18 +312,35 @@ def _rewards(trainer: Any, rows: int) -> dict[str, float]:
 
 
 def _weight_hashes(model: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Exact hashes of the frozen weights and of the trained adapter's."""
+    """Exact hashes of the frozen weights and of the trained adapter's; of sharded ones, of what is here."""
     import torch
+    from torch.distributed.fsdp import FSDPModule
 
-    hashes = {name: torch.hash_tensor(p.detach()).item() for name, p in model.named_parameters()}
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # the last ones stay whole after a pass without gradients
+    here = {name: p.to_local() if hasattr(p, "to_local") else p for name, p in model.named_parameters()}
+    hashes = {name: torch.hash_tensor(p.detach()).item() for name, p in here.items()}
     # by name, not by requires_grad: a base weight left trainable must be seen; so must the reference adapter
     trained = {name for name in hashes if "lora_" in name and ".default." in name}
     frozen = {name: value for name, value in hashes.items() if name not in trained}
     return frozen, {name: hashes[name] for name in trained}
 
 
-def _save_probe(trainer: Any, stage: Stage) -> None:
-    """Logits of one prompt, to see later that the saved adapter reloads to the same model."""
+def _over_processes(trainer: Any, frozen_changed: int, adapter_changed: int) -> dict[str, int]:
+    """The worst of what several processes saw, each of its own shards of the weights."""
+    import torch
+
+    mine = torch.tensor([[frozen_changed, adapter_changed]], device=trainer.accelerator.device)
+    seen = trainer.accelerator.gather(mine)
+    return {"frozen_changed": int(seen[:, 0].max()), "adapter_changed": int(seen[:, 1].min())}
+
+
+def _probe(trainer: Any) -> dict[str, torch.Tensor]:
+    """Logits of one prompt, to see later that the saved adapter reloads to the same model.
+
+    Shards are put together for it, so all processes come here.
+    """
     import torch
 
     row = trainer.train_dataset[0]
@@ -329,7 +349,7 @@ def _save_probe(trainer: Any, stage: Stage) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     with torch.inference_mode():
         logits = model(input_ids=ids).logits[0, -1].float()
-    torch.save({"input_ids": ids.cpu(), "logits": logits.cpu()}, stage.folder / "probe.pt")
+    return {"input_ids": ids.cpu(), "logits": logits.cpu()}
 
 
 def _save_log(trainer: Any, stage: Stage) -> None:
@@ -338,59 +358,3 @@ def _save_log(trainer: Any, stage: Stage) -> None:
     log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
     first = ["step", "epoch", "loss"]
     log[[*first, *(c for c in log.columns if c not in first)]].to_csv(stage.folder / LOG, index=False)
-
-
-def _keeper(stage: Stage, minutes: float) -> Any:
-    """A callback that has the trainer keep its state every so many minutes, with the time it took so far."""
-    from transformers import TrainerCallback
-
-    class Keeper(TrainerCallback):
-        begun = last = time.monotonic()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if time.monotonic() - self.last >= 60 * minutes:
-                self.last, control.should_save = time.monotonic(), True
-
-        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            folder = Path(args.output_dir, f"checkpoint-{state.global_step}")
-            if state.is_world_process_zero:
-                write_json(folder / ELAPSED, stage.earlier + time.monotonic() - self.begun)
-
-    return Keeper()
-
-
-def _whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end: what `_keeper` adds comes last."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{ELAPSED}")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
-
-
-def _progress(stage: Stage) -> Any:
-    """A callback that keeps one line of output and the run's status file up to date."""
-    from IPython.display import display
-    from transformers import TrainerCallback
-
-    class Progress(TrainerCallback):
-        last, line, begun, first = 0.0, None, 0.0, 0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.begun, self.first = time.monotonic(), state.global_step
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            done = state.global_step == state.max_steps
-            if "loss" not in (logs or {}) or (time.monotonic() - self.last < 1 and not done):
-                return
-            self.last = time.monotonic()
-            progress = {"step": state.global_step, "steps": state.max_steps, "loss": logs["loss"]}
-            pace = (self.last - self.begun) / max(1, state.global_step - self.first)
-            left = round(pace * (state.max_steps - state.global_step))
-            stage.run.status(stage.name, state="running", **progress, seconds_left=left)
-            text = {
-                "text/plain": f"{stage.name}: step {{step}} of {{steps}}, loss {{loss}}".format(**progress)
-            }
-            if self.line is None:
-                self.line = display(text, raw=True, display_id=True)
-            else:
-                self.line.update(text, raw=True)
-
-    return Progress()

@@ -30,6 +30,8 @@ METRIC_NAMES = {
     "auroc": "AUROC",
     "brier": "Brier score, lower is better",
     "factual_f1": "factual F1",
+    "factual_precision": "factual precision",
+    "factual_recall": "factual recall",
     "provider_macro_f1": "provider macro-F1",
     "urgency_macro_f1": "urgency macro-F1",
     "under_triage": "under-triage, lower is better",

@@ -14,6 +14,7 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 from test_training import sft_stage
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOTrainer, SFTTrainer
 
 from medstudy import gates
@@ -31,14 +32,13 @@ from medstudy.training import CODE, dpo_config, lora_config, sft_config, train, 
 pytestmark = pytest.mark.slow
 
 
-def both(params: RunParams, arm: str, rows: list, start: Stage | None) -> list[Stage]:
+def both(params: RunParams, arm: str, rows: list, start: Stage | None, sharded: bool = False) -> list[Stage]:
     """The stage trained in this process, and in two."""
     steps = -1 if arm == "sft" else None
     trained = []
     for processes in (1, 2):
-        p = params.model_copy(
-            update={"processes": processes, "results": f"{params.results}/{arm}{processes}"}
-        )
+        asked = {"processes": processes, "results": f"{params.results}/{arm}{processes}"}
+        p = params.model_copy(update=asked | {"sharded": sharded and processes == 2})
         run = Run(p)
         stage = run.stage(arm, CODE, rows=rows)
         if processes == 2:
@@ -56,9 +56,24 @@ def both(params: RunParams, arm: str, rows: list, start: Stage | None) -> list[S
     return trained
 
 
+def with_an_output_layer(model: str, folder: Path) -> str:
+    """A copy of the model whose output layer is not its embedding, as in most large models."""
+    AutoModelForCausalLM.from_pretrained(model, tie_word_embeddings=False).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("weights", ["whole", "sharded", "sharded, untied"])
 @pytest.mark.parametrize("arm", ["sft", "dpo"])
-def test_two_processes_train_as_one(arm: str, params: RunParams, card: DataCard, cases: list[Case]) -> None:
+def test_two_processes_train_as_one(
+    arm: str, weights: str, params: RunParams, card: DataCard, cases: list[Case], tmp_path: Path
+) -> None:
     params = params.model_copy(update={"batch_size": 4, "sft_epochs": 2, "dpo_epochs": 2})
+    sharded = weights != "whole"
+    if weights == "sharded, untied":
+        accumulated = {"batch_size": 2, "gradient_accumulation": 2}
+        model = with_an_output_layer(params.model, tmp_path / "untied")
+        params = params.model_copy(update={"model": model} | accumulated)
     task = get_task("text_classification", card)
     start = None
     rows = [sft_row(task, case) for case in cases]
@@ -66,7 +81,7 @@ def test_two_processes_train_as_one(arm: str, params: RunParams, card: DataCard,
         start = sft_stage(Run(params.model_copy(update={"results": f"{params.results}/start"})), card, cases)
         pairs = [Pair(c.case_id, "", task.messages(c), c.gold["label"], "perhaps", "gold") for c in cases]
         rows = [pair.row() for pair in pairs]
-    one, two = both(params, arm, rows, start)
+    one, two = both(params, arm, rows, start, sharded)
     assert two.done and two.facts["steps"] == one.facts["steps"] == 4
     losses = [training_log(stage)["loss"].to_numpy() for stage in (one, two)]
     # what is left is the order of sums; DPO's losses themselves move little
@@ -84,6 +99,47 @@ def test_two_processes_train_as_one(arm: str, params: RunParams, card: DataCard,
     assert torch.load(two.folder / "probe.pt", weights_only=True)["logits"].isfinite().all()
 
 
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "sharded"])
+def test_a_training_of_two_processes_goes_on_after_a_kill(
+    sharded: bool, params: RunParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "often").mkdir()  # every process keeps its state at every step
+    (tmp_path / "often" / "sitecustomize.py").write_text(
+        "import medstudy.training\nmedstudy.training.CHECKPOINT_MINUTES = 0.0\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "often"))
+    asked = {"processes": 2, "sharded": sharded, "batch_size": 4, "sft_epochs": 30, "sft_learning_rate": 1e-3}
+    answers = [{"role": "assistant", "content": word} for word in ("yes", "no", "perhaps") * 4]
+    rows = [
+        {"prompt": [{"role": "user", "content": "a" * (i + 1)}], "completion": [answer]}
+        for i, answer in enumerate(answers)
+    ]
+
+    def trained(name: str) -> Stage:
+        p = params.model_copy(update=asked | {"results": str(tmp_path / name)})
+        stage = Run(p).stage("sft", CODE, rows=rows)
+        train_together(stage, p, rows, None, 64)
+        return stage
+
+    whole = trained("whole")
+    killed = params.model_copy(update=asked | {"results": str(tmp_path / "killed")})
+    kernel = in_a_kernel(killed, rows)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").rglob("checkpoint-[1-9]*/elapsed.json")):
+        assert time.monotonic() < deadline and kernel.poll() is None
+        time.sleep(0.02)
+    kernel.kill()
+    kernel.wait()
+    while [p for p in processes("medstudy.launch") if str(tmp_path) in p[1]]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    again = trained("killed")
+    assert 0 < again.facts["resumed_at_step"] < again.facts["steps"] == whole.facts["steps"] == 90
+    assert training_log(again)["loss"].tolist() == training_log(whole)["loss"].tolist()
+    saved = [load_file(stage.folder / "adapter" / "adapter_model.safetensors") for stage in (again, whole)]
+    assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[1])
+
+
 def test_a_failing_process_is_named(params: RunParams) -> None:
     run = Run(params.model_copy(update={"processes": 2, "batch_size": 4}))
     stage = run.stage("sft", CODE, rows=[])
@@ -95,6 +151,18 @@ def test_a_failing_process_is_named(params: RunParams) -> None:
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     with pytest.raises(ParamsError, match="batch_size = 8 cannot be shared by processes = 3"):
         resolve({"task": "summarization", "data": "synthetic_dialogues", "processes": 3})
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({}, "give processes = 2 or more"),
+        ({"processes": 2, "quantization": "4bit"}, "takes no 4-bit weights"),
+    ],
+)
+def test_shards_that_cannot_be_are_refused(asked: dict, said: str) -> None:
+    with pytest.raises(ParamsError, match=said):
+        resolve({"task": "summarization", "data": "synthetic_dialogues", "sharded": True} | asked)
 
 
 def test_one_kernel_never_spreads_over_several_gpus(
@@ -112,13 +180,7 @@ def test_nothing_trains_on_when_the_kernel_is_killed(params: RunParams, tmp_path
     rows = [
         {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]}
     ] * 8
-    code = f"""
-from medstudy.params import resolve
-from medstudy.runs import Run
-from medstudy.launch import train_together
-p = resolve({asked.model_dump()!r})
-train_together(Run(p).stage("sft", ("training",), rows=1), p, {rows!r}, None, 32)"""
-    kernel = subprocess.Popen([sys.executable, "-c", code])
+    kernel = in_a_kernel(asked, rows)
     trains = lambda: [p for p in processes("medstudy.launch") if str(tmp_path) in p[1]]  # noqa: E731
     deadline = time.monotonic() + 90
     while len(trains()) < 3 or not list(tmp_path.rglob("status.json")):  # torchrun and two workers
@@ -130,6 +192,18 @@ train_together(Run(p).stage("sft", ("training",), rows=1), p, {rows!r}, None, 32
     while trains():
         assert time.monotonic() < deadline, trains()
         time.sleep(0.2)
+
+
+def in_a_kernel(params: RunParams, rows: list) -> subprocess.Popen:
+    """A process of its own that has the rows trained, as a notebook does."""
+    code = f"""
+from medstudy.params import resolve
+from medstudy.runs import Run
+from medstudy.training import CODE
+from medstudy.launch import train_together
+p = resolve({params.model_dump()!r})
+train_together(Run(p).stage("sft", CODE, rows={rows!r}), p, {rows!r}, None, 64)"""
+    return subprocess.Popen([sys.executable, "-c", code])
 
 
 def processes(word: str) -> list[tuple[int, str]]:

@@ -53,6 +53,15 @@ def test_a_misspelt_parameter_that_papermill_injects_is_refused_in_the_notebook(
     assert RunParams.from_notebook("summarization", namespace).seed == 3
 
 
+def test_a_notebook_may_be_run_again_in_the_same_kernel() -> None:
+    params = RunParams.from_notebook("summarization", {"data": "x", "seed": 3})
+    made = {"params": params, "cases": [], "answers": {}, "context": 2048, "counts": [], "base": []}
+    again = RunParams.from_notebook("summarization", made | {"data": "x", "seed": 4})
+    assert again.seed == 4
+    with pytest.raises(ParamsError, match="unknown parameter 'n_trian'; did you mean 'n_train'"):
+        RunParams.from_notebook("summarization", made | {"data": "x", "n_trian": 4})
+
+
 @pytest.mark.parametrize("study", ["smoke", "demo", "public", "paper"])
 def test_every_study_that_ships_resolves(study: str) -> None:
     loaded = load_study(ROOT / "params" / study)

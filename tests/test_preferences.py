@@ -98,6 +98,15 @@ def test_pairs_of_a_file_keep_to_training_and_drop_what_says_the_same(tmp_path: 
     assert made.counts["identical pairs dropped"] == 1
 
 
+def test_pairs_beyond_pairs_per_case_are_counted(tmp_path: Path) -> None:
+    task, cases = some("text_classification")
+    said = [("no", "no!"), ("no", "yes"), ("no", "perhaps"), ("no", "maybe"), ("no", "never")]
+    rows = [{"case_id": cases[0].case_id, "chosen": c, "rejected": r} for c, r in said]
+    made = make_pairs(params("file", write(tmp_path / "p.csv", rows)), task, cases)
+    assert [p.rejected for p in made.pairs] == ["yes", "perhaps"]  # two a case, what says the same apart
+    assert made.counts["pairs beyond pairs_per_case dropped"] == 2
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

@@ -10,7 +10,23 @@ import pytest
 from peft import LoraConfig
 
 from medstudy.params import RunParams
-from medstudy.runs import Run, fingerprint, project_root, run_folder, slug, write_json
+from medstudy.runs import Run, fingerprint, from_root, project_root, run_folder, slug, write_json
+
+
+def test_a_path_is_looked_for_here_and_then_in_the_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("notebooks", "params/mine", "elsewhere"):
+        (tmp_path / folder).mkdir(parents=True)
+    card = tmp_path / "params" / "mine" / "card.yaml"
+    card.write_text("name: x")
+    monkeypatch.chdir(tmp_path / "notebooks")  # where JupyterLab runs a notebook
+    assert from_root("params/mine/card.yaml") == card
+    assert from_root("../elsewhere").samefile(tmp_path / "elsewhere")
+    assert from_root(card) == card
+    (tmp_path / "notebooks" / "params" / "mine").mkdir(parents=True)
+    (tmp_path / "notebooks" / "params" / "mine" / "card.yaml").write_text("name: y")
+    assert from_root("params/mine/card.yaml").read_text() == "name: y"
 
 
 def test_a_finished_stage_is_reused_and_a_changed_input_redoes_it(params: RunParams) -> None:

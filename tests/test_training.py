@@ -320,7 +320,7 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_been(
     whole = trained("whole")
     monkeypatch.setattr("medstudy.training.CHECKPOINT_MINUTES", 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr("medstudy.training._progress", lambda stage: Killed())
+        patched.setattr("medstudy.training.progress", lambda stage: Killed())
         with pytest.raises(KeyboardInterrupt):
             trained("killed")
     [kept] = (tmp_path / "killed").rglob("checkpoint-*")

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from medstudy.data.cases import DataError
 from medstudy.params import TaskName, nearest
+from medstudy.runs import from_root
 from medstudy.tasks import OPEN_OUTCOMES, TASK_TYPES
 
 SplitName = Literal["train", "validation", "test"]
@@ -333,9 +334,8 @@ def load_card(name_or_path: str | Path) -> DataCard:
     Raises:
         DataError: no such card, or something in it is wrong; all faults are listed, one a line.
     """
-    path = Path(name_or_path).expanduser()
-    if path.suffix not in (".yaml", ".yml"):
-        path = CARDS / f"{name_or_path}.yaml"
+    named = Path(name_or_path).suffix not in (".yaml", ".yml")
+    path = CARDS / f"{name_or_path}.yaml" if named else from_root(name_or_path)
     if not path.is_file():
         known = sorted(p.stem for p in CARDS.glob("*.yaml"))
         raise DataError(

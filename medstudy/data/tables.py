@@ -21,6 +21,7 @@ import pandas as pd
 from medstudy.data.card import BreastCancer, DataCard, File, Files, Format, Hub, Join
 from medstudy.data.cases import DataError
 from medstudy.data.rows import code_key, plain
+from medstudy.runs import from_root, project_root
 
 _READ_ERRORS = (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile)
 
@@ -149,12 +150,12 @@ def find_file(path: str, data_root: str) -> Path:
     Raises:
         DataError: there is none, or there are several.
     """
-    root = Path(data_root).expanduser()
+    root = from_root(data_root or project_root())
     if not root.is_dir():
         raise DataError(f"data_root '{data_root}' is not a folder")
     if (root / path).is_file():
         return root / path
-    # an empty data_root is the working folder, which is not searched
+    # an empty data_root is the project's own folder, which is not searched
     below = root.rglob(glob.escape(Path(path).name)) if data_root else ()
     hits = sorted(p for p in below if p.is_file() and p.as_posix().endswith(f"/{path}"))
     if len(hits) > 1:
