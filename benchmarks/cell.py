@@ -107,6 +107,9 @@ def ours(args: argparse.Namespace, folder: Path, number: int) -> list[Any]:
 
 def cell(folder: Path, number: int) -> None:
     """What the notebook does between the data and the tables."""
+    from medstudy.kernel import preload
+
+    preload(True)  # as in the kernel of a job
     from datasets import Dataset
     from trl import DPOTrainer, SFTTrainer
 
@@ -148,7 +151,7 @@ def llamafactory(args: argparse.Namespace, folder: Path, number: int) -> list[An
     fit |= {"per_device_train_batch_size": BATCH, "lr_scheduler_type": "linear", "warmup_ratio": WARMUP}
     fit |= {"save_strategy": "no", "logging_steps": 1}
     say = common | {"stage": "sft", "do_predict": True, "predict_with_generate": True, "max_new_tokens": NEW}
-    say |= {"per_device_eval_batch_size": 32}
+    say |= {"per_device_eval_batch_size": 64}
     out = {name: str(folder / f"lf-out-{name}") for name in ("sft", "samples", "dpo", "answers")}
     fit_sft = {"stage": "sft", "dataset": "sft", "num_train_epochs": EPOCHS, "learning_rate": RATES["sft"]}
     fit_dpo = {"stage": "dpo", "dataset": "dpo", "num_train_epochs": 1, "learning_rate": RATES["dpo"]}
@@ -188,7 +191,7 @@ def swift(args: argparse.Namespace, folder: Path, number: int) -> list[Any]:
     }
     fit |= {"gradient_checkpointing": "false", "split_dataset_ratio": 0, "save_only_model": "true"}
     fit |= {"save_total_limit": 1, "dataset_num_proc": 1, "logging_steps": 1}
-    say = common | {"infer_backend": "transformers", "max_batch_size": 32, "max_new_tokens": NEW}
+    say = common | {"infer_backend": "transformers", "max_batch_size": 64, "max_new_tokens": NEW}
     say |= {"load_data_args": "false", "write_batch_size": 1000, "stream": "false"}
     out = {name: folder / f"swift-out{number}-{name}" for name in ("sft", "dpo")}
     last = {"sft": -(-CASES // BATCH) * EPOCHS, "dpo": -(-2 * CASES // BATCH)}
@@ -265,5 +268,8 @@ def busy() -> Iterator[None]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--cell"]:
         cell(Path(sys.argv[2]), int(sys.argv[3]))
+        from medstudy.kernel import leave
+
+        leave()
     else:
         main()

@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=32, help="answers at once; a run's eval_batch_size")
+    parser.add_argument("--batch", type=int, default=64, help="answers at once; a run's eval_batch_size")
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -25,7 +25,15 @@ def main() -> None:
     gc.disable()
     from ipykernel import kernelapp
 
-    if os.environ.pop(PRELOAD, ""):
+    preload(bool(os.environ.pop(PRELOAD, "")))
+    kernelapp.launch_new_instance()
+    leave()
+
+
+def preload(trains: bool) -> None:
+    """Import what trains, if it is wanted, and keep all that is imported out of collections."""
+    gc.disable()
+    if trains:
         import datasets  # noqa: F401
         import pandas  # noqa: F401
         from trl import DPOTrainer, SFTTrainer  # noqa: F401
@@ -35,7 +43,10 @@ def main() -> None:
         import medstudy.training  # noqa: F401
     gc.freeze()
     gc.enable()
-    kernelapp.launch_new_instance()
+
+
+def leave() -> None:
+    """End this process; does not return."""
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr, sys.__stdout__, sys.__stderr__):
         with contextlib.suppress(AttributeError, OSError, ValueError):

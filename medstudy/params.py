@@ -115,7 +115,7 @@ class RunParams(BaseModel):
     dpo_beta: Positive = 0.1
     dpo_loss: list[DpoLoss] = Field(["sigmoid", "sft"], min_length=1)
     max_new_tokens: int = Field(48, ge=1)
-    eval_batch_size: int = Field(32, ge=1)
+    eval_batch_size: int = Field(64, ge=1)
 
     @field_validator("dpo_loss", mode="before")
     @classmethod

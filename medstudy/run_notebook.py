@@ -264,8 +264,9 @@ def _environment(scratch: Path, private: Path, threads: int, devices: list[str])
         "OPENBLAS_NUM_THREADS": count,
         # threads that wait give the core to another job soon, instead of spinning
         "GOMP_SPINCOUNT": "1000",
-        # kernels that oneDNN compiles for each shape are kept, 1024 of them unless told: 60 MB for nothing
-        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "64",
+        # what is compiled for each shape is kept twice, 1024 of each unless told: a fifth of a job's memory
+        "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "24",
+        "LRU_CACHE_CAPACITY": "16",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_VISIBLE_DEVICES": ",".join(devices),
         "TQDM_DISABLE": "1",
