@@ -20,7 +20,7 @@ from medstudy.runs import from_root
 
 #: Gigabytes before there is a model: libraries and figures of a process; a CUDA context.
 LIBRARIES_GB, CONTEXT_GB = 0.75, 0.6
-#: Share of an fp32 matrix product's speed that trainings and answers reach on a CPU (measured, 135M shape).
+#: Share of an fp32 matrix product's speed that SFT reached on a CPU (135M shape, two threads).
 REACHED = 0.8
 #: Seconds that a step, a new token of a batch and a run cost whatever the model's size (measured, built-ins).
 STEP_SECONDS, TOKEN_SECONDS, RUN_SECONDS = 0.08, 0.01, 8.0
