@@ -98,7 +98,8 @@ def test_the_notebooks_own_defaults_are_the_demo(task: str) -> None:
         name: eval(entry["default"]) for name, entry in inferred.items()
     }  # literals of our own notebook
     assert set(defaults) == set(RunParams.model_fields) - {"task"}
-    assert resolve(defaults | {"task": task}) == demo
+    assert defaults.pop("study") == "mine"  # trying something out is not to replace a run of the demo
+    assert resolve(defaults | {"task": task, "study": "demo"}) == demo
     assert all(entry["inferred_type_name"] not in ("", "None") for entry in inferred.values())
 
 

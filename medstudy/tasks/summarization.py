@@ -30,7 +30,8 @@ class Summarization(Task):
     outcomes = open_outcomes = ("summary",)
     metrics = (
         Metric("factual_f1", "mean", "score_factual_f1", primary=True),
-        *(Metric(name, "mean", f"score_{name}") for name in ("factual_precision", "factual_recall")),
+        Metric("factual_precision", "mean", "score_factual_precision", optional=True),
+        Metric("factual_recall", "mean", "score_factual_recall", optional=True),
         *(Metric(name, "mean", f"score_{name}") for name in ("rouge1", "rouge2", "rougeL")),
         Metric("length", "mean", "score_length", bounded=False),
         UNPARSED,
