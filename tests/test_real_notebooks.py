@@ -51,7 +51,7 @@ def test_a_notebook_runs_on_real_cases(task: str, card: str, tiny_model: Path, t
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    [marker] = tmp_path.glob(f"demo/*/{task}/seed0/run.json")
+    [marker] = tmp_path.glob(f"mine/*/{task}/seed0/run.json")
     assert json.loads(marker.read_text())["status"] == "ok"
     predictions = pd.read_parquet(marker.parent / "private" / "predictions.parquet")
     assert (predictions.groupby("arm").size() == small["n_test"]).all()
