@@ -214,6 +214,7 @@ def test_a_gpu_that_no_task_asks_for_is_pointed_out(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     for asked, said in (({}, True), ({"gpu": 1}, False)):
         folder = tmp_path / f"gpu{len(asked)}"
+        folder.mkdir()
         write(folder / "study.yaml", models=["m"], seeds=[0], tasks={"clinical_triage": asked})
         batch._shares(load_study(folder), None, None)
         assert ("clinical_triage will not use" in capsys.readouterr().out) == said
