@@ -25,8 +25,8 @@ RELOAD_TOLERANCE = 0.05
 BATCHING_TOLERANCE = 0.1
 #: How far log p(chosen) may fall, in nats and as a share of where it began, before it counts as displaced.
 DISPLACEMENT_NATS, DISPLACEMENT_SHARE = 2.0, 0.5
-#: Below this margin and this share of changed outputs, DPO "did not move".
-MOVED_MARGIN, MOVED_SHARE = 0.01, 0.01
+#: Below this reward margin on its own pairs DPO "did not move".
+MOVED_MARGIN = 0.01
 
 #: How many checks a run must have behind it.
 GATES = 11
@@ -167,15 +167,16 @@ def pairs(audit: pd.DataFrame) -> Gate:
 
 
 def dpo_moved(dpo: Mapping[str, Any], answers: Mapping[str, list[str]]) -> Gate:
-    """DPO changed the model: a reward margin on pairs it was trained on, and outputs unlike the SFT model's.
+    """DPO learnt: a reward margin on pairs it was trained on, measured afterwards.
 
-    The log's margins would not do: in a single epoch every pair is logged before it is learnt from.
+    The log's margins would not do: in a single epoch every pair is logged before it is learnt from. How many
+    answers changed is told beside it and asks for nothing: a DPO that learnt its pairs and answers as SFT did
+    is a result. That the answers are DPO's own is seen in *adapter reloads*.
     """
     margin = dpo["last_margin"]
     changed = sum(a != b for a, b in zip(answers["sft"], answers["dpo"], strict=True)) / len(answers["dpo"])
     value = {"margin after training": round(margin, 3), "changed outputs": f"{changed:.1%}"}
-    expected = f"margin >= {MOVED_MARGIN} and changed outputs >= {MOVED_SHARE:.0%}"
-    return Gate("DPO moved", margin >= MOVED_MARGIN and changed >= MOVED_SHARE, value, expected)
+    return Gate("DPO moved", margin >= MOVED_MARGIN, value, f"margin >= {MOVED_MARGIN}")
 
 
 def displacement(dpo: Mapping[str, Any]) -> Gate:

@@ -471,7 +471,8 @@ def test_gates_go_red_on_what_they_guard(cases: list[Case]) -> None:
     assert gates.disjoint(Splits(cases[:4], cases[4:6], cases[6:]), 0).passed
     assert not gates.disjoint(Splits(cases[:4], cases[4:6], cases[3:]), 0).passed
     assert not gates.dpo_moved({"last_margin": 0.0}, {"sft": ["a"] * 4, "dpo": ["b"] * 4}).passed
-    assert not gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["a"]}).passed
+    same = gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["a"]})
+    assert same.passed and same.value["changed outputs"] == "0.0%"  # a result, not a fault
     assert gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["b"]}).passed
     assert not gates.displacement({"first_log_p": -5.0, "last_log_p": -9.0}).passed
     assert gates.displacement({"first_log_p": -5.0, "last_log_p": -5.0}).passed
