@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import time
 from pathlib import Path
 from typing import Any
@@ -62,12 +63,13 @@ def progress(stage: Stage) -> Any:
             pace = (self.last - self.begun) / max(1, state.global_step - self.first)
             left = round(pace * (state.max_steps - state.global_step))
             stage.run.status(stage.name, state="running", **progress, seconds_left=left)
-            text = {
-                "text/plain": f"{stage.name}: step {{step}} of {{steps}}, loss {{loss}}".format(**progress)
-            }
+            step, steps = state.global_step, state.max_steps
+            line = f"{stage.name}: step {step} of {steps}, loss {float(logs['loss']):.3f}"
+            bar = f'<progress aria-label="{stage.name}" value="{step}" max="{steps}"></progress>'
+            shown = {"text/plain": line, "text/html": f"{bar} {html.escape(line)}"}
             if self.line is None:
-                self.line = display(text, raw=True, display_id=True)
+                self.line = display(shown, raw=True, display_id=True)
             else:
-                self.line.update(text, raw=True)
+                self.line.update(shown, raw=True)
 
     return Progress()

@@ -38,8 +38,9 @@ _PUBLISHED_AS = {
     "urgency_macro_f1": "urgency",
 }
 _PUBLISHED = (
-    "Filled: this study, 95 % intervals over test cases. Hollow: published values (Savage et al., JMIR "
-    "2025;27:e76048, abstract),\nother patients and larger models: for orientation only."
+    "Filled: this study, 95 % intervals over test cases (and trainings, with several seeds). Hollow: "
+    "published values\n(Savage et al., JMIR 2025;27:e76048, abstract), other patients and larger models: "
+    "for orientation."
 )
 
 
