@@ -32,7 +32,8 @@ smoke: $(STAMP) ## every notebook, tiny, end to end; its pages in Chromium, if t
 	MEDSTUDY_REPORT=results/smoke/report $(BIN)/python -m pytest tests/test_pages.py
 
 benchmark: $(STAMP) ## speed against TRL, a bare loop and, if PEERS names their environments, others
-	$(BIN)/python benchmarks/speed.py --grow $(PEERS)
+	$(BIN)/python benchmarks/speed.py $(PEERS)
+	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/cell.py $(PEERS)
 	$(BIN)/python benchmarks/study.py params/demo numeric_classification

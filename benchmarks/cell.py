@@ -24,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from contestants import BETA, RANK, RATES, WARMUP
-from speed import for_llamafactory, for_swift, job_environment, measured, write
+from speed import for_llamafactory, for_swift, measured, write
+
+from medstudy.run_notebook import job_environment
 
 HERE = Path(__file__).parent
 CASES, EPOCHS, SAMPLES, TESTED, BATCH, NEW = 100, 8, 6, 200, 8, 48
@@ -101,7 +103,7 @@ def prepare(folder: Path) -> None:
 
 def ours(args: argparse.Namespace, folder: Path, number: int) -> list[Any]:
     """One process."""
-    env = plain(args) | job_environment(folder, args.threads)
+    env = plain(args) | job_environment(folder / "scratch", folder / "private", args.threads, [])
     return [([sys.executable, __file__, "--cell", str(folder), str(number)], env)]
 
 

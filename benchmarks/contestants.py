@@ -41,7 +41,13 @@ def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int
     from medstudy.training import CODE, dpo_config, lora_config, sft_config, train
 
     asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "seed": seed, "lora_rank": RANK}
-    asked |= {"results": str(folder / "results"), "batch_size": BATCH, "sft_epochs": 1, "dpo_loss": "sigmoid"}
+    asked |= {
+        "model": str(folder / "model"),
+        "results": str(folder / "results"),
+        "batch_size": BATCH,
+        "sft_epochs": 1,
+        "dpo_loss": "sigmoid",
+    }
     params = resolve(asked | {"sft_learning_rate": RATES["sft"], "dpo_learning_rate": RATES["dpo"]})
     run, tokenizer = Run(params), load_tokenizer(params)
     given = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}

@@ -49,20 +49,6 @@ def main() -> None:
                     found[name].append(result)
                     print(kind, seed, name, json.dumps(result), file=sys.stderr, flush=True)
             print_table(kind, found)
-        if args.grow:
-            grow(args)
-
-
-def grow(args: argparse.Namespace) -> None:
-    """Time and memory of this package's trainings with the number of rows."""
-    print("\n| training | rows | loop s | ms a row | peak MB |\n|---|---|---|---|---|")
-    for kind in args.training:
-        for rows in (ROWS // 4, ROWS // 2, ROWS):
-            with tempfile.TemporaryDirectory(prefix="speed-", dir=args.folder) as name:
-                prepare(Path(name), rows)
-                found = measured(*contestants(args)["medstudy"](kind, Path(name), 0))
-            each = 1000 * found["loop"] / rows
-            print(f"| {kind.upper()} | {rows} | {found['loop']:.1f} | {each:.0f} | {found['peak']:.0f} |")
 
 
 def arguments() -> argparse.Namespace:
@@ -76,7 +62,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--llamafactory", type=Path, help="virtual environment with LLaMA-Factory")
     parser.add_argument("--swift", type=Path, help="virtual environment with ms-swift")
     parser.add_argument("--only", nargs="+", help="contestants to run; default: all that are there")
-    parser.add_argument("--grow", action="store_true", help="then with a quarter and a half of the rows")
     parser.add_argument("--folder", help="where the work goes for the time being")
     return parser.parse_args()
 
@@ -137,12 +122,18 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[..., Any]]:
     """Everyone who is there: a function from (training, folder, seed) to a command and its environment."""
     from contestants import BATCH, BETA, RANK, RATES, WARMUP
 
+    from medstudy.run_notebook import job_environment
+
     plain = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 
     def ours(name: str) -> Callable[..., Any]:
         def command(kind: str, folder: Path, seed: int) -> Any:
             # what a notebook job is started with; the floor gets it too
-            env = plain | job_environment(folder, args.threads) if name != "trl" else plain
+            env = (
+                plain | job_environment(folder / "scratch", folder / "private", args.threads, [])
+                if name != "trl"
+                else plain
+            )
             return [sys.executable, str(HERE / "contestants.py"), name, kind, str(folder), str(seed)], env
 
         return command
@@ -198,13 +189,6 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[..., Any]]:
     found |= {"llamafactory": llamafactory} if args.llamafactory else {}
     found |= {"swift": swift} if args.swift else {}
     return {name: runner for name, runner in found.items() if name in (args.only or found)}
-
-
-def job_environment(folder: Path, threads: int) -> dict[str, str]:
-    """What `medstudy.run_notebook` gives a kernel."""
-    from medstudy.run_notebook import _environment
-
-    return _environment(folder / "scratch", folder / "private", threads, [])
 
 
 def measured(command: list[str], env: dict[str, str]) -> dict[str, float]:

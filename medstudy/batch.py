@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import medstudy
+from medstudy.forkserver import ForkServer, fork_server
 from medstudy.machine import cores, die_with_parent, is_locked, memory_gb, try_lock, visible_gpus
 from medstudy.params import RunParams, StudyParams, load_study
 from medstudy.run_notebook import finished, lock_of
@@ -104,7 +106,9 @@ def run(
             if not finished(run_folder(params) / "run.json"):
                 # metrics without an end marker, however they came about, are not to be taken for a result
                 (run_folder(params) / "metrics.json").unlink(missing_ok=True)
-        code = _supervise(command, results)
+        # on a cluster jobs run elsewhere
+        with fork_server(threads) if threads and profile == "default" else nullcontext() as server:
+            code = _supervise(command, results, server)
     _print_end(code, folder, results)
     return code
 
@@ -201,7 +205,7 @@ def _environment() -> dict[str, str]:
     return os.environ | {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
 
 
-def _supervise(command: list[str], results: Path) -> int:
+def _supervise(command: list[str], results: Path, server: ForkServer | None) -> int:
     """Run Snakemake with its chatter in engine.log, and print a line for every notebook that ends."""
     journal, log = results / "engine.jsonl", results / "engine.log"
     journal.write_text("", encoding="utf-8")
@@ -222,6 +226,8 @@ def _supervise(command: list[str], results: Path) -> int:
         try:
             while engine.poll() is None:
                 time.sleep(0.3)
+                if server:
+                    server.attend()
                 shown = _show_progress(journal, log, shown)
         except KeyboardInterrupt:
             os.killpg(engine.pid, signal.SIGINT)

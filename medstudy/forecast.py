@@ -178,6 +178,7 @@ def _gigabytes(params: RunParams, shape: Shape, tokens: Tokens, gpu: bool) -> fl
     return base + LOGITS_GB * (shape.vocabulary > 10_000) + (held + max(batch * kept, answering)) / 1e9
 
 
+@cache
 def processor_rate(tries: int = 20) -> float:
     """Operations a second of an fp32 matrix product on one core; the best try, as others may be at work."""
     import numpy as np

@@ -25,6 +25,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from medstudy.forkserver import fork_kernel
 from medstudy.kernel import PRELOAD
 from medstudy.machine import die_with_parent, oom_kills, remedy, take_gpus, visible_gpus
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
@@ -115,7 +116,7 @@ def execute(
     ):
         scratch, killed = Path(folder), oom_kills()
         os.environ.update(
-            _environment(scratch, output.parent / "private" if marker else scratch, threads, devices)
+            job_environment(scratch, output.parent / "private" if marker else scratch, threads, devices)
             | {PRELOAD: "1" if marker else ""}
         )
         try:
@@ -128,7 +129,7 @@ def execute(
                 progress_bar=False,
                 start_timeout=300,
                 iopub_timeout=60,
-                kernel_manager_class=_kernel_manager(scratch, private),
+                kernel_manager_class=_kernel_manager(scratch, private, forked=not gpus),
             )
         except PapermillExecutionError as error:
             said = f"its message is withheld, see {working}" if private else error.evalue
@@ -223,10 +224,13 @@ def _refuse_unknown(notebook: Path, parameters: Mapping[str, Any]) -> None:
             raise NotebookError(f"{notebook.name} has no parameter '{name}'{nearest(name, known)} {allowed}")
 
 
-def _kernel_manager(folder: Path, private: Path | None) -> type:
+def _kernel_manager(folder: Path, private: Path | None, forked: bool) -> type:
     """A kernel manager class: this interpreter, Unix sockets and the connection file in ``folder``.
 
     What the kernel's process itself writes goes to ``private/kernel.log`` where there is one.
+
+    Args:
+        forked: ask the study's `forkserver` first.
     """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
@@ -240,16 +244,23 @@ def _kernel_manager(folder: Path, private: Path | None) -> type:
             self._kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
 
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
-            if private is None:
-                return await super()._async_launch_kernel(kernel_cmd, **options)
-            private.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with (private / "kernel.log").open("w") as log:
-                return await super()._async_launch_kernel(kernel_cmd, stdout=log, stderr=log, **options)
+            with contextlib.ExitStack() as opened:
+                if private is not None:
+                    private.mkdir(parents=True, exist_ok=True, mode=0o700)
+                    log = opened.enter_context((private / "kernel.log").open("w"))
+                    options |= {"stdout": log, "stderr": log}
+                outputs = [log.fileno()] * 2 if private else [1, 2]
+                kernel = fork_kernel(kernel_cmd[3:], options["env"], outputs) if forked else None
+                if kernel is None:
+                    await super()._async_launch_kernel(kernel_cmd, **options)
+                else:
+                    self.provisioner.process = kernel
+                    self.provisioner.pid = self.provisioner.pgid = kernel.pid
 
     return LocalKernelManager
 
 
-def _environment(scratch: Path, private: Path, threads: int, devices: list[str]) -> dict[str, str]:
+def job_environment(scratch: Path, private: Path, threads: int, devices: list[str]) -> dict[str, str]:
     """Environment of the kernel. Caches may hold case text and go to ``private``; weights stay shared."""
     home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
     private.mkdir(parents=True, exist_ok=True, mode=0o700)

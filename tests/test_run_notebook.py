@@ -78,7 +78,7 @@ def test_case_text_is_cached_in_private_and_weights_are_shared(
     for name in ("HF_HUB_CACHE", "HF_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     private = tmp_path / "private"
-    environment = run_notebook._environment(tmp_path, private, threads=3, devices=["1"])
+    environment = run_notebook.job_environment(tmp_path, private, threads=3, devices=["1"])
     assert environment["HF_DATASETS_CACHE"] == str(private / "cache" / "datasets")
     assert environment["HF_HUB_CACHE"] == "/shared/hf/hub"
     assert environment["HF_TOKEN_PATH"] == "/shared/hf/token"
