@@ -95,6 +95,7 @@ for task, resources_of_task in STUDY.tasks.items():
 rule comparison:
     input:
         nb="notebooks/comparison.ipynb",
+        study=str(STUDY.folder / "study.yaml"),  # holds the margin
         runs=ALL_RUNS,
         code=code_of("notebooks/comparison.ipynb"),
     output:
@@ -104,9 +105,10 @@ rule comparison:
     params:
         nb=R + "/comparison.ipynb",
         study=STUDY.name,
+        margin=STUDY.margin,
     threads: THREADS
     shell:
-        "exec {PYTHON} -m medstudy.run_notebook {input.nb:q} {params.nb:q} --set study={params.study:q} {ELSEWHERE:q}"
+        "exec {PYTHON} -m medstudy.run_notebook {input.nb:q} {params.nb:q} --set study={params.study:q} margin={params.margin} {ELSEWHERE:q}"
         " --name comparison --journal {JOURNAL:q} --threads {threads} &> {log:q}"
 
 

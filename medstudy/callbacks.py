@@ -58,12 +58,10 @@ def progress(stage: Stage) -> Any:
             done = state.global_step == state.max_steps
             if "loss" not in (logs or {}) or (time.monotonic() - self.last < 1 and not done):
                 return
-            self.last = time.monotonic()
-            progress = {"step": state.global_step, "steps": state.max_steps, "loss": logs["loss"]}
-            pace = (self.last - self.begun) / max(1, state.global_step - self.first)
-            left = round(pace * (state.max_steps - state.global_step))
-            stage.run.status(stage.name, state="running", **progress, seconds_left=left)
-            step, steps = state.global_step, state.max_steps
+            self.last, step, steps = time.monotonic(), state.global_step, state.max_steps
+            left = round((self.last - self.begun) / max(1, step - self.first) * (steps - step))
+            progress = {"step": step, "steps": steps, "loss": logs["loss"], "seconds_left": left}
+            stage.run.status(stage.name, state="running", **progress)
             line = f"{stage.name}: step {step} of {steps}, loss {float(logs['loss']):.3f}"
             bar = f'<progress aria-label="{stage.name}" value="{step}" max="{steps}"></progress>'
             shown = {"text/plain": line, "text/html": f"{bar} {html.escape(line)}"}

@@ -52,12 +52,7 @@ def _parser() -> argparse.ArgumentParser:
         commands, "check", _check, "validate a study, read its data and say what would run; loads no model"
     )
     _command(commands, "status", _status, "one line a run: ok, running, failed, stopped or not started")
-    compare = _command(
-        commands, "compare", _compare, "compute every number again from the predictions; loads no model"
-    )
-    compare.add_argument(
-        "--margin", type=float, default=0.03, help="differences smaller than this do not matter"
-    )
+    _command(commands, "compare", _compare, "compute every number again from the predictions; loads no model")
     _command(commands, "report", _report, "write the HTML report of a study that has been run")
     text = "write a copy of an executed notebook without outputs that repeat private cases of this checkout"
     share = commands.add_parser("share", help=text, description=text)
@@ -138,9 +133,10 @@ def _compare(args: argparse.Namespace) -> int:
     from medstudy import batch, comparison
 
     study = batch.enter_results(args.study)
-    other = comparison.recompute(study, args.margin)
+    margin = comparison.margin_of(study)
+    other = comparison.recompute(study, margin)
     cells = comparison.study_cells(comparison.finished_runs(study))
-    print(comparison.study_tables(cells, args.margin)["verdicts.csv"][_VERDICT].to_string(index=False))
+    print(comparison.study_tables(cells, margin)["verdicts.csv"][_VERDICT].to_string(index=False))
     print("\n".join(f"came out otherwise: {file}" for file in other) or "all as the notebooks had it")
     return 1 if other else 0
 

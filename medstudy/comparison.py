@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+#: Differences smaller than this do not matter, unless the study says otherwise.
+MARGIN = 0.03
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run whose end marker says ok: its folder, its run.json and its gates.json."""
@@ -68,6 +72,15 @@ def study_cells(runs: list[FinishedRun]) -> list[Cell]:
     return [_cell(task, model, members) for (task, model), members in by_cell.items()]
 
 
+def margin_of(study: Path) -> float:
+    """The margin that the study was judged by; the default where it has not been judged."""
+    import pandas as pd
+
+    file = study / "verdicts.csv"
+    judged = pd.read_csv(file).get("margin") if file.is_file() else None
+    return MARGIN if judged is None else float(judged[0])
+
+
 def study_tables(cells: list[Cell], margin: float) -> dict[str, pd.DataFrame]:
     """The study's CSV files: path from its folder -> table."""
     return {
@@ -105,7 +118,7 @@ def save_figures(study: Path, tables: dict[str, pd.DataFrame], margin: float) ->
     return drawn
 
 
-def recompute(study: Path, margin: float = 0.03) -> list[str]:
+def recompute(study: Path, margin: float = MARGIN) -> list[str]:
     """Everything that follows from the predictions, once more, without a model.
 
     Returns the files that came out otherwise. Compared are each run's metrics.json and contrasts.json, and

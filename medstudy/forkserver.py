@@ -4,8 +4,8 @@
 
 A kernel begins as that process was after its imports, so no run sees seeds, caches or memory of another,
 and what nobody writes to is in memory once. `medstudy run` starts it for runs without a GPU (a driver that
-has been asked cannot be forked), on Linux, when the first of them asks. Without it, on a cluster, or when it
-has died, kernels start as Jupyter starts them.
+has been asked cannot be forked), on Linux, when the first of them asks. Without it, on a cluster, when it
+has died or a file of the package has changed, kernels start as Jupyter starts them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from medstudy.machine import die_with_parent
+
 #: In the environment of jobs: where to ask for a kernel.
 ADDRESS = "MEDSTUDY_FORKSERVER"
 REQUEST_BYTES = 1 << 20
+#: Seconds that a job waits for the server to import before it starts a kernel of its own.
+PATIENCE = 120
 
 
 class ForkServer:
@@ -47,14 +51,18 @@ class ForkServer:
         if self.process is None:
             if select.select([self.door], [], [], 0)[0]:
                 door = self.door.fileno()
-                self.process = subprocess.Popen(
-                    [sys.executable, "-m", "medstudy.forkserver", str(door)],
-                    env=os.environ | self.environment,
-                    pass_fds=[door],
-                    stdin=subprocess.DEVNULL,
-                    # Ctrl-C is for the engine, which ends its jobs, whose kernels end with them
-                    start_new_session=True,
-                )
+                with contextlib.suppress(OSError):
+                    self.process = subprocess.Popen(
+                        [sys.executable, "-m", "medstudy.forkserver", str(door)],
+                        env=os.environ | self.environment,
+                        pass_fds=[door],
+                        stdin=subprocess.DEVNULL,
+                        # Ctrl-C is for the engine, which ends its jobs, whose kernels end with them
+                        start_new_session=True,
+                        preexec_fn=die_with_parent,
+                    )
+                if self.process is None:
+                    self.door.close()
         elif self.process.poll() is not None:
             self.door.close()
 
@@ -117,7 +125,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         """Send it a signal, unless it has ended."""
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Ask it to end."""
@@ -136,12 +145,16 @@ def fork_kernel(argv: Sequence[str], env: Mapping[str, str], outputs: Sequence[i
         env: its whole environment.
         outputs: descriptors that become its stdout and stderr.
     """
+    if ADDRESS not in os.environ:
+        return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection.settimeout(PATIENCE)
     request = json.dumps({"argv": list(argv), "env": dict(env), "folder": str(Path.cwd())}).encode()
-    with contextlib.suppress(KeyError, OSError):
+    with contextlib.suppress(OSError):
         connection.connect(os.environ[ADDRESS])
         socket.send_fds(connection, [request], list(outputs))
         if pid := connection.recv(64):  # while the server imports, this waits
+            connection.settimeout(None)
             return Forked(connection, int(pid))
     connection.close()
     return None
@@ -149,22 +162,33 @@ def fork_kernel(argv: Sequence[str], env: Mapping[str, str], outputs: Sequence[i
 
 def main() -> None:
     """Import, then fork a kernel for everybody who asks."""
-    from medstudy.kernel import leave, preload
-    from medstudy.machine import die_with_parent
-
-    die_with_parent()
-    door = socket.socket(fileno=int(sys.argv[1]))
+    server, files = os.getpid(), _package_files()
     from ipykernel import kernelapp
 
+    from medstudy.kernel import leave, preload
+
     preload(trains=True)
-    request, outputs = _a_fork_for_each_request(door)
+    request, outputs = _a_fork_for_each_request(socket.socket(fileno=int(sys.argv[1])), files)
     die_with_parent()
+    if os.getppid() != server:  # it has died already
+        os._exit(1)
     _become(request, outputs)
-    kernelapp.launch_new_instance(argv=[*request["argv"], f"--IPKernelApp.parent_handle={os.getppid()}"])
+    kernelapp.launch_new_instance(argv=[*request["argv"], f"--IPKernelApp.parent_handle={server}"])
     leave()
 
 
-def _a_fork_for_each_request(door: socket.socket) -> tuple[dict[str, Any], list[int]]:
+def _package_files() -> dict[Path, int]:
+    """Every file of the package, and when it was written; of a link the link, as it may lead nowhere."""
+    return {path: path.lstat().st_mtime_ns for path in Path(__file__).parent.rglob("*.py")}
+
+
+def _can_be_forked(request: Mapping[str, Any], files: dict[Path, int]) -> bool:
+    """Whether what was imported here is what the run will say that it used, and its threads are as many."""
+    threads = request["env"].get("OMP_NUM_THREADS")
+    return files == _package_files() and threads == os.environ.get("OMP_NUM_THREADS")
+
+
+def _a_fork_for_each_request(door: socket.socket, files: dict[Path, int]) -> tuple[dict[str, Any], list[int]]:
     """Serve for ever. Returns in each fork, with the request that it was made for."""
     watched = selectors.DefaultSelector()
     watched.register(door, selectors.EVENT_READ)
@@ -173,11 +197,14 @@ def _a_fork_for_each_request(door: socket.socket) -> tuple[dict[str, Any], list[
             if key.fileobj is door:
                 asker, _ = door.accept()
                 message, outputs, _, _ = socket.recv_fds(asker, REQUEST_BYTES, 2)
-                pid = os.fork() if message else None
+                request = json.loads(message or b"null")
+                pid = None
+                with contextlib.suppress(OSError):  # no memory for it, say: the others live on
+                    pid = os.fork() if request and _can_be_forked(request, files) else None
                 if pid == 0:
                     for end in (asker, *(key.fileobj for key in watched.get_map().values())):
                         os.close(end if isinstance(end, int) else end.detach())
-                    return json.loads(message), outputs
+                    return request, outputs
                 for descriptor in outputs:
                     os.close(descriptor)
                 if pid is None:
@@ -213,6 +240,7 @@ def _tell(asker: socket.socket, number: int) -> None:
 def _become(request: Mapping[str, Any], outputs: Sequence[int]) -> None:
     """Take on folder, environment and outputs of the job; a session of its own, as Jupyter gives a kernel."""
     import datasets
+    import numpy
 
     os.setsid()
     for number, descriptor in enumerate(outputs, start=1):
@@ -221,8 +249,12 @@ def _become(request: Mapping[str, Any], outputs: Sequence[int]) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["env"])
-    # the one thing that was read on import and differs between jobs: it may hold cases
-    datasets.config.HF_DATASETS_CACHE = Path(os.environ["HF_DATASETS_CACHE"])
+    # what was read or drawn on import and differs between jobs; the folders may hold cases
+    cache = Path(os.environ["HF_DATASETS_CACHE"])
+    datasets.config.HF_DATASETS_CACHE = cache
+    datasets.config.DOWNLOADED_DATASETS_PATH = cache / "downloads"
+    datasets.config.EXTRACTED_DATASETS_PATH = cache / "downloads" / "extracted"
+    numpy.random.seed()
 
 
 if __name__ == "__main__":

@@ -106,6 +106,7 @@ def load_model(
     model.config.use_cache = True
     if params.sharded:
         _check_spread(model, params)
+        model._tp_size = None  # 1 would have PEFT put the whole model together whenever it saves an adapter
     if adapter is not None:
         from peft import PeftModel
 
@@ -195,7 +196,6 @@ def _check_spread(model: Any, params: RunParams) -> None:
     """Whether a model is really spread over GPUs, by layers to answer and within each layer to train."""
     from torch.distributed.fsdp import FSDPModule
 
-    model._tp_size = None  # 1 would have PEFT put the whole model together whenever it saves an adapter
     elsewhere = {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values()))
     if elsewhere:
         raise ModelError(

@@ -193,6 +193,7 @@ class StudyParams(BaseModel):
     models: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     tasks: dict[TaskName, dict[str, int | str]] = Field(min_length=1, description="task -> engine resources")
+    margin: float = Field(0.03, gt=0, lt=1, description="differences smaller than this do not matter")
     folder: Path
 
     @field_validator("seeds", "models")

@@ -206,8 +206,14 @@ def _run_alone(args: argparse.Namespace, marker: Path | None) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for old in filter(None, (args.output, marker)):
             old.unlink(missing_ok=True)
-        parameters = run_parameters(*args.run) if args.run else dict(item.split("=", 1) for item in args.set)
+        named = (item.partition("=")[::2] for item in args.set)
+        parameters = run_parameters(*args.run) if args.run else {name: _value(text) for name, text in named}
         execute(args.notebook, args.output, parameters, args.threads, args.gpus, marker)
+
+
+def _value(text: str) -> str | float:
+    """A decimal number as a number; whole ones may be names."""
+    return float(text) if re.fullmatch(r"\d*\.\d+", text) else text
 
 
 def _refuse_unknown(notebook: Path, parameters: Mapping[str, Any]) -> None:

@@ -128,7 +128,7 @@ def verdict_table(cells: Sequence[Cell], margin: float = 0.03, alpha: float = 0.
     for cell in with_holm(cells):
         decided = verdict(cell.contrasts, cell.failed_gates, margin, alpha, family)
         outcomes = list(dict.fromkeys(row["metric"] for row in cell.contrasts if row["primary"]))
-        lines += [_line(cell, name, decided) for name in outcomes]
+        lines += [_line(cell, name, decided) | {"margin": margin} for name in outcomes]
     return pd.DataFrame(lines)
 
 

@@ -25,7 +25,8 @@ status = {"status": "ok", "threads": os.environ["OMP_NUM_THREADS"], "cache": os.
 (folder / "run.json").write_text(json.dumps(status))"""
 COMPARISON = """from pathlib import Path
 results = Path("results", study)
-(results / "seen.txt").write_text(str(len(list(results.glob("*/*/*/run.json")))))"""
+(results / "seen.txt").write_text(str(len(list(results.glob("*/*/*/run.json")))))
+(results / "margin.txt").write_text(repr(margin))"""
 
 
 def notebook(path: Path, parameters: str, *cells: str) -> None:
@@ -48,13 +49,14 @@ def make(root: Path, seeds: tuple[int, ...] = (0, 1)) -> Path:
     shutil.copy(REPOSITORY / "Snakefile", root)
     study = root / "params" / "tiny"
     study.mkdir(parents=True)
-    write(study / "study.yaml", models=["mock/a"], seeds=list(seeds), tasks={task: {} for task in TASKS})
+    tasks: dict[str, dict[str, int]] = {task: {} for task in TASKS}
+    write(study / "study.yaml", models=["mock/a"], seeds=list(seeds), tasks=tasks, margin=0.05)
     write(study / "shared.yaml", n_train=8)
     write(study / "text_classification.yaml", data="synthetic_uti", n_test=20)
     write(study / "clinical_triage.yaml", data="synthetic_messages", n_test=20)
     for task in TASKS:
         task_notebook(root, task)
-    notebook(root / "notebooks" / "comparison.ipynb", "study = 'demo'", COMPARISON)
+    notebook(root / "notebooks" / "comparison.ipynb", "study = 'demo'\nmargin = 0.03", COMPARISON)
     return root
 
 

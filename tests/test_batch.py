@@ -39,6 +39,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_first_start_runs_everything(root: Path) -> None:
     assert set(runs(root).values()) == {1} and len(runs(root)) == 4
     assert (root / RESULTS / "seen.txt").read_text() == "4"
+    assert (root / RESULTS / "margin.txt").read_text() == "0.05"  # of study.yaml, as a number
     run = record(root, "text_classification", 1)
     assert run["threads"] == "1"
     private = root / RESULTS / "mock-a" / "text_classification" / "seed1" / "private"

@@ -42,6 +42,15 @@ def test_computed_again_everything_comes_out_the_same(study: Path) -> None:
     assert "t over seeds and cases" in set(contrasts["test"])
 
 
+def test_a_study_is_judged_again_by_its_own_margin(study: Path) -> None:
+    assert comparison.margin_of(study) == comparison.MARGIN
+    cells = comparison.study_cells(comparison.finished_runs(study))
+    comparison.save_tables(study, comparison.study_tables(cells, 0.05))
+    assert comparison.margin_of(study) == 0.05
+    assert comparison.recompute(study, comparison.margin_of(study)) == []
+    assert comparison.recompute(study) == [str(study / "verdicts.csv")]
+
+
 def test_a_number_that_does_not_follow_from_the_predictions_is_named(study: Path) -> None:
     file = next(study.glob("*/*/seed1/metrics.json"))
     metrics = json.loads(file.read_text())

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +17,7 @@ from pathlib import Path
 import mock_study
 import pytest
 
-from medstudy.forkserver import ADDRESS, ForkServer, fork_server
+from medstudy.forkserver import ADDRESS, ForkServer, fork_kernel, fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
 TELL = """import json, os, pathlib, random, sys
@@ -47,9 +49,9 @@ def server() -> Iterator[ForkServer]:
     assert ADDRESS not in os.environ and not Path(made.address).exists()
 
 
-def begin(root: Path, name: str, cell: str) -> subprocess.Popen[str]:
+def begin(root: Path, name: str, cell: str, *more: str) -> subprocess.Popen[str]:
     mock_study.notebook(root / "notebooks" / f"{name}.ipynb", "name = ''", cell)
-    words = [f"notebooks/{name}.ipynb", f"{name}/notebook.ipynb", "--set", f"name={name}"]
+    words = [f"notebooks/{name}.ipynb", f"{name}/notebook.ipynb", "--set", f"name={name}", *more]
     return subprocess.Popen(
         [sys.executable, "-m", "medstudy.run_notebook", *words], cwd=root, stderr=subprocess.PIPE, text=True
     )
@@ -63,6 +65,11 @@ def told(root: Path, name: str) -> dict[str, object]:
     return json.loads(path.read_text())
 
 
+def ended_well(job: subprocess.Popen[str]) -> bool:
+    said = job.communicate()[1]  # Jupyter interrupts a kernel before it ends it, of which some tell
+    return job.returncode == 0 and "FAILED" not in said
+
+
 def is_gone(pid: object) -> bool:
     for _ in range(100):
         status = Path(f"/proc/{pid}/status")
@@ -74,7 +81,7 @@ def is_gone(pid: object) -> bool:
 
 def test_each_job_has_a_fork_of_its_own_with_its_own_caches(server: ForkServer, tmp_path: Path) -> None:
     jobs = [begin(tmp_path, name, TELL) for name in ("a", "b")]
-    assert [job.communicate()[1] for job in jobs] == ["", ""] and [job.returncode for job in jobs] == [0, 0]
+    assert all(map(ended_well, jobs))
     a, b = told(tmp_path, "a"), told(tmp_path, "b")
     assert server.process and a["parent"] == b["parent"] == server.process.pid and a["pid"] != b["pid"]
     for seen in (a, b):
@@ -113,8 +120,46 @@ def test_without_the_server_kernels_start_as_ever(tmp_path: Path) -> None:
         server.process.wait()
         server.attend()
         second = begin(tmp_path, "b", TELL)
-        assert second.communicate()[1] == "" and second.returncode == 0
+        assert ended_well(second)
         assert told(tmp_path, "b")["parent"] == second.pid
+
+
+def test_a_package_that_was_edited_since_is_imported_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    shutil.copytree(mock_study.REPOSITORY / "medstudy", tmp_path / "medstudy")
+    (tmp_path / "medstudy" / ".#metrics.py").symlink_to("nowhere")  # as an editor marks what is not saved
+    monkeypatch.chdir(tmp_path)  # where `python -m` looks first
+    server = request.getfixturevalue("server")
+    first = begin(tmp_path, "a", TELL)
+    assert ended_well(first) and told(tmp_path, "a")["parent"] == server.process.pid
+    with (tmp_path / "medstudy" / "metrics.py").open("a") as file:
+        file.write("# edited\n")
+    second = begin(tmp_path, "b", TELL)
+    assert ended_well(second) and told(tmp_path, "b")["parent"] == second.pid
+
+
+def test_what_the_server_cannot_fork_leaves_the_others_alone(
+    server: ForkServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = begin(tmp_path, "a", SLEEP)
+    assert told(tmp_path, "a")["parent"] == server.process.pid
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    second = begin(tmp_path, "b", TELL, "--threads", "2")
+    assert ended_well(second) and told(tmp_path, "b")["parent"] == second.pid
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
+        stranger.connect(server.address)
+    third = begin(tmp_path, "c", TELL)
+    assert ended_well(third) and told(tmp_path, "c")["parent"] == server.process.pid
+    assert first.poll() is None and server.process.poll() is None
+    first.kill()
+    first.communicate()
+
+
+def test_where_there_is_no_server_no_socket_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ADDRESS, raising=False)
+    monkeypatch.setattr(socket, "socket", None)
+    assert fork_kernel([], {}, []) is None
 
 
 def test_a_study_forks_the_kernels_of_all_its_notebooks(tmp_path: Path) -> None:

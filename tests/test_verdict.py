@@ -197,6 +197,7 @@ def test_tables_of_a_study():
         "pairs",
         "pair_tokens",
         "dpo_seconds",
+        "margin",
     ]
     assert table["dpo_sft_difference"][0] == pytest.approx(table["dpo"][0] - table["sft"][0], abs=1e-5)
     assert len(metrics_table([good, bad])) == 2 * 4 * 4

@@ -63,7 +63,7 @@ def methods(runs: list[FinishedRun]) -> str:
         + ".",
         "Every answer that could not be read counted as wrong. Contrasts are paired on cases. Over several seeds, "
         "intervals and tests treat cases and trainings as random (Obuchowski-Rockette, degrees of freedom by "
-        "Hillis); for one seed, exact McNemar for accuracy, BCa bootstrap and approximate randomisation otherwise; "
+        "Hillis); for one seed, exact McNemar for accuracy if every case is a unit, else approximate randomisation, with BCa bootstrap; "
         "Holm's correction over the study. Equivalence was judged by two one-sided tests.",
         "Eleven checks (reference model, tokens, lost rows, frozen weights, decoding, splits, pairs, movement, "
         "likelihood displacement, reload, batching) were made in every run; "
