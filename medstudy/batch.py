@@ -17,7 +17,7 @@ from typing import Any
 import medstudy
 from medstudy.forkserver import ForkServer, fork_server
 from medstudy.machine import cores, die_with_parent, is_locked, memory_gb, try_lock, visible_gpus
-from medstudy.params import RunParams, StudyParams, load_study
+from medstudy.params import RunParams, StudyParams, load_study, refuse_missing
 from medstudy.run_notebook import finished, lock_of
 from medstudy.runs import project_root, run_folder
 
@@ -95,6 +95,8 @@ def run(
         limits = ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
     else:
         limits = ["--jobs", str(jobs)] if jobs else []
+    for params in study.runs():
+        refuse_missing(params)
     targets = ["--until", *only] if only else []
     command = [*_snakemake(folder, profile, threads or CLUSTER_THREADS), *limits, *targets, *extra]
     results.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from medstudy import batch
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.forecast import Tokens, forecast, processor_rate, read_shape
-from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study
+from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing
 from medstudy.runs import from_root
 
 if TYPE_CHECKING:
@@ -115,6 +115,10 @@ def describe_data(runs: list[RunParams], gpus: int = 0) -> Iterator[str]:
         f"  smallest difference that {units} independent test cases show with 80 % power: "
         f"{100 * least:.0f} points of right answers (if {DISCORDANT:.0%} differ; one training)"
     )
+    try:
+        refuse_missing(first)
+    except ParamsError as error:  # on this machine: another may run it
+        yield f"  note: {error}"
     table = audit(loaded, splits[0])
     yield from _notes(table, len(loaded.cases))
     unused = len(loaded.cases) - len(splits[0].all())

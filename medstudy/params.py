@@ -7,6 +7,7 @@ them so; `RunParams.from_notebook` turns them into the frozen object that everyt
 from __future__ import annotations
 
 import difflib
+import importlib.util
 import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -251,6 +252,15 @@ def load_study(folder: str | Path) -> StudyParams:
 def resolve(values: Mapping[str, Any], where: str = "parameters") -> RunParams:
     """Validate one run's values; ``where`` is named in the error."""
     return _validate(RunParams, values, where)
+
+
+def refuse_missing(params: RunParams) -> None:
+    """Raise ParamsError if a run asks for what is not installed: 4-bit weights need a library more."""
+    if params.quantization == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
+        raise ParamsError(
+            "quantization = '4bit' needs bitsandbytes, which is not installed: `pip install -e '.[gpu]'`, "
+            "or use quantization = 'none'"
+        )
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -136,6 +136,7 @@ def train(trainer: Any, stage: Stage, rows_in: int) -> None:
     from transformers import PrinterCallback
 
     _score_labels_only()
+    _adapters_in_fp32(trainer.model)
     draw_similar_lengths(trainer)
     facts, unshare = _facts_before(trainer), None
     if "chosen_ids" in trainer.train_dataset.column_names:
@@ -218,6 +219,20 @@ def _score_labels_only() -> None:
 
     if hasattr(utils, "_use_triton"):
         utils._use_triton = lambda device: device.type in {"cpu", "cuda", "xpu"}
+
+
+def _adapters_in_fp32(model: Any) -> None:
+    """Whatever the weights below them are.
+
+    On quantized weights TRL 1.16 rounds the adapter to bf16, and not its frozen copy, the reference: the two
+    would differ from the start, and of a step of 1e-5 most would be rounded away.
+    """
+    import torch
+
+    weights = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
+    for name, weight in weights.items():
+        if weight.dtype != torch.float32:
+            weight.data = weights.get(name.replace(".default.", ".ref."), weight).data.float().clone()
 
 
 def _facts_before(trainer: Any) -> dict[str, Any]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import nbformat
 import papermill
 import pytest
 
-from medstudy.params import ParamsError, RunParams, load_study, read_yaml, resolve
+from medstudy.params import ParamsError, RunParams, load_study, read_yaml, refuse_missing, resolve
 from medstudy.tasks import TASK_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,6 +61,18 @@ def test_a_notebook_may_be_run_again_in_the_same_kernel() -> None:
     assert again.seed == 4
     with pytest.raises(ParamsError, match="unknown parameter 'n_trian'; did you mean 'n_train'"):
         RunParams.from_notebook("summarization", made | {"data": "x", "n_trian": 4})
+
+
+def test_what_a_run_needs_and_is_not_installed_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = resolve(GOOD)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refuse_missing(run)
+    with pytest.raises(
+        ParamsError, match=r"quantization = '4bit' needs bitsandbytes.*pip install -e '\.\[gpu"
+    ):
+        refuse_missing(run.model_copy(update={"quantization": "4bit"}))
 
 
 @pytest.mark.parametrize("study", ["smoke", "demo", "public", "paper"])

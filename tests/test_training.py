@@ -11,7 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState
+from transformers import LlamaForCausalLM, TrainerCallback, TrainerState
 from trl import DPOTrainer, SFTTrainer
 
 from medstudy import gates
@@ -94,6 +94,41 @@ def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: tuple[
     checked = [gates.tokens, gates.weights]
     assert all(gate({"sft": sft.facts, "dpo": dpo.facts}).passed for gate in checked)
     assert not (dpo.folder / "adapter" / "ref").exists()
+
+
+def test_an_adapter_that_trl_rounds_is_the_reference_again_before_it_trains(
+    params: RunParams, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(params)
+    sft = sft_stage(run, card, cases)
+    # all that TRL asks before it rounds: such a model needs no bitsandbytes
+    monkeypatch.setattr(LlamaForCausalLM, "is_loaded_in_4bit", True, raising=False)
+    trainer, rows = dpo_trainer(run, card, cases, sft)
+    weights = dict(trainer.model.named_parameters())
+    rounded = [name for name, weight in weights.items() if weight.dtype == torch.bfloat16]
+    assert rounded and all(weights[n.replace(".default.", ".ref.")].dtype == torch.float32 for n in rounded)
+    dpo = run.stage("dpo", CODE, adapter=sft.key)
+    train(trainer, dpo, rows_in=len(rows))
+    assert dpo.facts["first_reward"] == 0 and gates.first_loss(dpo.facts).passed
+    assert {weights[name].dtype for name in rounded} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_4bit_weights_pass_the_same_gates(
+    params: RunParams, card: DataCard, cases: list[Case], dtype: str
+) -> None:
+    pytest.importorskip("bitsandbytes", reason="pip install -e '.[gpu]'")
+    change = {"model": "builtin/llama", "quantization": "4bit", "dtype": dtype}
+    run = Run(params.model_copy(update=change))
+    sft = sft_stage(run, card, cases)
+    model = load_model(run.params, sft.folder / "adapter")
+    assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
+    assert reload_difference(model, sft.folder) < gates.RELOAD_TOLERANCE
+    trainer, rows = dpo_trainer(run, card, cases, sft)
+    dpo = run.stage("dpo", CODE, adapter=sft.key)
+    train(trainer, dpo, rows_in=len(rows))
+    assert gates.first_loss(dpo.facts).passed
+    assert gates.weights({"sft": sft.facts, "dpo": dpo.facts}).passed
 
 
 def test_a_base_weight_that_trains_along_is_seen(
