@@ -93,6 +93,7 @@ def _findings(disease: Disease, rival: Disease, kin: list[Disease], rng: random.
     Of several draws the one that shares most with the rival is taken: time and "no" have to be read.
     """
     fours = itertools.combinations(rng.sample(disease.findings, len(disease.findings)), 4)
-    own = [list(four) for four in fours if not any(set(four) <= set(d.findings) for d in kin)]
+    explained = [set(d.findings) for d in kin]
+    own = [list(four) for four in fours if not any(known.issuperset(four) for known in explained)]
     draws = rng.sample(own, min(_DRAWS, len(own)))
     return max(draws, key=lambda four: len(set(four) & set(rival.findings)))
