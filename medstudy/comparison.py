@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 from medstudy.data.cases import DataError
 from medstudy.evaluation import evaluate, pooled
 from medstudy.gates import GATES
+from medstudy.params import MARGIN
 from medstudy.tasks import TASK_TYPES
 from medstudy.verdict import Cell, contrasts_table, metrics_table, verdict_table
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-
-#: Differences smaller than this do not matter, unless the study says otherwise.
-MARGIN = 0.03
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.metrics import ARMS, BASELINES, answers
+from medstudy.params import MARGIN
 from medstudy.verdict import METRIC_NAMES, published
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ def study_figure(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def forest_figure(contrasts: pd.DataFrame, margin: float = 0.03) -> Figure:
+def forest_figure(contrasts: pd.DataFrame, margin: float = MARGIN) -> Figure:
     """What DPO adds over SFT, and over SFT continued as long, per outcome and model; the margin is shaded.
 
     Args:

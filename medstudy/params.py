@@ -71,6 +71,8 @@ SEARCHED: dict[str, tuple[str, ...]] = {
 
 #: The models that come with the package.
 BUILTIN = ("builtin/llama", "builtin/mistral")
+#: Differences smaller than this do not matter, unless the study says otherwise.
+MARGIN = 0.03
 
 
 class ParamsError(ValueError):
@@ -194,7 +196,7 @@ class StudyParams(BaseModel):
     models: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1)
     tasks: dict[TaskName, dict[str, int | str]] = Field(min_length=1, description="task -> engine resources")
-    margin: float = Field(0.03, gt=0, lt=1, description="differences smaller than this do not matter")
+    margin: float = Field(MARGIN, gt=0, lt=1, description="differences smaller than this do not matter")
     folder: Path
 
     @field_validator("seeds", "models")

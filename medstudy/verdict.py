@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+from medstudy.params import MARGIN
 from medstudy.statistics import holm, smallest_detectable
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def with_holm(cells: Sequence[Cell]) -> list[Cell]:
 def verdict(
     contrasts: Sequence[Row],
     failed_gates: Sequence[str] = (),
-    margin: float = 0.03,
+    margin: float = MARGIN,
     alpha: float = 0.05,
     family: int = 1,
 ) -> Verdict:
@@ -119,7 +120,7 @@ def verdict(
     return replace(_combined(list(by_outcome.values())), sentence=sentence)
 
 
-def verdict_table(cells: Sequence[Cell], margin: float = 0.03, alpha: float = 0.05) -> pd.DataFrame:
+def verdict_table(cells: Sequence[Cell], margin: float = MARGIN, alpha: float = 0.05) -> pd.DataFrame:
     """verdicts.csv: one line per task x model x primary outcome; the verdict is that of the task x model."""
     import pandas as pd
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import os
 import shutil
 import signal
@@ -271,3 +272,12 @@ def test_two_studies_at_once_with_a_home_that_cannot_be_written(tmp_path: Path) 
     assert [start.returncode for start in starts] == [0, 0], said
     for study in ("tiny", "other"):
         assert len(list((root / "results" / study).glob("*/*/*/run.json"))) == 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is installed")
+def test_what_is_not_installed_is_said_before_anything_starts(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    write(root / "params" / "tiny" / "shared.yaml", n_train=8, quantization="4bit")
+    done = medstudy(root, "run", "params/tiny")
+    assert done.returncode == 2 and "needs bitsandbytes, which is not installed" in done.stderr
+    assert not (root / RESULTS).exists()

@@ -12,6 +12,7 @@ from test_report import finished
 from medstudy import comparison
 from medstudy.data.cases import DataError
 from medstudy.evaluation import evaluate
+from medstudy.params import MARGIN
 from medstudy.runs import write_json
 
 
@@ -43,7 +44,7 @@ def test_computed_again_everything_comes_out_the_same(study: Path) -> None:
 
 
 def test_a_study_is_judged_again_by_its_own_margin(study: Path) -> None:
-    assert comparison.margin_of(study) == comparison.MARGIN
+    assert comparison.margin_of(study) == MARGIN
     cells = comparison.study_cells(comparison.finished_runs(study))
     comparison.save_tables(study, comparison.study_tables(cells, 0.05))
     assert comparison.margin_of(study) == 0.05

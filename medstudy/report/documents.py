@@ -13,6 +13,7 @@ from typing import Any
 from medstudy.comparison import FinishedRun
 from medstudy.data.card import DataCard
 from medstudy.data.sources import load_card
+from medstudy.params import MARGIN
 from medstudy.runs import slug
 
 BLANK = "TO BE FILLED IN BY THE AUTHORS"
@@ -28,7 +29,10 @@ _SOURCES = {
 def write_documents(report: Path, runs: list[FinishedRun], verdicts: Sequence[dict[str, Any]]) -> list[Path]:
     """Write ``methods.md``, ``checklist.html`` and ``cards/`` into the report; return the files."""
     (report / "cards").mkdir(exist_ok=True)
-    files = {"methods.md": methods(runs), "checklist.html": checklist_page(runs)}
+    files = {
+        "methods.md": methods(runs, float(verdicts[0].get("margin", MARGIN))),
+        "checklist.html": checklist_page(runs),
+    }
     for (task, model), members in _cells(runs).items():
         said = [row for row in verdicts if (row["task"], row["model"]) == (task, model)]
         name = f"cards/{task}-{slug(model)}"
@@ -39,8 +43,8 @@ def write_documents(report: Path, runs: list[FinishedRun], verdicts: Sequence[di
     return [report / name for name in files]
 
 
-def methods(runs: list[FinishedRun]) -> str:
-    """A paragraph for the methods section of a paper."""
+def methods(runs: list[FinishedRun], margin: float) -> str:
+    """A paragraph for the methods section of a paper; ``margin`` as in verdicts.csv."""
     first, versions = runs[0], runs[0].record["versions"]
     cells = _cells(runs)
     models = ", ".join(sorted({model for _, model in cells}))
@@ -64,7 +68,7 @@ def methods(runs: list[FinishedRun]) -> str:
         "Every answer that could not be read counted as wrong. Contrasts are paired on cases. Over several seeds, "
         "intervals and tests treat cases and trainings as random (Obuchowski-Rockette, degrees of freedom by "
         "Hillis); for one seed, exact McNemar for accuracy if every case is a unit, else approximate randomisation, with BCa bootstrap; "
-        "Holm's correction over the study. Equivalence was judged by two one-sided tests.",
+        f"Holm's correction over the study. Equivalence within {margin:g} was judged by two one-sided tests.",
         "Eleven checks (reference model, tokens, lost rows, frozen weights, decoding, splits, pairs, movement, "
         "likelihood displacement, reload, batching) were made in every run; "
         f"{sum(bool(run.failed_gates) for run in runs)} of {len(runs)} runs failed one or more.",
