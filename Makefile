@@ -43,7 +43,7 @@ lab: $(STAMP) ## open JupyterLab
 
 base-models: $(STAMP) ## pretrain the built-in models anew and put them into the package (half an hour)
 	set -e; for name in llama mistral; do \
-		$(BIN)/python -m medstudy.run_notebook notebooks/base_model.ipynb results/base_models/builtin-$$name.ipynb \
+		$(BIN)/python -m medstudy.batch.run_notebook notebooks/base_model.ipynb results/base_models/builtin-$$name.ipynb \
 			--set model=builtin/$$name rebuild=True --name builtin/$$name & pids="$$pids $$!"; \
 	done; for pid in $$pids; do wait $$pid; done
 	cp -r results/base_models/builtin-llama results/base_models/builtin-mistral medstudy/base_models/

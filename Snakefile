@@ -7,8 +7,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from medstudy.batch import failures, results_of
-from medstudy.inputs import base_marker, code_of, data_files
+from medstudy.batch.study import failures, results_of
+from medstudy.batch.inputs import base_marker, code_of, data_files
 from medstudy.params import load_study
 from medstudy.runs import slug
 
@@ -59,7 +59,7 @@ rule base_model:
         model=lambda w: MODELS[w.model],
     threads: THREADS
     shell:
-        "exec {PYTHON} -m medstudy.run_notebook {input.nb:q} {params.nb:q} --set model={params.model:q} {ELSEWHERE:q}"
+        "exec {PYTHON} -m medstudy.batch.run_notebook {input.nb:q} {params.nb:q} --set model={params.model:q} {ELSEWHERE:q}"
         " --name 'base_model '{params.model:q} --journal {JOURNAL:q} --threads {threads} &> {log:q}"
 
 
@@ -86,7 +86,7 @@ for task, resources_of_task in STUDY.tasks.items():
         threads: THREADS
         resources: **resources_of_task
         shell:
-            "exec {PYTHON} -m medstudy.run_notebook {input.nb:q} {params.nb:q}"
+            "exec {PYTHON} -m medstudy.batch.run_notebook {input.nb:q} {params.nb:q}"
             " --run {STUDY.folder:q} {params.task} {params.model:q} {wildcards.seed}"
             " --name {params.task}' '{params.model:q}' seed {wildcards.seed}'"
             " --journal {JOURNAL:q} --threads {threads} --gpus {params.gpu} &> {log:q}"
@@ -108,7 +108,7 @@ rule comparison:
         margin=STUDY.margin,
     threads: THREADS
     shell:
-        "exec {PYTHON} -m medstudy.run_notebook {input.nb:q} {params.nb:q} --set study={params.study:q} margin={params.margin} {ELSEWHERE:q}"
+        "exec {PYTHON} -m medstudy.batch.run_notebook {input.nb:q} {params.nb:q} --set study={params.study:q} margin={params.margin} {ELSEWHERE:q}"
         " --name comparison --journal {JOURNAL:q} --threads {threads} &> {log:q}"
 
 
@@ -116,13 +116,13 @@ rule report:
     input:
         runs=ALL_RUNS,
         comparison=R + "/comparison.done",
-        code=code_of("medstudy.report"),
+        code=code_of("medstudy.report.pages"),
     output:
         R + "/report/index.html",
     log:
         R + "/report.log",
     shell:
-        "exec {PYTHON} -m medstudy.cli report {R:q} &> {log:q}"
+        "exec {PYTHON} -m medstudy.batch.cli report {R:q} &> {log:q}"
 
 
 onerror:

@@ -26,7 +26,7 @@ from typing import Any
 from contestants import BETA, RANK, RATES, WARMUP
 from speed import for_llamafactory, for_swift, measured, write
 
-from medstudy.run_notebook import job_environment
+from medstudy.batch.run_notebook import job_environment
 
 HERE = Path(__file__).parent
 CASES, EPOCHS, SAMPLES, TESTED, BATCH, NEW = 100, 8, 6, 200, 8, 48
@@ -58,9 +58,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--llamafactory", type=Path)
@@ -70,12 +68,12 @@ def arguments() -> argparse.Namespace:
 
 def prepare(folder: Path) -> None:
     """Model and rows; the pairs are made up once so that every DPO has the same."""
-    from medstudy.data.sources import load_card, load_cases
-    from medstudy.models import load_tokenizer, locate
+    from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
-    from medstudy.preferences import make_pairs
-    from medstudy.prompts import sft_row
     from medstudy.tasks import get_task
+    from medstudy.training.models import load_tokenizer, locate
+    from medstudy.training.preferences import make_pairs
+    from medstudy.training.prompts import sft_row
 
     asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "pair_source": "labels"}
     params = resolve(asked | {"pairs_per_case": 2})
@@ -109,19 +107,19 @@ def ours(args: argparse.Namespace, folder: Path, number: int) -> list[Any]:
 
 def cell(folder: Path, number: int) -> None:
     """What the notebook does between the data and the tables."""
-    from medstudy.kernel import preload
+    from medstudy.batch.kernel import preload
 
     preload(True)  # as in the kernel of a job
     from datasets import Dataset
     from trl import DPOTrainer, SFTTrainer
 
-    from medstudy.data.sources import load_card, load_cases
-    from medstudy.generation import answer_cases, sample_cases
-    from medstudy.models import load_model, load_tokenizer
+    from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.runs import Run
     from medstudy.tasks import get_task
-    from medstudy.training import CODE, dpo_config, lora_config, sft_config, train
+    from medstudy.training.fit import CODE, dpo_config, lora_config, sft_config, train
+    from medstudy.training.generation import answer_cases, sample_cases
+    from medstudy.training.models import load_model, load_tokenizer
 
     asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "seed": number, "lora_rank": RANK}
     asked |= {"results": str(folder / f"results{number}"), "batch_size": BATCH, "sft_epochs": EPOCHS}
@@ -230,24 +228,18 @@ def side_by_side(args: argparse.Namespace, folder: Path) -> None:
     print("\n| two cells | one after the other | at once | throughput |\n|---|---|---|---|")
     for beside in ("alone", "beside a busy process"):
         with busy() if beside != "alone" else contextlib.nullcontext():
-            turns = [
-                pair_of_cells(args, folder, at_once) for _ in range(args.rounds) for at_once in (False, True)
-            ]
+            turns = [pair_of_cells(args, folder, at_once) for _ in range(args.rounds) for at_once in (False, True)]
         one, both = statistics.median(turns[::2]), statistics.median(turns[1::2])
         print(f"| {beside} | {one:.1f} s | {both:.1f} s | {one / both:.2f} x |")
 
 
 def pair_of_cells(args: argparse.Namespace, folder: Path, at_once: bool) -> float:
     """Seconds for two cells."""
-    shared = argparse.Namespace(
-        **vars(args) | {"threads": max(1, args.threads // 2) if at_once else args.threads}
-    )
+    shared = argparse.Namespace(**vars(args) | {"threads": max(1, args.threads // 2) if at_once else args.threads})
     begun, running = time.monotonic(), []
     for number in (0, 1):
         [(command, env)] = ours(shared, folder, number)
-        running.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        )
+        running.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
         if not at_once:
             running[-1].wait()
     codes = [process.wait() for process in running]
@@ -270,7 +262,7 @@ def busy() -> Iterator[None]:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--cell"]:
         cell(Path(sys.argv[2]), int(sys.argv[3]))
-        from medstudy.kernel import leave
+        from medstudy.batch.kernel import leave
 
         leave()
     else:

@@ -35,10 +35,10 @@ def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int
     from datasets import Dataset
     from trl import DPOTrainer, SFTTrainer
 
-    from medstudy.models import load_model, load_tokenizer
     from medstudy.params import resolve
     from medstudy.runs import Run
-    from medstudy.training import CODE, dpo_config, lora_config, sft_config, train
+    from medstudy.training.fit import CODE, dpo_config, lora_config, sft_config, train
+    from medstudy.training.models import load_model, load_tokenizer
 
     asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "seed": seed, "lora_rank": RANK}
     asked |= {
@@ -91,9 +91,7 @@ def trl_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> 
         str(folder / "model"),
         args=args,
         train_dataset=Dataset.from_list(rows),
-        peft_config=LoraConfig(
-            r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"
-        ),
+        peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     seconds = trainer.train().metrics["train_runtime"]
     trainer.save_model(str(out))
@@ -151,9 +149,7 @@ def floor_model(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
             return self.base(x) + 2.0 * linear(linear(x, self.a), self.b)
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
-    model = AutoModelForCausalLM.from_pretrained(
-        folder / "model", dtype=torch.float32, attn_implementation="eager"
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32, attn_implementation="eager")
     model.requires_grad_(False)
     layers = {}
     for name, linear in list(model.model.named_modules()):
@@ -172,9 +168,7 @@ def log_p(model: Any, turns: list[tuple[list[int], int]]) -> tuple[Any, Any]:
     ids = torch.tensor([ids + [0] * (width - len(ids)) for ids, _ in turns])
     places = torch.arange(width)
     lengths, prompts = (torch.tensor(v)[:, None] for v in ([len(i) for i, _ in turns], [p for _, p in turns]))
-    hidden = model.model(
-        input_ids=ids, attention_mask=(places < lengths).long(), use_cache=False
-    ).last_hidden_state
+    hidden = model.model(input_ids=ids, attention_mask=(places < lengths).long(), use_cache=False).last_hidden_state
     labelled = ((places >= prompts) & (places < lengths))[:, 1:]
     logits = model.lm_head(hidden[:, :-1][labelled]).float()
     found = -torch.nn.functional.cross_entropy(logits, ids[:, 1:][labelled], reduction="none")
@@ -210,13 +204,9 @@ def save_floor(layers: dict[str, Any], folder: Path, target: Path) -> None:
 
 def encode(tokenizer: Any, row: dict[str, Any]) -> list[tuple[list[int], int]]:
     """Token ids of prompt and answer, and the tokens of the prompt, for each answer of a row."""
-    prompt = tokenizer.apply_chat_template(
-        row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=False
-    )
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=True, return_dict=False)
     sides = [row["completion"]] if "completion" in row else [row["chosen"], row["rejected"]]
-    whole = [
-        tokenizer.apply_chat_template([*row["prompt"], *s], tokenize=True, return_dict=False) for s in sides
-    ]
+    whole = [tokenizer.apply_chat_template([*row["prompt"], *s], tokenize=True, return_dict=False) for s in sides]
     return [(ids, len(prompt)) for ids in whole]
 
 
@@ -250,12 +240,8 @@ def evaluate(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> 
     with torch.inference_mode():
         made = [[log_p(model.base_model.model, [data[i][s] for i in b]) for b in batches] for s in sides]
         with model.disable_adapter():
-            before = [
-                [log_p(model.base_model.model, [data[i][s] for i in b]) for b in batches] for s in sides
-            ]
-    policy, start = (
-        [torch.cat([sums for sums, _ in side]) for side in several] for several in (made, before)
-    )
+            before = [[log_p(model.base_model.model, [data[i][s] for i in b]) for b in batches] for s in sides]
+    policy, start = ([torch.cat([sums for sums, _ in side]) for side in several] for several in (made, before))
     if kind == "sft":
         return {"loss": float(-policy[0].sum() / sum(int(n.sum()) for _, n in made[0]))}
     margin = (policy[0] - start[0]) - (policy[1] - start[1])

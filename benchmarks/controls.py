@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from medstudy.evaluation import pooled
-from medstudy.statistics import smallest_detectable
-from medstudy.verdict import HARMS, WORTH, Cell, verdict, verdict_table, with_holm
+from medstudy.evaluation.evaluate import pooled
+from medstudy.evaluation.statistics import smallest_detectable
+from medstudy.evaluation.verdict import HARMS, WORTH, Cell, verdict, verdict_table, with_holm
 
 ARMS = ("base", "sft", "sft_more", "dpo")
 #: Spread of the cases' hardness on the logit scale.
@@ -68,8 +68,7 @@ def true_difference(effect: float, retraining: float) -> float:
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
     spread = np.hypot(HARDNESS, retraining)
     sft, dpo = (
-        float(weights @ (1 / (1 + np.exp(-(SFT_LOGIT + b + spread * nodes)))) / weights.sum())
-        for b in (0, effect)
+        float(weights @ (1 / (1 + np.exp(-(SFT_LOGIT + b + spread * nodes)))) / weights.sum()) for b in (0, effect)
     )
     return dpo - sft
 
@@ -131,17 +130,17 @@ def swapped(study: Path) -> pd.DataFrame:
     from datasets import Dataset
     from trl import DPOTrainer
 
-    from medstudy.comparison import finished_runs
-    from medstudy.data.sources import load_card, load_cases
+    from medstudy.data.load import load_card, load_cases
     from medstudy.data.splits import split_cases
-    from medstudy.generation import answer_cases
-    from medstudy.models import context_length, load_model, load_tokenizer, model_fingerprint
+    from medstudy.evaluation.comparison import finished_runs
+    from medstudy.evaluation.predictions import predictions_table
     from medstudy.params import RunParams
-    from medstudy.predictions import predictions_table
-    from medstudy.prompts import fit_context, longest_row
     from medstudy.runs import Run
     from medstudy.tasks import get_task
-    from medstudy.training import CODE, dpo_config, train
+    from medstudy.training.fit import CODE, dpo_config, train
+    from medstudy.training.generation import answer_cases
+    from medstudy.training.models import context_length, load_model, load_tokenizer, model_fingerprint
+    from medstudy.training.prompts import fit_context, longest_row
 
     by_cell: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
     labels = {}
@@ -153,9 +152,7 @@ def swapped(study: Path) -> pd.DataFrame:
         cases, lengths = fit_context(
             load_cases(card, asked.data_root).cases, task, tokenizer, asked, context_length(asked)
         )
-        test = split_cases(
-            cases, asked.n_train, asked.n_valid, asked.n_test, asked.seed, asked.split_seed
-        ).test
+        test = split_cases(cases, asked.n_train, asked.n_valid, asked.n_test, asked.seed, asked.split_seed).test
         rng = np.random.default_rng(asked.seed)
         rows = []
         for line in (finished.folder / "private" / "pairs.jsonl").read_text().splitlines():
@@ -201,9 +198,7 @@ def swapped(study: Path) -> pd.DataFrame:
 
 def main() -> None:
     """Run a control and print its table as Markdown."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("control", choices=["simulate", "swapped"])
     parser.add_argument("study", nargs="?", type=Path)
     parser.add_argument("--studies", type=int, default=400)

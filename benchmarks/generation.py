@@ -30,9 +30,7 @@ NEW = 48
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompts", type=int, default=300)
     parser.add_argument("--samples", type=int, default=8)
@@ -66,10 +64,10 @@ def tables(args: argparse.Namespace) -> None:
 
 def ready(folder: Path, prompts: int) -> tuple[Any, Any, list[Any]]:
     """The model after SFT, its tokenizer and the prompts of that many cases."""
-    from medstudy.data.sources import load_card, load_cases
-    from medstudy.models import load_model, load_tokenizer
+    from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.tasks import get_task
+    from medstudy.training.models import load_model, load_tokenizer
 
     params = resolve({"task": "clinical_reasoning", "data": "synthetic_vignettes"})
     card = load_card(params.data)
@@ -80,7 +78,7 @@ def ready(folder: Path, prompts: int) -> tuple[Any, Any, list[Any]]:
 
 def sampled(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list[Any]) -> dict[str, float]:
     """Samples as the notebooks draw them."""
-    from medstudy.generation import Decoding, decode
+    from medstudy.training.generation import Decoding, decode
 
     begun = time.monotonic()
     made = decode(model, tokenizer, messages, Decoding(NEW, args.batch, args.samples, 1.0))
@@ -97,9 +95,9 @@ def against_one_by_one(args: argparse.Namespace) -> None:
     """Interleaved rounds; medians."""
     import torch
 
-    from medstudy.generation import Decoding, decode
-    from medstudy.models import stop_tokens
-    from medstudy.prompts import prompt_ids
+    from medstudy.training.generation import Decoding, decode
+    from medstudy.training.models import stop_tokens
+    from medstudy.training.prompts import prompt_ids
 
     model, tokenizer, messages = ready(args.folder, args.prompts)
     times: dict[str, list[float]] = {"one by one, greedy": [], "batched, greedy": [], "samples": []}

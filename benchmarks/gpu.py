@@ -35,11 +35,11 @@ SHAPES = {
 
 def main() -> int:
     """Run the stages and print a line of JSON each."""
-    from medstudy.data.sources import load_card, load_cases
-    from medstudy.generation import answer_cases, sample_cases
+    from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.runs import Run
     from medstudy.tasks import get_task
+    from medstudy.training.generation import answer_cases, sample_cases
 
     args = arguments()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
@@ -76,9 +76,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="8b")
     parser.add_argument("--rows", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=8)
@@ -96,9 +94,7 @@ def save_model(shape: str, folder: Path) -> int:
     shipped = Path(__file__).resolve().parents[1] / "medstudy" / "base_models" / "builtin-llama"
     tokenizer = AutoTokenizer.from_pretrained(shipped)
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    config = LlamaConfig(
-        **{"tie_word_embeddings": False} | SHAPES[shape], **ends, max_position_embeddings=8192
-    )
+    config = LlamaConfig(**{"tie_word_embeddings": False} | SHAPES[shape], **ends, max_position_embeddings=8192)
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
         model = LlamaForCausalLM(config)
@@ -113,9 +109,9 @@ def sft_stage(run: Any, task: Any, cases: list[Any]) -> tuple[Any, int]:
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from medstudy.models import load_model, load_tokenizer
-    from medstudy.prompts import sft_row
-    from medstudy.training import CODE, lora_config, sft_config, train
+    from medstudy.training.fit import CODE, lora_config, sft_config, train
+    from medstudy.training.models import load_model, load_tokenizer
+    from medstudy.training.prompts import sft_row
 
     rows = [sft_row(task, case) for case in cases]
     stage, model = run.stage("sft", CODE, rows=rows), load_model(run.params, trainable=True)
@@ -133,13 +129,11 @@ def dpo_stage(run: Any, task: Any, cases: list[Any], sft: Any) -> tuple[Any, int
     from datasets import Dataset
     from trl import DPOTrainer
 
-    from medstudy.models import load_model, load_tokenizer
-    from medstudy.preferences import make_pairs
-    from medstudy.training import CODE, dpo_config, train
+    from medstudy.training.fit import CODE, dpo_config, train
+    from medstudy.training.models import load_model, load_tokenizer
+    from medstudy.training.preferences import make_pairs
 
-    made = make_pairs(
-        run.params.model_copy(update={"pair_source": "labels", "pairs_per_case": 1}), task, cases
-    )
+    made = make_pairs(run.params.model_copy(update={"pair_source": "labels", "pairs_per_case": 1}), task, cases)
     rows = [pair.row() for pair in made.pairs]
     stage, model = (
         run.stage("dpo", CODE, rows=rows),

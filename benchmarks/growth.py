@@ -24,9 +24,7 @@ CHANGES = [(1, 1, 1), (0.5, 1, 1), (0.25, 1, 1), (1, 2, 1), (1, 4, 1), (1, 1, 2)
 
 def main() -> None:
     """Print a table for each training."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--changes", nargs="+", type=int, default=range(len(CHANGES)), help="which lines")
     parser.set_defaults(only=["medstudy"], llamafactory=None, swift=None)
@@ -62,8 +60,7 @@ def lengthen(folder: Path, kind: str, times: int) -> float:
     write(folder / f"{kind}.json", rows)
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     return statistics.mean(
-        len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False))
-        for row in rows
+        len(tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, return_dict=False)) for row in rows
     )
 
 

@@ -34,9 +34,7 @@ def main() -> int:
         killed_after(args.study, seconds)
         finished |= {f: f.stat().st_mtime_ns for f in stages(results) if f not in finished}
         runs = len(list(results.glob("*/*/seed*/run.json")))
-        print(
-            f"kill {number}: after {seconds:.0f} s; {len(finished)} stages, {runs} runs finished", flush=True
-        )
+        print(f"kill {number}: after {seconds:.0f} s; {len(finished)} stages, {runs} runs finished", flush=True)
     begun = time.monotonic()
     code = subprocess.run(command(args.study), stdout=subprocess.DEVNULL).returncode
     print(f"last start: exit {code}, {time.monotonic() - begun:.0f} s")
@@ -50,9 +48,7 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("--times", type=int, default=20)
     parser.add_argument("--between", type=float, nargs=2, default=(15, 75), help="seconds from start to kill")
@@ -63,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 def command(study: Path) -> list[str]:
     """What a user types."""
-    return [sys.executable, "-m", "medstudy.cli", "run", str(study)]
+    return [sys.executable, "-m", "medstudy.batch.cli", "run", str(study)]
 
 
 def killed_after(study: Path, seconds: float) -> None:
@@ -85,9 +81,7 @@ def stages(results: Path) -> list[Path]:
 
 def different(results: Path, reference: Path) -> list[str]:
     """Files of the contract that are not as in the undisturbed study, or missing on one side."""
-    names = {
-        f.relative_to(folder) for folder in (results, reference) for n in COMPARED for f in folder.rglob(n)
-    }
+    names = {f.relative_to(folder) for folder in (results, reference) for n in COMPARED for f in folder.rglob(n)}
     return [str(n) for n in sorted(names) if _bytes(results / n) != _bytes(reference / n)]
 
 

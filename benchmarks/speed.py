@@ -53,9 +53,7 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--training", nargs="+", choices=("sft", "dpo"), default=["sft", "dpo"])
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -68,12 +66,12 @@ def arguments() -> argparse.Namespace:
 
 def prepare(folder: Path, count: int = ROWS) -> None:
     """The model, an adapter that changes nothing, and the rows in everybody's form."""
-    from medstudy.data.sources import load_card, load_cases
-    from medstudy.models import load_model, load_tokenizer, locate
+    from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
-    from medstudy.preferences import make_pairs
-    from medstudy.prompts import sft_row
     from medstudy.tasks import get_task
+    from medstudy.training.models import load_model, load_tokenizer, locate
+    from medstudy.training.preferences import make_pairs
+    from medstudy.training.prompts import sft_row
 
     asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "pair_source": "labels"}
     params = resolve(asked | {"pairs_per_case": 1})
@@ -122,7 +120,7 @@ def contestants(args: argparse.Namespace) -> dict[str, Callable[..., Any]]:
     """Everyone who is there: a function from (training, folder, seed) to a command and its environment."""
     from contestants import BATCH, BETA, RANK, RATES, WARMUP
 
-    from medstudy.run_notebook import job_environment
+    from medstudy.batch.run_notebook import job_environment
 
     plain = os.environ | {"OMP_NUM_THREADS": str(args.threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
 

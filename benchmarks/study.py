@@ -25,9 +25,7 @@ BIN = Path(sys.executable).parent
 
 def main() -> None:
     """Interleaved rounds; medians."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", type=Path)
     parser.add_argument("task")
     parser.add_argument("--rounds", type=int, default=3)
@@ -78,9 +76,7 @@ def loop(args: argparse.Namespace, study: dict[str, list], folder: Path) -> None
 
 def silent(command: list[object], env: dict[str, str] | None = None) -> None:
     """Run a command; its output is shown if it fails."""
-    made = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, env=os.environ | (env or {})
-    )
+    made = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=os.environ | (env or {}))
     if made.returncode:
         sys.exit(f"{command}: exit {made.returncode}\n{made.stdout[-2000:]}{made.stderr[-2000:]}")
 

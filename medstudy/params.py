@@ -40,9 +40,7 @@ def _known_task(name: str) -> str:
 
 #: A task of `medstudy.tasks`.
 TaskName = Annotated[str, AfterValidator(_known_task)]
-DpoLoss = Literal[
-    "sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"
-]
+DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
 
 
 PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
@@ -57,7 +55,7 @@ def _each(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return [check(one) for one in value]
 
 
-#: A number, or a list of numbers of which the best on the validation split is taken (`medstudy.search`).
+#: A number, or a list of numbers of which the best on the validation split is taken (`medstudy.training.search`).
 Rate = Annotated[float, Field(gt=0, le=1), WrapValidator(_each), PlainSerializer(lambda v: v)]
 Positive = Annotated[float, Field(gt=0), WrapValidator(_each), PlainSerializer(lambda v: v)]
 Count = Annotated[int, Field(ge=1), WrapValidator(_each), PlainSerializer(lambda v: v)]
@@ -129,9 +127,7 @@ class RunParams(BaseModel):
     @classmethod
     def _built_in_models_are_there(cls, name: str) -> str:
         if name.startswith("builtin/") and name not in BUILTIN:
-            raise ValueError(
-                f"no such built-in model{nearest(name, BUILTIN)} (allowed: {', '.join(BUILTIN)})"
-            )
+            raise ValueError(f"no such built-in model{nearest(name, BUILTIN)} (allowed: {', '.join(BUILTIN)})")
         return name
 
     @model_validator(mode="after")
@@ -147,8 +143,7 @@ class RunParams(BaseModel):
     def _processes_share_a_batch(self) -> RunParams:
         if self.batch_size % self.processes:
             raise ValueError(
-                f"batch_size = {self.batch_size} cannot be shared by processes = {self.processes}; "
-                "make it a multiple"
+                f"batch_size = {self.batch_size} cannot be shared by processes = {self.processes}; make it a multiple"
             )
         return self
 
@@ -180,9 +175,7 @@ class RunParams(BaseModel):
         """
         given = {k: v for k, v in namespace.items() if _is_parameter(k, v)}
         if isinstance(namespace.get("params"), cls):
-            given = {
-                k: v for k, v in given.items() if difflib.get_close_matches(k, cls.model_fields, 1, 0.85)
-            }
+            given = {k: v for k, v in given.items() if difflib.get_close_matches(k, cls.model_fields, 1, 0.85)}
         return resolve(given | {"task": task})
 
 
@@ -215,9 +208,7 @@ class StudyParams(BaseModel):
         clash = sorted(name for name, value in fixed.items() if values.get(name, value) != value)
         if clash:
             said = ", ".join(f"{name} = {values[name]!r}" for name in clash)
-            raise ParamsError(
-                f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files"
-            )
+            raise ParamsError(f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files")
         found = resolve(values | fixed, where=str(self.folder / f"{task}.yaml"))
         gpus = int(self.tasks[task].get("gpu", 0))
         if gpus and gpus != found.processes:
@@ -241,14 +232,10 @@ def load_study(folder: str | Path) -> StudyParams:
     folder = Path(folder)
     if not (folder / "study.yaml").is_file():
         found = sorted(p.parent.name for p in folder.parent.glob("*/study.yaml"))
-        raise ParamsError(
-            f"{folder}/study.yaml does not exist; studies beside it: {', '.join(found) or 'none'}"
-        )
+        raise ParamsError(f"{folder}/study.yaml does not exist; studies beside it: {', '.join(found) or 'none'}")
     values = read_yaml(folder / "study.yaml")
     values["tasks"] = {k: v or {} for k, v in _as_mapping(values.get("tasks")).items()}
-    return _validate(
-        StudyParams, values | {"name": folder.name, "folder": folder}, str(folder / "study.yaml")
-    )
+    return _validate(StudyParams, values | {"name": folder.name, "folder": folder}, str(folder / "study.yaml"))
 
 
 def resolve(values: Mapping[str, Any], where: str = "parameters") -> RunParams:

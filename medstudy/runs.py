@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from medstudy.machine import release_memory
+from medstudy.batch.machine import release_memory
 from medstudy.params import RunParams
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ def project_root(start: Path | None = None) -> Path:
     JupyterLab runs a notebook in its own folder, papermill in the caller's: both must find the same results.
     """
     here = (start or Path.cwd()).resolve()
-    return next(
-        (p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here
-    )
+    return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
 
 
 def from_root(path: str | Path) -> Path:
@@ -195,9 +193,7 @@ class Run:
                 "case_id": case.case_id,
                 "group_id": case.group_id,
                 "texts": [case.text, *case.gold.values(), *_strings(case.details)],
-                "ids": [
-                    i for i, column in zip((case.case_id, case.group_id), named or (), strict=False) if column
-                ],
+                "ids": [i for i, column in zip((case.case_id, case.group_id), named or (), strict=False) if column],
             }
             for case in cases
         ]
@@ -243,9 +239,7 @@ def _strings(value: Any) -> list[str]:
 
 def provenance() -> dict[str, Any]:
     """Code, library versions, device and peak memory of this process."""
-    versions = {
-        name: importlib.metadata.version(name) for name in (*LIBRARIES, "datasets", "scipy", "papermill")
-    }
+    versions = {name: importlib.metadata.version(name) for name in (*LIBRARIES, "datasets", "scipy", "papermill")}
     return {
         "medstudy": importlib.metadata.version("medstudy"),
         **_git(),

@@ -50,9 +50,7 @@ WITHOUT_TEXT = """[...document.querySelectorAll('img, svg')].filter(e => e.check
     || e.getAttribute('aria-label') || e.querySelector(':scope > title')))
   .map(e => e.outerHTML.slice(0, 80))"""
 #: Elements that take part in what Tab goes through.
-REACHABLE = (
-    "[...document.querySelectorAll('a[href], summary, button, input')].filter(e => e.checkVisibility())"
-)
+REACHABLE = "[...document.querySelectorAll('a[href], summary, button, input')].filter(e => e.checkVisibility())"
 
 
 class Browser:
@@ -101,9 +99,7 @@ class Browser:
         port = announced.read_text().split()[0]
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as reply:
             tab = next(target for target in json.load(reply) if target["type"] == "page")
-        return websocket.create_connection(
-            tab["webSocketDebuggerUrl"], suppress_origin=True, timeout=60, max_size=None
-        )
+        return websocket.create_connection(tab["webSocketDebuggerUrl"], suppress_origin=True, timeout=60, max_size=None)
 
     def send(self, method: str, **params: Any) -> dict[str, Any]:
         """One command and its result; events that come meanwhile are kept."""
@@ -144,9 +140,7 @@ class Browser:
         said = []
         for event in self.events:
             method, what = event["method"], event["params"]
-            if method == "Network.requestWillBeSent" and not what["request"]["url"].startswith(
-                ("file:", "data:")
-            ):
+            if method == "Network.requestWillBeSent" and not what["request"]["url"].startswith(("file:", "data:")):
                 said.append(f"asks for {what['request']['url']}")
             if method == "Network.loadingFailed":
                 said.append(f"failed request: {what['errorText']}")

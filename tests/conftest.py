@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from demo.pretraining import RECIPES, new_model, train_tokenizer
 from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import Case
 from medstudy.params import RunParams, resolve
-from medstudy.pretraining import RECIPES, new_model, train_tokenizer
 
 
 @pytest.fixture(scope="session")

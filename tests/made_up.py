@@ -8,9 +8,7 @@ import numpy as np
 import pandas as pd
 
 
-def rows(
-    arm: str, gold: list[dict[str, str]], said: list[dict[str, str]], group: int = 1, **scores
-) -> pd.DataFrame:
+def rows(arm: str, gold: list[dict[str, str]], said: list[dict[str, str]], group: int = 1, **scores) -> pd.DataFrame:
     """One arm's rows; an empty answer is unparsed. ``group`` cases share a group."""
     right = [float(bool(s) and s == g) for g, s in zip(gold, said, strict=True)]
     return pd.DataFrame(
@@ -28,16 +26,12 @@ def rows(
     )
 
 
-def labelled(
-    outcome: str, gold: list[str], said: list[str], arm: str = "sft", group: int = 1
-) -> pd.DataFrame:
+def labelled(outcome: str, gold: list[str], said: list[str], arm: str = "sft", group: int = 1) -> pd.DataFrame:
     """One arm, one outcome; "" is unparsed."""
     return rows(arm, [{outcome: g} for g in gold], [{outcome: s} if s else {} for s in said], group)
 
 
-def study(
-    shares: dict[str, float], n: int = 120, seed: int = 0, labels: str = "abcd", group: int = 1
-) -> pd.DataFrame:
+def study(shares: dict[str, float], n: int = 120, seed: int = 0, labels: str = "abcd", group: int = 1) -> pd.DataFrame:
     """All arms on ``n`` cases with about the given shares right; hard cases are hard for every arm."""
     gold = list(np.random.default_rng(5).choice(list(labels), n))
     hardness = np.random.default_rng(6).random(n)

@@ -67,10 +67,8 @@ def write(path: Path, **values: object) -> None:
 
 def medstudy(root: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """Run the command line, as a user would."""
-    command = [sys.executable, "-m", "medstudy.cli", *words]
-    return subprocess.run(
-        command, cwd=cwd or root, capture_output=True, text=True, env=os.environ, timeout=120
-    )
+    command = [sys.executable, "-m", "medstudy.batch.cli", *words]
+    return subprocess.run(command, cwd=cwd or root, capture_output=True, text=True, env=os.environ, timeout=120)
 
 
 def runs(root: Path) -> dict[str, int]:

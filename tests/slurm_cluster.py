@@ -86,9 +86,7 @@ class Cluster:
         return self.ask("squeue", "-h", "-t", state, "-o", "%i").split()
 
     def _start(self, *command: str) -> None:
-        log = (self.folder / f"{Path(command[-2] if command[0] == 'runuser' else command[0]).name}.out").open(
-            "w"
-        )
+        log = (self.folder / f"{Path(command[-2] if command[0] == 'runuser' else command[0]).name}.out").open("w")
         self._running.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
 
     def _until(self, true: object, what: str) -> None:

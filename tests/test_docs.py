@@ -45,13 +45,11 @@ def test_the_documented_conversion_of_xml_gives_cases(tmp_path: Path) -> None:
         f'<RECORD ID="{i}"><SMOKING STATUS="{status}"/><TEXT>Note {i} &lt;b&gt;\nü</TEXT></RECORD>'
         for i, status in enumerate(stated)
     )
-    (tmp_path / "a.xml").write_text(
-        f'<?xml version="1.0" encoding="UTF-8"?><ROOT>{records}</ROOT>', encoding="utf-8"
-    )
+    (tmp_path / "a.xml").write_text(f'<?xml version="1.0" encoding="UTF-8"?><ROOT>{records}</ROOT>', encoding="utf-8")
     for name in ("train", "test"):
         command = [sys.executable, "convert.py", "a.xml", f"smoking_{name}.jsonl"]
         subprocess.run(command, cwd=tmp_path, check=True)
-    from medstudy.data.sources import load_cases
+    from medstudy.data.load import load_cases
 
     card = load_card("n2c2_smoking")
     (tmp_path / "smoking_test.jsonl").write_text(
@@ -76,12 +74,8 @@ def test_a_sixth_task_as_documented(tmp_path: Path, tiny_model: Path) -> None:
     tasks = tmp_path / "medstudy" / "tasks"
     (tasks / "readmission.py").write_text(code)
     registered = (tasks / "__init__.py").read_text()
-    registered = registered.replace(
-        "\nif TYPE", "from medstudy.tasks.readmission import Readmission\n\nif TYPE", 1
-    )
-    (tasks / "__init__.py").write_text(
-        registered.replace("ClinicalTriage,\n}", f"ClinicalTriage,\n{line}}}", 1)
-    )
+    registered = registered.replace("\nif TYPE", "from medstudy.tasks.readmission import Readmission\n\nif TYPE", 1)
+    (tasks / "__init__.py").write_text(registered.replace("ClinicalTriage,\n}", f"ClinicalTriage,\n{line}}}", 1))
     notebook = (tmp_path / "notebooks" / "clinical_triage.ipynb").read_text(encoding="utf-8")
     (tmp_path / "notebooks" / "readmission.ipynb").write_text(
         notebook.replace('from_notebook(\\"clinical_triage\\"', 'from_notebook(\\"readmission\\"'),
@@ -97,9 +91,7 @@ def test_a_sixth_task_as_documented(tmp_path: Path, tiny_model: Path) -> None:
     study.mkdir()
     (study / "card.yaml").write_text(card + "shareable: true\n")
     model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
-    (study / "study.yaml").write_text(
-        yaml.safe_dump({"models": [model], "seeds": [0], "tasks": {"readmission": {}}})
-    )
+    (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": {"readmission": {}}}))
     small = {
         "n_train": 24,
         "n_valid": 6,
@@ -111,7 +103,7 @@ def test_a_sixth_task_as_documented(tmp_path: Path, tiny_model: Path) -> None:
     (study / "shared.yaml").write_text(yaml.safe_dump(small | {"lora_rank": 2, "dpo_loss": "sigmoid"}))
     (study / "readmission.yaml").write_text("data: params/ours/card.yaml\nmax_new_tokens: 24\n")
     for words in (["check"], ["run"]):
-        command = [sys.executable, "-m", "medstudy.cli", *words, "params/ours"]
+        command = [sys.executable, "-m", "medstudy.batch.cli", *words, "params/ours"]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     [run] = (tmp_path / "results" / "ours").glob("*/readmission/seed0")

@@ -38,9 +38,7 @@ def test_a_bad_value_is_named_with_what_is_allowed(change: dict, message: str) -
 
 
 def test_values_that_yaml_and_the_command_line_spoil_are_understood() -> None:
-    params = resolve(
-        GOOD | {"sft_learning_rate": "5e-7", "gradient_checkpointing": "no", "dpo_loss": "sigmoid"}
-    )
+    params = resolve(GOOD | {"sft_learning_rate": "5e-7", "gradient_checkpointing": "no", "dpo_loss": "sigmoid"})
     assert params.sft_learning_rate == 5e-7
     assert params.gradient_checkpointing is False
     assert params.dpo_loss == ["sigmoid"]
@@ -69,9 +67,7 @@ def test_what_a_run_needs_and_is_not_installed_is_named_with_the_remedy(
     run = resolve(GOOD)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refuse_missing(run)
-    with pytest.raises(
-        ParamsError, match=r"quantization = '4bit' needs bitsandbytes.*pip install -e '\.\[gpu"
-    ):
+    with pytest.raises(ParamsError, match=r"quantization = '4bit' needs bitsandbytes.*pip install -e '\.\[gpu"):
         refuse_missing(run.model_copy(update={"quantization": "4bit"}))
 
 
@@ -107,9 +103,7 @@ def test_the_notebooks_own_defaults_are_the_demo(task: str) -> None:
     """Run all cells in JupyterLab and the batch does the same; papermill reads the type of every line."""
     demo = load_study(ROOT / "params" / "demo").run(task, "builtin/llama", 0)
     inferred = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{task}.ipynb"))
-    defaults = {
-        name: eval(entry["default"]) for name, entry in inferred.items()
-    }  # literals of our own notebook
+    defaults = {name: eval(entry["default"]) for name, entry in inferred.items()}  # literals of our own notebook
     assert set(defaults) == set(RunParams.model_fields) - {"task"}
     assert defaults.pop("study") == "mine"  # trying something out is not to replace a run of the demo
     assert resolve(defaults | {"task": task, "study": "demo"}) == demo
@@ -148,9 +142,7 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     nbformat.validate(notebook)
     lines = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown").splitlines()
     assert [line[3:] for line in lines if line.startswith("## ")] == HEADINGS
-    code = [
-        [row for row in c.source.splitlines() if row.strip()] for c in notebook.cells if c.cell_type == "code"
-    ]
+    code = [[row for row in c.source.splitlines() if row.strip()] for c in notebook.cells if c.cell_type == "code"]
     sizes = sorted(map(len, code))
     assert sizes[len(sizes) // 2] <= 5
     assert sizes[-2] <= 30 and sizes[-1] <= 35  # the longest is the parameters cell, a line a parameter
@@ -176,9 +168,7 @@ def test_gpus_and_processes_are_equal(tmp_path: Path) -> None:
         if processes == 4:
             assert [run.processes for run in loaded.runs()] == [4]
         else:
-            with pytest.raises(
-                ParamsError, match=r"gpu: 4 in study.yaml and has processes = 2.*make them equal"
-            ):
+            with pytest.raises(ParamsError, match=r"gpu: 4 in study.yaml and has processes = 2.*make them equal"):
                 loaded.runs()
 
 
@@ -188,7 +178,5 @@ def test_a_seed_given_twice_and_a_built_in_model_misspelt_are_refused(tmp_path: 
         load_study(twice)
     study = "models: [builtin/llama, builtin/mistrel]\nseeds: [0]\ntasks: {summarization: {}}"
     misspelt = study_folder(tmp_path / "b", study, summarization="data: synthetic_dialogues")
-    with pytest.raises(
-        ParamsError, match=r"'builtin/mistrel': no such built-in model; did you mean 'builtin/mistral'"
-    ):
+    with pytest.raises(ParamsError, match=r"'builtin/mistrel': no such built-in model; did you mean 'builtin/mistral'"):
         load_study(misspelt).runs()

@@ -13,9 +13,7 @@ from medstudy.params import RunParams
 from medstudy.runs import Run, fingerprint, from_root, project_root, run_folder, slug, write_json
 
 
-def test_a_path_is_looked_for_here_and_then_in_the_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_is_looked_for_here_and_then_in_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for folder in ("notebooks", "params/mine", "elsewhere"):
         (tmp_path / folder).mkdir(parents=True)
     card = tmp_path / "params" / "mine" / "card.yaml"
@@ -60,9 +58,7 @@ def test_other_code_is_another_key(params: RunParams) -> None:
 
 def test_fingerprint_sees_content_not_order_and_not_where_it_is_written() -> None:
     assert fingerprint({"a": 1, "b": [2.0]}) == fingerprint({"b": [2.0], "a": 1})
-    assert fingerprint({"output_dir": "x"}) != fingerprint(
-        {"output_dir": "y"}
-    )  # only cosmetic in trainer arguments
+    assert fingerprint({"output_dir": "x"}) != fingerprint({"output_dir": "y"})  # only cosmetic in trainer arguments
     one, two = (LoraConfig(r=rank, target_modules="all-linear") for rank in (2, 4))
     assert fingerprint(one) != fingerprint(two)
     assert fingerprint(one) == fingerprint(LoraConfig(r=2, target_modules="all-linear"))

@@ -16,9 +16,7 @@ from slurm_cluster import WANTED, Cluster
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(
-        not WANTED, reason="needs MEDSTUDY_SLURM=1, root, munge and slurm-wlm; writes /etc/slurm"
-    ),
+    pytest.mark.skipif(not WANTED, reason="needs MEDSTUDY_SLURM=1, root, munge and slurm-wlm; writes /etc/slurm"),
 ]
 #: No accounting database here, so squeue tells how jobs are; the node is small.
 EXTRA = ["--", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
@@ -39,9 +37,7 @@ def root(tmp_path: Path) -> Path:
     root = mock_study.make(tmp_path / "a study", seeds=(0, 1))
     study = root / "params" / "tiny" / "study.yaml"
     values = yaml.safe_load(study.read_text())
-    study.write_text(
-        yaml.safe_dump(values | {"tasks": {"text_classification": {"gpu": 1}, "clinical_triage": {}}})
-    )
+    study.write_text(yaml.safe_dump(values | {"tasks": {"text_classification": {"gpu": 1}, "clinical_triage": {}}}))
     for task in mock_study.TASKS:
         mock_study.task_notebook(root, task, NOTES)
     return root
@@ -59,7 +55,7 @@ def start(root: Path) -> subprocess.Popen[str]:
     command = [
         sys.executable,
         "-m",
-        "medstudy.cli",
+        "medstudy.batch.cli",
         "run",
         "params/tiny",
         "--profile",
@@ -67,9 +63,7 @@ def start(root: Path) -> subprocess.Popen[str]:
         "--threads",
         "1",
     ]
-    return subprocess.Popen(
-        [*command, *EXTRA], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([*command, *EXTRA], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def until(true: Callable[[], object], job: subprocess.Popen[str]) -> None:

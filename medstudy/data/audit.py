@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from medstudy.data.cases import Case
+from medstudy.data.load import Loaded
 from medstudy.data.rows import answers_by_text, text_key
-from medstudy.data.sources import Loaded
 from medstudy.data.splits import Splits
 from medstudy.tasks import OPEN_OUTCOMES
 
@@ -71,21 +71,15 @@ def _sizes(parts: Parts) -> Iterator[Line]:
 def _answers(loaded: Loaded, parts: Parts) -> Iterator[Line]:
     for outcome, labels in loaded.labels.items():
         for label in labels:
-            yield _line(
-                outcome, label, parts, lambda cases, o=outcome, a=label: sum(c.gold[o] == a for c in cases)
-            )
+            yield _line(outcome, label, parts, lambda cases, o=outcome, a=label: sum(c.gold[o] == a for c in cases))
     for outcome in sorted(OPEN_OUTCOMES & loaded.cases[0].gold.keys()):
-        yield _line(
-            outcome, "different answers", parts, lambda cases, o=outcome: len({c.gold[o] for c in cases})
-        )
+        yield _line(outcome, "different answers", parts, lambda cases, o=outcome: len({c.gold[o] for c in cases}))
 
 
 def _missing(parts: Parts) -> Iterator[Line]:
     counts = {name: Counter(f for case in cases for f in _absent(case)) for name, cases in parts.items()}
     for feature in sorted(counts["source"]):
-        yield {"topic": "missing values", "measure": feature} | {
-            name: n[feature] for name, n in counts.items()
-        }
+        yield {"topic": "missing values", "measure": feature} | {name: n[feature] for name, n in counts.items()}
 
 
 def _absent(case: Case) -> set[str]:
@@ -110,13 +104,9 @@ def _quantile(texts: list[str], q: float) -> int:
 
 
 def _repeats(parts: Parts) -> Iterator[Line]:
-    yield _line(
-        "repeats", "cases that repeat a text", parts, lambda cases: len(cases) - len(answers_by_text(cases))
-    )
+    yield _line("repeats", "cases that repeat a text", parts, lambda cases: len(cases) - len(answers_by_text(cases)))
     conflict = "texts with different answers"
-    yield _line(
-        "repeats", conflict, parts, lambda cases: sum(len(a) > 1 for a in answers_by_text(cases).values())
-    )
+    yield _line("repeats", conflict, parts, lambda cases: sum(len(a) > 1 for a in answers_by_text(cases).values()))
 
 
 def _overlap(drawn: Parts) -> Iterator[Line]:

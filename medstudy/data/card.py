@@ -34,9 +34,7 @@ class Section(BaseModel):
         allowed = list(cls.model_fields)
         for key in values if isinstance(values, dict) else ():
             if key not in allowed:
-                raise ValueError(
-                    f"unknown key '{key}'{nearest(str(key), allowed)} (allowed: {', '.join(allowed)})"
-                )
+                raise ValueError(f"unknown key '{key}'{nearest(str(key), allowed)} (allowed: {', '.join(allowed)})")
         return values
 
 
@@ -99,9 +97,7 @@ class Files(Format):
         if given and len(given) < len(self.files):
             raise ValueError("some files have a split and some have none; give one to every file, or to none")
         if given and "train" not in given:
-            raise ValueError(
-                f"no file is for training (splits: {', '.join(given)}); without splits they are drawn"
-            )
+            raise ValueError(f"no file is for training (splits: {', '.join(given)}); without splits they are drawn")
         return self
 
 
@@ -232,9 +228,7 @@ class Columns(Section):
     @model_validator(mode="after")
     def _text_and_no_leak(self) -> Columns:
         if ("{fields}" in self.text) != bool(self.fields):
-            raise ValueError(
-                "fields go where text says {fields}: give both, or a text with {Column} placeholders"
-            )
+            raise ValueError("fields go where text says {fields}: give both, or a text with {Column} placeholders")
         if not self.shown:
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
         answers = (g.column for g in (*self.gold.values(), *self.rejected.values()))
@@ -243,9 +237,7 @@ class Columns(Section):
         whole = {self.extract[name].column for name in answers if name in self.extract}
         leaks = (answers | whole).intersection(self.shown)
         if leaks:
-            raise ValueError(
-                f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details"
-            )
+            raise ValueError(f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details")
         return self
 
 
@@ -284,9 +276,7 @@ class DataCard(Section):
         outcomes = TASK_TYPES[self.task].outcomes
         _same_keys("labels", self.labels, [o for o in outcomes if o not in OPEN_OUTCOMES], self.task)
         if self.positive is not None and self.positive not in self.labels.get("label", []):
-            raise ValueError(
-                f"positive '{self.positive}' is not one of labels.label {self.labels.get('label', [])}"
-            )
+            raise ValueError(f"positive '{self.positive}' is not one of labels.label {self.labels.get('label', [])}")
         if isinstance(self.load, Synthetic) != (self.columns is None):
             raise ValueError("columns: needed for every source but kind synthetic, which has none")
         if isinstance(self.load, Synthetic) and not self.synthetic:
@@ -295,9 +285,7 @@ class DataCard(Section):
             _same_keys("columns.gold", self.columns.gold, outcomes, self.task)
             unknown = set(self.columns.rejected) - set(outcomes)
             if unknown:
-                raise ValueError(
-                    f"columns.rejected.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})"
-                )
+                raise ValueError(f"columns.rejected.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})")
             self._check_maps(self.columns)
             self._check_splits(self.columns)
         return self
@@ -309,9 +297,7 @@ class DataCard(Section):
 
     def _check_maps(self, columns: Columns) -> None:
         for kind, outcome, labels in (
-            (kind, outcome, labels)
-            for kind in ("gold", "rejected")
-            for outcome, labels in self.labels.items()
+            (kind, outcome, labels) for kind in ("gold", "rejected") for outcome, labels in self.labels.items()
         ):
             said = getattr(columns, kind).get(outcome)
             for answer in said.map.values() if said else ():
@@ -323,9 +309,7 @@ class DataCard(Section):
         if self.task == "numeric_classification":
             bare = [f.column for f in columns.fields if not (f.map or f.is_number)]
             if bare or not columns.fields:
-                raise ValueError(
-                    f"numeric_classification needs fields with unit, decimals or map; without: {bare}"
-                )
+                raise ValueError(f"numeric_classification needs fields with unit, decimals or map; without: {bare}")
 
 
 def load_card(name_or_path: str | Path) -> DataCard:
@@ -338,9 +322,7 @@ def load_card(name_or_path: str | Path) -> DataCard:
     path = CARDS / f"{name_or_path}.yaml" if named else from_root(name_or_path)
     if not path.is_file():
         known = sorted(p.stem for p in CARDS.glob("*.yaml"))
-        raise DataError(
-            f"no data card {path}{nearest(path.stem, known)} (cards that ship: {', '.join(known)})"
-        )
+        raise DataError(f"no data card {path}{nearest(path.stem, known)} (cards that ship: {', '.join(known)})")
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader)
         return DataCard.model_validate(values)

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+#: Smallest count of patients that a table of a private source shows.
+SMALLEST_COUNT = 11
+
 
 class DataError(ValueError):
     """A data card or its data cannot be used; the message names the file, the value and the remedy."""

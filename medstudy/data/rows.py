@@ -97,9 +97,7 @@ def _needed(row: Row, column: str, what: str) -> str:
 
 def _text(row: Row, columns: Columns) -> str:
     parts = {name: _needed(row, name, "text") for name in columns.placeholders}
-    lines = [
-        _line(row, field) for field in columns.fields if row.values[field.column] is not None or field.missing
-    ]
+    lines = [_line(row, field) for field in columns.fields if row.values[field.column] is not None or field.missing]
     parts["fields"] = "\n".join(lines)
     # one pass, so that braces inside a cell stay what they are
     text = re.sub(r"\{([^{}]+)\}", lambda match: parts[match.group(1)], columns.text).strip()
@@ -138,9 +136,7 @@ def _number(row: Row, column: str) -> float:
 def _mapped(mapping: Mapping[str, str], value: Any, where: str, remedy: str) -> str:
     codes = {code_key(key): answer for key, answer in mapping.items()}
     if code_key(str(value)) not in codes:
-        raise DataError(
-            f"{where}: {_short(value)} is not among the allowed ({_listed(mapping)}); extend {remedy}"
-        )
+        raise DataError(f"{where}: {_short(value)} is not among the allowed ({_listed(mapping)}); extend {remedy}")
     return codes[code_key(str(value))]
 
 

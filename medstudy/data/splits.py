@@ -35,9 +35,7 @@ class Splits:
         return [*self.train, *self.validation, *self.test]
 
 
-def split_cases(
-    cases: Sequence[Case], n_train: int, n_valid: int, n_test: int, seed: int, split_seed: int
-) -> Splits:
+def split_cases(cases: Sequence[Case], n_train: int, n_valid: int, n_test: int, seed: int, split_seed: int) -> Splits:
     """Draw the splits of one run. Splits that the source fixes are kept.
 
     The test split depends on the cases, `n_test` and `split_seed` only; validation and train are drawn
@@ -47,9 +45,7 @@ def split_cases(
     Raises:
         DataError: more cases are asked for than there are, or a split would hold one answer only.
     """
-    given = {
-        name: [c for c in cases if (c.split or "train") == name] for name in ("train", "validation", "test")
-    }
+    given = {name: [c for c in cases if (c.split or "train") == name] for name in ("train", "validation", "test")}
     rest = given["train"]
     if given["test"]:
         test = _take("test", _shuffled(given["test"], split_seed), n_test)
@@ -82,9 +78,7 @@ def _shuffled(cases: Sequence[Case], seed: int) -> list[Case]:
 
 def _stratum(cases: list[Case]) -> str:
     """The answers that most of a group's cases have; open answers do not count."""
-    answers = [
-        json.dumps({k: v for k, v in c.gold.items() if k not in OPEN_OUTCOMES}, sort_keys=True) for c in cases
-    ]
+    answers = [json.dumps({k: v for k, v in c.gold.items() if k not in OPEN_OUTCOMES}, sort_keys=True) for c in cases]
     return Counter(answers).most_common(1)[0][0]
 
 

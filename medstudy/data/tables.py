@@ -51,9 +51,7 @@ def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
 
             yield Table("breast_cancer", None, load_breast_cancer(as_frame=True).frame)
         case Hub(local=None) if data_root:
-            raise DataError(
-                f"data card '{card.name}' is read from the hub; with data_root it needs load.local"
-            )
+            raise DataError(f"data card '{card.name}' is read from the hub; with data_root it needs load.local")
         case Hub(local=Files() as files) if data_root:
             yield from _from_files(files, data_root)
         case Hub() as hub:
@@ -97,8 +95,7 @@ def _joined(table: Table, join: Join, other: Table) -> Table:
     if key.duplicated().any():
         number = int(key.index[key.duplicated()][0]) + 1
         raise DataError(
-            f"{other.name} row {number}, column '{join.on}': this key was there before; "
-            "a join needs one row a key"
+            f"{other.name} row {number}, column '{join.on}': this key was there before; a join needs one row a key"
         )
     new = held[[c for c in held if c not in table.frame]].set_index(key)
     keys = table.frame[join.on].map(_key)
@@ -119,15 +116,11 @@ def _key(value: Any) -> str | None:
 def _read(file: File, load: Format, data_root: str) -> Table:
     content = _content(file, data_root)
     if file.sha256 and hashlib.sha256(content).hexdigest() != file.sha256:
-        raise DataError(
-            f"{file.path}: the content is not what the card was written for; correct or remove sha256"
-        )
+        raise DataError(f"{file.path}: the content is not what the card was written for; correct or remove sha256")
     try:
         frame = _frame(content, file.path, load)
     except _READ_ERRORS as error:
-        raise DataError(
-            f"{file.path} cannot be read as {load.format}: {error}; check format, sep, encoding"
-        ) from error
+        raise DataError(f"{file.path} cannot be read as {load.format}: {error}; check format, sep, encoding") from error
     path = PurePath(file.path)
     return Table(path.name if path.is_absolute() else file.path, file.split, frame)
 
@@ -139,9 +132,7 @@ def _content(file: File, data_root: str) -> bytes:
         with urlopen(file.url, timeout=60) as response:
             return response.read()
     except (OSError, HTTPException) as error:
-        raise DataError(
-            f"{file.url}: {error}; or set data_root to a folder that holds {file.path}"
-        ) from error
+        raise DataError(f"{file.url}: {error}; or set data_root to a folder that holds {file.path}") from error
 
 
 def find_file(path: str, data_root: str) -> Path:
@@ -159,9 +150,7 @@ def find_file(path: str, data_root: str) -> Path:
     below = root.rglob(glob.escape(Path(path).name)) if data_root else ()
     hits = sorted(p for p in below if p.is_file() and p.as_posix().endswith(f"/{path}"))
     if len(hits) > 1:
-        raise DataError(
-            f"{path} is there {len(hits)} times: {', '.join(map(str, hits))}; set data_root deeper"
-        )
+        raise DataError(f"{path} is there {len(hits)} times: {', '.join(map(str, hits))}; set data_root deeper")
     if not hits:
         below = " or a folder below" if data_root else ""
         raise DataError(

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medstudy.comparison import FinishedRun
 from medstudy.data.card import DataCard
-from medstudy.data.sources import load_card
+from medstudy.data.load import load_card
+from medstudy.evaluation.comparison import FinishedRun
 from medstudy.params import MARGIN
 from medstudy.runs import slug
 
@@ -62,9 +62,7 @@ def methods(runs: list[FinishedRun], margin: float) -> str:
         "SFT trained a LoRA adapter on all linear layers, with the loss on the answers only (AdamW, linear decay). "
         f"DPO continued that adapter with the SFT model as reference on {sources}, from training cases only. "
         "As a control, SFT was continued for as many steps as DPO took. "
-        f"Settings were {how}: "
-        + "; ".join(_settings(task, members) for task, members in tasks.items())
-        + ".",
+        f"Settings were {how}: " + "; ".join(_settings(task, members) for task, members in tasks.items()) + ".",
         "Every answer that could not be read counted as wrong. Contrasts are paired on cases. Over several seeds, "
         "intervals and tests treat cases and trainings as random (Obuchowski-Rockette, degrees of freedom by "
         "Hillis); for one seed, exact McNemar for accuracy if every case is a unit, else approximate randomisation, with BCa bootstrap; "
@@ -105,9 +103,7 @@ def checklist(runs: list[FinishedRun]) -> list[tuple[str, str, str]]:
     cards = {run.parameters["data"]: load_card(run.parameters["data"]) for run in runs}
     sources = "; ".join(f"{c.title} ({c.licence or 'licence not given'})" for c in cards.values())
     counts = sorted({(r.parameters["task"], r.parameters["n_train"], r.parameters["n_test"]) for r in runs})
-    sizes = "; ".join(
-        f"{task}: {train or 'all'} training, {test or 'all'} test" for task, train, test in counts
-    )
+    sizes = "; ".join(f"{task}: {train or 'all'} training, {test or 'all'} test" for task, train, test in counts)
     models = ", ".join(sorted({run.parameters["model"] for run in runs}))
     seconds = sum(value or 0 for run in runs for value in run.record["seconds"].values())
     synthetic = [c.title for c in cards.values() if c.synthetic]
@@ -146,7 +142,7 @@ def checklist(runs: list[FinishedRun]) -> list[tuple[str, str, str]]:
 
 def checklist_page(runs: list[FinishedRun]) -> str:
     """The checklist as a page of the report."""
-    from medstudy.report import shell
+    from medstudy.report.pages import shell
 
     items = checklist(runs)
     filled = sum(BLANK not in said for _, _, said in items)
@@ -179,9 +175,7 @@ def model_card(runs: list[FinishedRun], verdicts: Sequence[dict[str, Any]]) -> s
         "|---|---|---|---|---|",
     ]
     for row in verdicts:
-        values = " | ".join(
-            f"{row[arm]:.3f}" if row[arm] is not None else "" for arm in ("sft", "sft_more", "dpo")
-        )
+        values = " | ".join(f"{row[arm]:.3f}" if row[arm] is not None else "" for arm in ("sft", "sft_more", "dpo"))
         lines.append(f"| {row['outcome']} | {values} | {row['verdict']} |")
     return "\n".join(lines) + "\n"
 
@@ -197,11 +191,8 @@ def data_sheet(run: FinishedRun) -> str:
         "Synthetic": "yes" if card.synthetic else "no",
         "May be shown": "yes" if card.shareable else "no: private",
         "Question that the model reads": card.question,
-        "Answers": "; ".join(f"{name}: {', '.join(labels)}" for name, labels in card.labels.items())
-        or "free text",
-        "Columns left out because they give the answer away": ", ".join(card.columns.exclude)
-        if card.columns
-        else "",
+        "Answers": "; ".join(f"{name}: {', '.join(labels)}" for name, labels in card.labels.items()) or "free text",
+        "Columns left out because they give the answer away": ", ".join(card.columns.exclude) if card.columns else "",
         "Who collected it, why, and with what consent": "nobody: generated" if card.synthetic else BLANK,
         "Who is missing in it": "everybody: no patient is in it" if card.synthetic else BLANK,
     }

@@ -32,7 +32,5 @@ def get_task(name: str, card: DataCard) -> Task:
         DataError: the card is for another task.
     """
     if card.task != name:
-        raise DataError(
-            f"data card '{card.name}' is for the task {card.task}, not {name}; choose another `data`"
-        )
+        raise DataError(f"data card '{card.name}' is for the task {card.task}, not {name}; choose another `data`")
     return TASK_TYPES[name](card)

@@ -10,13 +10,44 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from medstudy.data.cases import Case
-from medstudy.metrics import Metric
 
 if TYPE_CHECKING:
     from medstudy.data.card import DataCard
 
 Status = Literal["parsed", "unparsed", "out_of_range"]
 Message = dict[str, str]
+Kind = Literal["f1", "share", "share_of_parsed", "mean", "auroc"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number for an arm.
+
+    Attributes:
+        name: key in metrics.json.
+        kind: ``f1``; ``share`` of all cases; ``share_of_parsed`` cases; ``mean`` of a per-case score;
+            ``auroc``, the share of pairs of a positive and a negative case that the score puts in order.
+        source: outcome whose labels are compared (``f1``), or the per-case column that is averaged.
+        primary: the verdict rests on it.
+        label: F1 of this one label; None is the macro mean.
+        bounded: values lie in [0, 1].
+        optional: left out where the table has no column ``source``.
+    """
+
+    name: str
+    kind: Kind
+    source: str
+    primary: bool = False
+    label: str | None = None
+    bounded: bool = True
+    optional: bool = False
+
+
+ACCURACY = (
+    Metric("accuracy", "share", "score_correct"),
+    Metric("accuracy_parsed", "share_of_parsed", "score_correct"),
+)
+UNPARSED = Metric("unparsed", "share", "unparsed")
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import random
 
 from medstudy.data.cases import Case
-from medstudy.metrics import ACCURACY, UNPARSED, Metric
-from medstudy.tasks.base import Answer, Task, choose
+from medstudy.tasks.base import ACCURACY, UNPARSED, Answer, Metric, Task, choose
 
 
 class Classification(Task):

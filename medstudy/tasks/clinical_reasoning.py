@@ -6,8 +6,7 @@ import random
 from dataclasses import replace
 
 from medstudy.data.cases import Case
-from medstudy.metrics import ACCURACY, UNPARSED
-from medstudy.tasks.base import Answer, Task, field_of, normalise
+from medstudy.tasks.base import ACCURACY, UNPARSED, Answer, Task, field_of, normalise
 
 
 class ClinicalReasoning(Task):
@@ -18,17 +17,11 @@ class ClinicalReasoning(Task):
 
     def prompt(self, case: Case) -> str:
         options = "".join(f"\n{letter}. {text}" for letter, text in self._options(case).items())
-        return (
-            f"{case.text}\n{options}\n\n{self.card.question}"
-            if options
-            else f"{case.text}\n\n{self.card.question}"
-        )
+        return f"{case.text}\n{options}\n\n{self.card.question}" if options else f"{case.text}\n\n{self.card.question}"
 
     def target(self, case: Case) -> str:
         findings = case.details.get("findings")
-        return (
-            f"Findings: {'; '.join(findings)}\n" if findings else ""
-        ) + f"Diagnosis: {case.gold['diagnosis']}"
+        return (f"Findings: {'; '.join(findings)}\n" if findings else "") + f"Diagnosis: {case.gold['diagnosis']}"
 
     def parse(self, text: str) -> Answer:
         diagnosis = field_of(text, "Diagnosis")
@@ -52,7 +45,5 @@ class ClinicalReasoning(Task):
     def _accepted(self, case: Case) -> set[str]:
         """Gold, its listed synonyms and, where options were shown, its letter alone or with its text."""
         names = {normalise(n) for n in (case.gold["diagnosis"], *case.details.get("synonyms", []))}
-        letters = {
-            letter.casefold() for letter, text in self._options(case).items() if normalise(text) in names
-        }
+        letters = {letter.casefold() for letter, text in self._options(case).items() if normalise(text) in names}
         return names | letters | {f"{letter}. {name}" for letter in letters for name in names}

@@ -6,8 +6,7 @@ import random
 from dataclasses import replace
 
 from medstudy.data.cases import Case
-from medstudy.metrics import UNPARSED, Metric
-from medstudy.tasks.base import Answer, Task, choose, field_of
+from medstudy.tasks.base import UNPARSED, Answer, Metric, Task, choose, field_of
 
 
 class ClinicalTriage(Task):

@@ -8,8 +8,7 @@ from functools import cache
 from typing import Any
 
 from medstudy.data.cases import Case
-from medstudy.metrics import UNPARSED, Metric
-from medstudy.tasks.base import Answer, Task, normalise
+from medstudy.tasks.base import UNPARSED, Answer, Metric, Task, normalise
 
 #: Share of a fact's content words that another text must hold to count as stating it (real notes only).
 OVERLAP = 0.5

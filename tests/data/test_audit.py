@@ -6,9 +6,9 @@ import pytest
 
 from medstudy.data.audit import audit
 from medstudy.data.cases import Case
-from medstudy.data.sources import Dropped, Loaded
+from medstudy.data.load import Dropped, Loaded
 from medstudy.data.splits import Splits
-from medstudy.predictions import show_counts
+from medstudy.evaluation.predictions import show_counts
 
 
 def case(number, text, label="no", group=None, **details):
@@ -78,10 +78,7 @@ def test_leaks_repeats_and_conflicts_are_found(table):
 
 def test_a_text_with_a_word_changed_is_a_near_duplicate():
     texts = [" ".join(f"word{i}{j}" for j in range(40)) for i in range(4)]
-    cases = [
-        case(i, text)
-        for i, text in enumerate([*texts, texts[0].replace("word020", "other"), "none of these"])
-    ]
+    cases = [case(i, text) for i, text in enumerate([*texts, texts[0].replace("word020", "other"), "none of these"])]
     table = audit(Loaded(cases, 6, []), Splits(cases[:4], cases[4:5], cases[5:]))
     assert numbers(table, "cases with the text of a training case")[2:] == [0, 0]
     assert numbers(table, "cases like a training case")[2:] == [1, 0]
@@ -118,9 +115,7 @@ def test_what_tells_the_answer_alone_is_found():
 
     assert leaks(patients(lambda i: "", lambda i: float(i % 3))) == {}
     # one in sixty is wrong; the ward after admission tells as much
-    told = leaks(
-        patients(lambda i: "abx given" if i % 2 and i != 7 else "", lambda i: None if i % 2 else 1.0)
-    )
+    told = leaks(patients(lambda i: "abx given" if i % 2 and i != 7 else "", lambda i: None if i % 2 else 1.0))
     assert told == {
         "'ward' alone tells label (balanced accuracy, %)": 100,
         "the wording 'abx' alone tells label (balanced accuracy, %)": 98,
@@ -134,9 +129,7 @@ def test_a_number_that_is_one_of_five_labels_in_disguise_is_found():
         Case(f"c{i}", f"g{i}", f"text {i}", {"label": "abcde"[i % 5]}, {"features": {"code": float(i % 5)}})
         for i in range(100)
     ]
-    table = audit(
-        Loaded(cases, 100, [], {"label": list("abcde")}), Splits(cases[:60], cases[60:80], cases[80:])
-    )
+    table = audit(Loaded(cases, 100, [], {"label": list("abcde")}), Splits(cases[:60], cases[60:80], cases[80:]))
     assert numbers(table, "'code' alone tells label")[0] == 100
 
 
@@ -154,9 +147,7 @@ def test_wording_of_one_patient_is_no_leak_and_of_private_sources_not_shown(card
     notes = [case(i, f"Mrs Zebrafishova complaint {i % 5}", "yes", group="one patient") for i in range(20)]
     notes += [case(i, f"seen for complaint {i % 5}", "no") for i in range(20, 60)]
     assert not any("zebra" in name for name in leaks(notes))
-    told = [
-        case(i, f"complaint {i % 5}{' abx' if i % 2 else ''}", "yes" if i % 2 else "no") for i in range(60)
-    ]
+    told = [case(i, f"complaint {i % 5}{' abx' if i % 2 else ''}", "yes" if i % 2 else "no") for i in range(60)]
     assert leaks(told) == {"the wording 'abx' alone tells label (balanced accuracy, %)": 100}
     table = audit(Loaded(told, 60, [], {"label": ["no", "yes"]}), Splits(told[:30], told[30:40], told[40:]))
     private = show_counts(card.model_copy(update={"shareable": False}), table, ["source"])

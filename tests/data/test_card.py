@@ -6,9 +6,9 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from demo.medicine import PROVIDERS, URGENCIES
 from medstudy.data.card import CARDS, Synthetic, load_card
 from medstudy.data.cases import DataError
-from medstudy.data.synthetic.medicine import PROVIDERS, URGENCIES
 
 BASE = {
     "name": "ward",
@@ -78,8 +78,7 @@ def test_a_card_is_private_frozen_and_keeps_yes_and_no_as_text(tmp_path):
             tmp_path,
             "labels: {label: [no, yes]}\npositive: yes\n"
             + yaml.safe_dump(
-                {k: v for k, v in BASE.items() if k not in ("labels", "columns")}
-                | {"task": "text_classification"}
+                {k: v for k, v in BASE.items() if k not in ("labels", "columns")} | {"task": "text_classification"}
             )
             + "columns: {text: '{note}', gold: {label: {column: uti, map: {0: no, 01: yes}}}}\n",
         )
@@ -148,8 +147,7 @@ BROKEN = {
     ),
     "map and unit": (edited("columns.fields.0.map", {"1": "fast"}), ["keep one"]),
     "a number that is not declared": (
-        edited("columns.fields.0.unit", "")
-        | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}},
+        edited("columns.fields.0.unit", "") | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}},
         ["columns.gold must be for ['label']"],
     ),
     "a list for a text": (edited("title", ["x"]), ["title", "string"]),

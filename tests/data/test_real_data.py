@@ -11,11 +11,11 @@ import pytest
 
 from medstudy.data.audit import audit
 from medstudy.data.card import DataCard, load_card
-from medstudy.data.sources import load_cases
+from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
 from medstudy.params import resolve
-from medstudy.preferences import make_pairs
 from medstudy.tasks import get_task
+from medstudy.training.preferences import make_pairs
 
 ROOT = os.environ.get("MEDSTUDY_REAL_DATA", "")
 pytestmark = pytest.mark.skipif(not ROOT or not Path(ROOT).is_dir(), reason="MEDSTUDY_REAL_DATA is not set")
@@ -152,8 +152,7 @@ def test_medqa():
     loaded = load("medqa")
     assert loaded.rows_in == len(loaded.cases) == 1273
     letters = Counter(
-        next(k for k, v in c.details["options"].items() if v.strip() == c.gold["diagnosis"])
-        for c in loaded.cases
+        next(k for k, v in c.details["options"].items() if v.strip() == c.gold["diagnosis"]) for c in loaded.cases
     )
     assert letters == {"A": 353, "B": 309, "C": 346, "D": 265}
 

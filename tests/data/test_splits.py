@@ -68,9 +68,9 @@ def test_given_splits_are_kept_and_validation_is_carved_out_of_train():
     cases = make(100, split="train") + make(40, split="test", start=100)
     splits = split_cases(cases, 0, 20, 0, 0, 0)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (80, 20, 40)
-    assert {c.split for c in splits.test} == {"test"} and {
-        c.split for c in splits.train + splits.validation
-    } == {"train"}
+    assert {c.split for c in splits.test} == {"test"} and {c.split for c in splits.train + splits.validation} == {
+        "train"
+    }
     cases += make(30, split="validation", start=140)
     splits = split_cases(cases, 0, 20, 10, 0, 0)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (100, 20, 10)

@@ -6,7 +6,7 @@ import pytest
 
 from medstudy.data.card import load_card
 from medstudy.data.cases import Case, DataError
-from medstudy.data.sources import load_cases
+from medstudy.data.load import load_cases
 from medstudy.tasks import TASK_TYPES, get_task
 from medstudy.tasks.summarization import factual_overlap, sentences
 

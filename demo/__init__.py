@@ -1,0 +1,1 @@
+"""How the demo study's cases and its two base models were made. Nothing in medstudy/ imports it."""

@@ -1,0 +1,1 @@
+"""From a study's folder to executed notebooks."""

@@ -1,0 +1,142 @@
+"""What is measured for each task, as sums over cases, so that resampling cases costs one matrix product."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medstudy.tasks import TASK_TYPES
+from medstudy.tasks.base import Metric
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Labels = dict[str, list[str]]
+
+
+class PredictionsError(ValueError):
+    """A predictions table cannot be scored; the message names what is wrong and the remedy."""
+
+
+def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric]:
+    """The metrics of ``task``; F1 of the positive label replaces macro-F1 where there are two labels."""
+    if task not in TASK_TYPES:
+        raise ValueError(f"unknown task '{task}'; choose one of {', '.join(TASK_TYPES)}")
+    metrics = TASK_TYPES[task].metrics
+    if positive is None or len(labels.get("label", [])) != 2:
+        return [m for m in metrics if m.kind != "auroc"]
+    if positive not in labels["label"]:
+        raise ValueError(
+            f"positive label '{positive}' is not one of {', '.join(labels['label'])}; correct the data card"
+        )
+    named = {"f1": {"name": "f1", "label": positive}, "auroc": {"label": positive}}
+    return [replace(m, **named.get(m.kind, {})) for m in metrics]
+
+
+def case_sums(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
+    """Per-case terms of ``metric`` for one arm, shape (cases, labels, terms), to be added up over cases.
+
+    Terms are true positives, false positives and false negatives of each label for F1, (score, is positive)
+    for AUROC, which is no function of their sums, and (value, counted) otherwise. Every case counts, except
+    in ``share_of_parsed``: an answer that was not parsed is a miss of its gold label and a hit of none, and
+    neither under- nor over-triage (it is in ``unparsed``).
+    """
+    if metric.kind == "f1":
+        return _label_hits(metric, frame, labels)
+    if metric.kind == "auroc":
+        positive = answers(frame, "label")[0] == metric.label
+        return np.stack([_column(frame, metric.source), positive], axis=-1).astype(float)[:, None, :]
+    parsed = (frame["status"] == "parsed").to_numpy()
+    if metric.source == "unparsed":  # out of range included: either way there is no answer to use
+        values = ~parsed
+    elif metric.source in ("under_triage", "over_triage"):
+        error = _urgency_error(frame, labels)
+        values = error < 0 if metric.source == "under_triage" else error > 0
+    else:
+        values = _column(frame, metric.source)
+    counted = parsed if metric.kind == "share_of_parsed" else np.ones(len(frame))
+    return np.stack([values * counted, counted], axis=-1).astype(float)[:, None, :]
+
+
+def value_of(metric: Metric, sums: np.ndarray) -> np.ndarray:
+    """The metric from summed terms (..., labels, terms) -> (...); NaN where no case is counted.
+
+    Macro-F1 averages over the labels present in gold, as sklearn's ``f1_score(average="macro",
+    labels=<those>, zero_division=0)``; a label without any case in a resample leaves that resample's mean.
+    """
+    with np.errstate(invalid="ignore", divide="ignore"):
+        if metric.kind != "f1":
+            return sums[..., 0, 0] / sums[..., 0, 1]
+        hits, false, missed = np.moveaxis(sums, -1, 0)
+        present = hits + missed > 0
+        f1 = np.where(present, 2 * hits / (2 * hits + false + missed), 0.0)
+    return f1.sum(axis=-1) / np.maximum(present.sum(axis=-1), 1)
+
+
+def auroc(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Area under the ROC curve of weighted cases, as Mann and Whitney count it (ties half).
+
+    Args:
+        terms: (cases, 1, 2) from `case_sums`.
+        weights: how often each case is counted, (draws, cases).
+
+    Returns:
+        Shape (draws,); NaN where a draw has one class only.
+    """
+    scores, positive = terms[:, 0, 0], terms[:, 0, 1] == 1
+    above, below = scores[positive][:, None], scores[~positive][None]
+    wins = (above > below) + 0.5 * (above == below)
+    high, low = weights[:, positive], weights[:, ~positive]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return ((high @ wins) * low).sum(axis=1) / (high.sum(axis=1) * low.sum(axis=1))
+
+
+def score(metric: Metric, frame: pd.DataFrame, labels: Labels) -> float:
+    """The metric of one arm's rows."""
+    return float(value_of(metric, case_sums(metric, frame, labels).sum(axis=0)))
+
+
+def answers(frame: pd.DataFrame, outcome: str) -> tuple[np.ndarray, np.ndarray]:
+    """Gold and answer of one outcome, row by row; the answer is "" where none was parsed."""
+    gold = [json.loads(text)[outcome] for text in frame["gold"]]
+    said = [json.loads(text).get(outcome, "") for text in frame["answer"]]
+    return np.array(gold, dtype=object), np.where(frame["status"] == "parsed", np.array(said, dtype=object), "")
+
+
+def per_label(frame: pd.DataFrame, outcome: str, labels: Sequence[str]) -> pd.DataFrame:
+    """Precision, recall, F1 and number of gold cases of each label, one arm, by scikit-learn."""
+    import pandas as pd
+    from sklearn.metrics import precision_recall_fscore_support
+
+    gold, said = (values.astype(str) for values in answers(frame, outcome))
+    table = precision_recall_fscore_support(gold, said, labels=list(labels), zero_division=0)
+    return pd.DataFrame(dict(zip(("precision", "recall", "f1", "cases"), table, strict=True)), index=list(labels))
+
+
+def _label_hits(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
+    gold, said = answers(frame, metric.source)
+    unknown = set(gold) - set(labels[metric.source])
+    if unknown:
+        raise PredictionsError(
+            f"gold {metric.source} {sorted(unknown)} is not among {labels[metric.source]}; add it to the card"
+        )
+    names = np.array([metric.label] if metric.label else labels[metric.source], dtype=object)
+    is_gold, is_said = gold[:, None] == names, said[:, None] == names
+    return np.stack([is_gold & is_said, ~is_gold & is_said, is_gold & ~is_said], axis=-1).astype(float)
+
+
+def _urgency_error(frame: pd.DataFrame, labels: Labels) -> np.ndarray:
+    """How many levels too urgent (+) or not urgent enough (-) each answer is; 0 where none was parsed."""
+    level = {label: number for number, label in enumerate(labels["urgency"])}
+    pairs = zip(*answers(frame, "urgency"), strict=True)
+    return np.array([level[said] - level[gold] if said else 0 for gold, said in pairs])
+
+
+def _column(frame: pd.DataFrame, name: str) -> np.ndarray:
+    if name not in frame or frame[name].isna().any():
+        raise PredictionsError(f"column '{name}' is missing or has empty cells; score an unparsed answer 0")
+    return frame[name].to_numpy(float)

@@ -1,0 +1,129 @@
+"""The predictions table: one row an arm and case, the source of every number of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from medstudy.data.audit import WORDING
+from medstudy.data.card import DataCard
+from medstudy.data.cases import SMALLEST_COUNT, Case
+from medstudy.tasks.base import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
+
+
+def predictions_table(
+    task: Task,
+    cases: list[Case],
+    answers: Mapping[str, list[str]],
+    probabilities: Mapping[str, np.ndarray] | None = None,
+) -> pd.DataFrame:
+    """Parse and score every arm's outputs.
+
+    Args:
+        task: parses and scores.
+        cases: the test cases, in the order of the outputs.
+        answers: arm -> output per case.
+        probabilities: arm -> probability of each label (cases, labels), for classification.
+
+    Returns:
+        Columns case_id, group_id, arm, output, status, answer and gold (JSON text by outcome), ``score_*``.
+        Every case is there for every arm; an answer that was not parsed scores 0. With ``probabilities``
+        also ``score_brier`` (mean squared error over the labels) and, where the card names a positive
+        label, ``score_p_positive``.
+    """
+    import pandas as pd
+
+    labels = task.card.labels.get("label", [])
+    rows = []
+    for arm, outputs in answers.items():
+        for i, (case, output) in enumerate(zip(cases, outputs, strict=True)):
+            answer = task.parse(output)
+            row = {"case_id": case.case_id, "group_id": case.group_id, "arm": arm, "output": output}
+            row |= {"status": answer.status, "answer": _json(answer.value), "gold": _json(case.gold)}
+            row |= {f"score_{name}": value for name, value in task.score(answer, case).items()}
+            if probabilities:
+                p = dict(zip(labels, probabilities[arm][i], strict=True))
+                errors = [(p[label] - (label == case.gold["label"])) ** 2 for label in labels]
+                row["score_brier"] = sum(errors) / len(errors)
+                if task.card.positive:
+                    row["score_p_positive"] = p[task.card.positive]
+            rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Per arm: cases, share answered right and share that could not be read."""
+    by_arm = predictions.groupby("arm", sort=False)
+    table = by_arm.agg(n=("case_id", "size"), right=("score_correct", "mean"))
+    return table.assign(unparsed=by_arm["status"].agg(lambda s: (s != "parsed").mean())).round(3)
+
+
+def side_by_side(card: DataCard, task: Task, cases: list[Case], answers: Mapping[str, list[str]], n: int = 3) -> str:
+    """The first ``n`` cases, gold and every arm's output, as Markdown; nothing of a source not shareable."""
+    if not card.shareable:
+        return NOT_SHOWN
+    lines = []
+    for i, case in enumerate(cases[:n]):
+        lines += [f"**Case {i + 1}**: {_inline(case.text)}", "", "| arm | answer |", "|---|---|"]
+        lines += [f"| *gold* | {_inline(task.target(case))} |"]
+        lines += [f"| {arm} | {_inline(outputs[i]) or '(empty)'} |" for arm, outputs in answers.items()] + [""]
+    return "\n".join(lines)
+
+
+def show_text(card: DataCard, text: str) -> str:
+    """``text`` if the card's source may be shown, else a line that says why not."""
+    return text if card.shareable else NOT_SHOWN
+
+
+def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``.
+
+    Where that hides one label of an outcome alone, the next smallest reads ``hidden``, as the first would
+    follow from the total.
+
+    ``columns``: where the counts of cases are; everywhere, if empty.
+    """
+
+    def shown(value: object) -> object:
+        if pd.isna(value):
+            return ""
+        number = isinstance(value, (int, float, np.number)) and float(value).is_integer()
+        few = not card.shareable and number and 0 < float(value) < SMALLEST_COUNT
+        return f"< {SMALLEST_COUNT}" if few else int(value) if number else value
+
+    import pandas as pd
+
+    counted = list(columns) or list(table)
+    table = table.astype(object)
+    table = table.assign(**{str(name): table[name].map(shown) for name in counted})
+    if card.shareable or "topic" not in table:
+        return table
+    wording = table["measure"].str.replace(rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True)
+    return _labels_apart(table.assign(measure=wording), card, counted)
+
+
+def _labels_apart(table: pd.DataFrame, card: DataCard, columns: Sequence[str]) -> pd.DataFrame:
+    """Where one label's count alone is masked, the next smallest reads ``hidden``."""
+    for outcome in card.labels:
+        rows = table.index[table["topic"] == outcome]
+        for name in columns:
+            counts = {i: value for i in rows if isinstance(value := table.loc[i, name], int) and value > 0}
+            if sum(table.loc[rows, name] == f"< {SMALLEST_COUNT}") == 1 and counts:
+                table.loc[min(counts, key=counts.__getitem__), name] = "hidden"
+    return table
+
+
+def _inline(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", "<br>")
+
+
+def _json(value: Mapping[str, str]) -> str:
+    return json.dumps(dict(value), ensure_ascii=False, sort_keys=True)

@@ -1,0 +1,1 @@
+"""From cases to trained adapters and their answers."""

@@ -1,0 +1,174 @@
+"""From cases to what models read: chat rows for the trainers, token counts, the context limit."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from medstudy.data.cases import Case, DataError
+from medstudy.params import RunParams
+from medstudy.tasks.base import Message, Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from transformers import PreTrainedTokenizerBase
+
+Row = dict[str, list[Message]]
+
+
+def sft_row(task: Task, case: Case) -> Row:
+    """A prompt/completion row: in this form TRL puts the loss on the completion only."""
+    return {
+        "prompt": task.messages(case),
+        "completion": [{"role": "assistant", "content": task.target(case)}],
+    }
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
+    """Token ids of a prompt, up to where the answer begins."""
+    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
+
+
+def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of an answer's text, without the end token."""
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def token_table(tokenizer: PreTrainedTokenizerBase, messages: list[Message], answer: str) -> pd.DataFrame:
+    """One row a token of prompt and answer: the token and whether it carries SFT loss."""
+    import pandas as pd
+
+    prompt = prompt_ids(tokenizer, messages)
+    whole = tokenizer.apply_chat_template(
+        [*messages, {"role": "assistant", "content": answer}], tokenize=True, return_dict=False
+    )
+    rows = [(i, tokenizer.decode([t]), i >= len(prompt)) for i, t in enumerate(whole)]
+    return pd.DataFrame(rows, columns=["position", "token", "in_loss"])
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Tokens of each case's prompt and of the answer allowed for; what the context forced is counted."""
+
+    prompt: list[int]
+    answer: list[int]
+    excluded: int = 0
+    truncated: int = 0
+    answer_cut: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt plus the longest answer."""
+        return max(self.prompt) + max(self.answer)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Cases that the context left out or shortened, and gold answers that could not be given whole."""
+        return {
+            "excluded": self.excluded,
+            "truncated": self.truncated,
+            "gold answer too long": self.answer_cut,
+        }
+
+    def table(self) -> pd.DataFrame:
+        """Quantiles of the token counts, and how many cases do not fit and how."""
+        import pandas as pd
+
+        quantiles = {"median": 0.5, "95 %": 0.95, "longest": 1.0}
+        rows = {
+            name: {label: int(pd.Series(values).quantile(q)) for label, q in quantiles.items()}
+            for name, values in (("prompt tokens", self.prompt), ("tokens kept for the answer", self.answer))
+        }
+        return pd.DataFrame(rows).T.assign(**self.counts)
+
+
+def longest_row(tokenizer: PreTrainedTokenizerBase, rows: list[Row], lengths: Lengths) -> int:
+    """Tokens of the longest case or pair: answers from a file may be longer than the gold ones."""
+    turns = [[*row["prompt"], *row[side]] for row in rows for side in ("chosen", "rejected")]
+    ids = (tokenizer.apply_chat_template(t, tokenize=True, return_dict=False) for t in turns)
+    return max([lengths.longest, *map(len, ids)])
+
+
+def fit_context(
+    cases: list[Case], task: Task, tokenizer: PreTrainedTokenizerBase, params: RunParams, context: int
+) -> tuple[list[Case], Lengths]:
+    """Cases whose prompt and answer fit the model's context, and their lengths.
+
+    What happens to the others is the parameter ``overlong``: an error, exclusion, or a shortened text.
+    Both remedies are counted, and hold for every arm alike. A gold answer longer than ``max_new_tokens``
+    could never be given whole: that too is an error, or counted.
+
+    Raises:
+        DataError: a case or a gold answer does not fit and ``overlong`` is ``error``, or no case fits.
+    """
+    kept, prompts, answers, excluded, truncated, cut = [], [], [], 0, 0, 0
+    for case in cases:
+        gold = len(answer_ids(tokenizer, task.target(case))) + 1
+        if gold > params.max_new_tokens and params.overlong == "error":
+            raise DataError(
+                f"the gold answer of case {case.case_id} needs {gold} tokens with its end token, but "
+                f"max_new_tokens = {params.max_new_tokens}: it could never be given; raise max_new_tokens"
+            )
+        # an end token, and a newline that some templates put behind it
+        answer = max(gold, params.max_new_tokens) + 2
+        room = context - answer
+        prompt = len(prompt_ids(tokenizer, task.messages(case)))
+        if prompt > room and params.overlong == "error":
+            raise DataError(
+                f"case {case.case_id} needs {prompt} tokens and its answer {answer}, but the context of "
+                f"{params.model} holds {context}; set overlong to truncate or exclude"
+            )
+        if prompt > room and params.overlong == "truncate":
+            case = _shorten(case, task, tokenizer, room)
+            prompt, truncated = len(prompt_ids(tokenizer, task.messages(case))), truncated + 1
+        if prompt > room:
+            excluded += 1
+            continue
+        kept.append(case)
+        cut += gold > params.max_new_tokens
+        prompts.append(prompt)
+        answers.append(answer)
+    if not kept:
+        raise DataError(f"no case fits into the {context} tokens of {params.model}'s context")
+    return kept, Lengths(prompts, answers, excluded, truncated, cut)
+
+
+def worked_examples(
+    train: list[Case],
+    lengths: Lengths,
+    task: Task,
+    tokenizer: PreTrainedTokenizerBase,
+    params: RunParams,
+    context: int,
+) -> list[Case]:
+    """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``.
+
+    The shorter half of the cases is drawn from, and fewer are taken where k do not fit the context
+    beside the longest prompt.
+    """
+    by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
+    drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))
+    room = context - lengths.longest
+    while drawn and _examples_length(drawn, task, tokenizer) > room:
+        drawn.pop()
+    return drawn
+
+
+def _examples_length(examples: list[Case], task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
+    return sum(
+        len(prompt_ids(tokenizer, task.messages(case))) + len(answer_ids(tokenizer, task.target(case))) + 2
+        for case in examples
+    )
+
+
+def _shorten(case: Case, task: Task, tokenizer: PreTrainedTokenizerBase, room: int) -> Case:
+    """Drop words from the end of the case's text until its prompt fits; instructions stay whole."""
+    words = case.text.split(" ")
+    low, high = 0, len(words)
+    while low < high:
+        middle = (low + high + 1) // 2
+        shorter = replace(case, text=" ".join(words[:middle]))
+        fits = len(prompt_ids(tokenizer, task.messages(shorter))) <= room
+        low, high = (middle, high) if fits else (low, middle - 1)
+    return replace(case, text=" ".join(words[:low]))

@@ -1,0 +1,118 @@
+"""The command line: quick to answer, clear when wrong."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import mock_study
+import pytest
+from mock_study import medstudy, write
+
+from medstudy.batch import cli
+
+CARD = """
+name: fever
+title: Made-up notes
+task: text_classification
+question: Does the patient have a fever?
+labels: {label: [no, yes]}
+positive: yes
+load: {kind: files, format: csv, files: [{path: fever.csv}]}
+columns: {text: "{note}", gold: {label: {column: fever, drop: [unknown]}}}
+"""
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A study of one task on a small file of its own."""
+    root = mock_study.make(tmp_path, seeds=(0, 1))
+    rows = [f"note {i} on the ward,{('no', 'yes')[i % 2]}" for i in range(40)] + ["note 99,unknown"]
+    (root / "fever.csv").write_text("\n".join(["note,fever", *rows]))
+    (root / "fever.yaml").write_text(CARD)
+    study = root / "params" / "tiny"
+    write(study / "study.yaml", models=["mock/a"], seeds=[0, 1], tasks={"text_classification": {}})
+    write(study / "text_classification.yaml", data="fever.yaml", n_train=10, n_valid=4, n_test=12)
+    write(study / "shared.yaml")
+    return root
+
+
+def test_help_needs_no_library() -> None:
+    code = "import sys; from medstudy.batch.cli import _parser; _parser().format_help(); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "medstudy.batch.cli" in loaded
+    assert not {"pydantic", "yaml", "pandas", "torch", "papermill", "snakemake"} & set(loaded)
+
+
+def test_check_says_what_would_run(root: Path) -> None:
+    done = medstudy(root, "check", "params/tiny")
+    assert done.returncode == 0, done.stderr
+    assert "tiny: 2 runs (1 tasks x 1 models x 2 seeds)" in done.stdout
+    assert "41 rows, 40 cases; train 10, validation 4, test 12" in done.stdout
+    assert "left out: 1 x" in done.stdout
+    assert "runs: 2 not started" in done.stdout
+    assert all(job in done.stdout for job in ("2 text_classification", "1 comparison", "1 report"))
+    assert not (root / "results").exists()
+
+
+def test_check_refuses_what_cannot_run(root: Path) -> None:
+    task = root / "params" / "tiny" / "text_classification.yaml"
+    write(task, data="fever.yaml", n_test=400)
+    assert_refused(root, "text_classification: ", "400")
+    write(task, data="fever.yml", n_test=4)
+    assert_refused(root, "fever.yml")
+    write(task, data="fever.yaml", n_test="many")
+    assert_refused(root, "n_test = 'many'")
+    (root / "notebooks" / "comparison.ipynb").unlink()
+    write(task, data="fever.yaml", n_train=10, n_valid=4, n_test=12)
+    assert_refused(root, "Snakemake cannot plan", "comparison.ipynb")
+
+
+def assert_refused(root: Path, *words: str) -> None:
+    done = medstudy(root, "check", "params/tiny")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+def test_missing_study_is_named(tmp_path: Path) -> None:
+    done = medstudy(mock_study.make(tmp_path), "run", "params/tinny")
+    assert done.returncode == 2
+    assert "params/tinny/study.yaml does not exist; studies beside it: tiny" in done.stderr
+
+
+def test_status_is_a_line_a_run(root: Path) -> None:
+    runs = root / "results" / "tiny" / "mock-a" / "text_classification"
+    for seed, record in enumerate(({"status": "ok"}, {"status": "failed", "message": "cell 3: disk full"})):
+        (runs / f"seed{seed}").mkdir(parents=True)
+        (runs / f"seed{seed}" / "run.json").write_text(json.dumps(record))
+    lines = medstudy(root, "status", "results/tiny").stdout.splitlines()
+    assert [line.split()[4] for line in lines[:2]] == ["ok", "failed"]
+    assert lines[1].endswith("cell 3: disk full")
+    assert lines[2] == "1 ok, 1 failed"
+    (runs / "seed0" / "run.json").unlink()
+    (runs / "seed0" / "status.json").write_text('{"stage": "sft"}')
+    assert medstudy(root, "status", "params/tiny").stdout.splitlines()[0].split()[4:] == ["stopped", "sft"]
+
+
+def test_unknown_task_profile_or_number_is_refused(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "summarization: not a task of tiny" in medstudy(root, "run", "params/tiny", "--only", "summarization").stderr
+    assert (
+        "no profile 'cloud' (allowed: default, slurm)"
+        in medstudy(root, "run", "params/tiny", "--profile", "cloud").stderr
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["run", "params/tiny", "--jobs", "0"])
+    assert "not a whole number above 0" in capsys.readouterr().err
+
+
+def test_a_study_elsewhere_may_not_share_its_results_with_one_of_the_checkout(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "tiny"
+    shutil.copytree(root / "params" / "tiny", other)
+    done = medstudy(root, "check", str(other))
+    assert done.returncode == 2
+    assert "would share results/tiny: give one another name" in done.stderr

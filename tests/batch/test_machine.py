@@ -1,0 +1,59 @@
+"""What jobs share on a machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from medstudy.batch import machine
+
+
+def test_jobs_are_given_different_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6")
+    with machine.take_gpus(1) as first, machine.take_gpus(2) as others:
+        assert sorted([*first, *others]) == ["4", "5", "6"]
+    with machine.take_gpus(0) as none, machine.take_gpus(3) as all_of_them:
+        assert none == []
+        assert all_of_them == ["4", "5", "6"]
+
+
+def test_no_gpu_is_visible_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert machine.visible_gpus() == []
+
+
+def test_lock_is_free_again_when_its_holder_ends(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not machine.is_locked(path)
+    with path.open("w") as holder, path.open("w") as other:
+        assert machine.try_lock(holder)
+        assert not machine.try_lock(other)
+        assert machine.is_locked(path)
+    assert not machine.is_locked(path)
+
+
+def test_a_process_dies_with_its_parent(tmp_path: Path) -> None:
+    child = (
+        "from medstudy.batch.machine import die_with_parent; die_with_parent(); print(flush=True);"
+        "import time; time.sleep(60)"
+    )
+    parent = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=-1);"
+        "child.stdout.readline(); print(child.pid, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", parent, child]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pid = process.stdout.readline().strip()
+    assert Path("/proc", pid).exists()
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 30
+    while Path("/proc", pid).exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not Path("/proc", pid).exists()

@@ -1,0 +1,191 @@
+"""One notebook as a job: parameters, end marker, environment, GPUs, privacy of paths."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mock_study
+import nbformat
+import pytest
+
+from medstudy.batch import run_notebook
+from medstudy.batch.run_notebook import NotebookError
+
+
+def execute(root: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "medstudy.batch.run_notebook",
+        f"notebooks/{name}.ipynb",
+        f"out/{name}.ipynb",
+    ]
+    return subprocess.run([*command, *words], cwd=root, capture_output=True, text=True)
+
+
+def test_good_notebook_leaves_counts_parameters_and_no_machine_path(tmp_path: Path) -> None:
+    cells = (
+        "import os, warnings\nwarnings.warn('careful')\nprint(os.getcwd() + '/x')",
+        "import sys; print(sys.executable)",
+    )
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "word: str = 'no'  # help", *cells)
+    done = execute(tmp_path, "a", "--set", "word=yes", "--journal", "journal.jsonl", "--name", "a job")
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "a.ipynb").read_text()
+    executed = nbformat.reads(text, as_version=4)
+    nbformat.validate(executed)
+    assert [cell.execution_count for cell in executed.cells] == [1, 2, 3, 4]
+    assert executed.metadata.papermill.parameters == {"word": "yes"}
+    assert "./x" in text and "<cell>:2: UserWarning: careful" in text
+    for path in (str(tmp_path), sys.prefix, "ipykernel_"):
+        assert path not in text
+    states = [json.loads(line)["state"] for line in (tmp_path / "journal.jsonl").read_text().splitlines()]
+    assert states == ["started", "ok"]
+
+
+def test_unknown_parameter_of_a_notebook_is_refused(tmp_path: Path) -> None:
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "model = ''", "1 + 1")
+    done = execute(tmp_path, "a", "--set", "modell=x")
+    assert done.returncode == 1
+    assert "a.ipynb has no parameter 'modell'; did you mean 'model'? (allowed: model)" in done.stderr
+    assert not (tmp_path / "out" / "a.ipynb").exists()
+
+
+def test_run_that_does_not_say_that_it_ended_has_failed(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    mock_study.notebook(root / "notebooks" / "a.ipynb", "study = model = data = ''\nseed = n_train = n_test = 0", "1")
+    (root / "out").mkdir()
+    (root / "out" / "run.json").write_text('{"status": "ok"}')
+    done = execute(root, "a", "--run", "params/tiny", "clinical_triage", "mock/a", "0")
+    assert done.returncode == 1
+    assert "none wrote run.json with status ok" in done.stderr.splitlines()[-1]
+    assert json.loads((root / "out" / "run.json").read_text())["status"] == "failed"
+
+
+def test_parameters_of_a_run_are_those_given_and_no_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(mock_study.make(tmp_path))
+    given = run_notebook.run_parameters("params/tiny", "clinical_triage", "mock/a", "1")
+    known = {"n_train": 8, "n_test": 20, "data": "synthetic_messages"}
+    assert given == known | {"study": "tiny", "model": "mock/a", "seed": 1}
+
+
+def test_case_text_is_cached_in_private_and_weights_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", "/shared/hf")
+    for name in ("HF_HUB_CACHE", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    private = tmp_path / "private"
+    environment = run_notebook.job_environment(tmp_path, private, threads=3, devices=["1"])
+    assert environment["HF_DATASETS_CACHE"] == str(private / "cache" / "datasets")
+    assert environment["HF_HUB_CACHE"] == "/shared/hf/hub"
+    assert environment["HF_TOKEN_PATH"] == "/shared/hf/token"
+    assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_gpu_that_is_not_there_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    mock_study.notebook(tmp_path / "a.ipynb", "seed = 0")
+    with pytest.raises(NotebookError, match="asks for 2 GPU and this machine shows 1"):
+        run_notebook.execute(tmp_path / "a.ipynb", tmp_path / "b.ipynb", {}, threads=1, gpus=2, marker=None)
+
+
+def test_figures_are_svg_and_the_same_each_time(tmp_path: Path) -> None:
+    lines = ("import matplotlib.pyplot as plt", "figure, axis = plt.subplots()", "axis.plot([1, 2])")
+    draw = "\n".join([*lines, "plt.close()", "figure"])
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "seed = 0", draw)
+    seen = []
+    for _ in range(2):
+        done = execute(tmp_path, "a")
+        assert done.returncode == 0, done.stderr
+        cells = nbformat.read(tmp_path / "out" / "a.ipynb", as_version=4).cells
+        seen += [o.data for cell in cells for o in cell.get("outputs", []) if "data" in o]
+    assert all("image/svg+xml" in data and "image/png" not in data for data in seen)
+    assert "<dc:date>" not in seen[0]["image/svg+xml"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        (
+            "import resource\nresource.setrlimit(resource.RLIMIT_AS, (2**31, 2**31))\nx = bytearray(2**33)",
+            "the machine's memory is full: fewer --jobs",
+        ),
+        (
+            "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:9/x')",
+            "a host cannot be reached: check the network",
+        ),
+        (
+            "import requests\nrequests.get('http://no.invalid')",
+            "a host cannot be reached: check the network",
+        ),
+        ("raise RuntimeError('CUDA out of memory. Tried to allocate 20 MiB')", "the GPU's memory is full"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "it was killed from outside: by hand"),
+        ("raise ValueError('no such ward')", "ValueError: no such ward\n"),
+    ],
+)
+def test_known_failures_are_named_with_what_helps(tmp_path: Path, cell: str, said: str) -> None:
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "seed = 0", cell)
+    done = execute(tmp_path, "a")
+    assert done.returncode == 1
+    assert said in done.stderr and "cell 2" in done.stderr
+
+
+AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to make a small disk or a small memory")
+
+
+@AS_ROOT
+@pytest.mark.slow
+def test_a_full_disk_is_named_and_the_next_start_works(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    results = root / "results"
+    results.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "small", str(results)]).returncode:
+        pytest.skip("cannot mount a small disk here")
+    words = [
+        "run",
+        "params/tiny",
+        "--jobs",
+        "1",
+        "--only",
+        "text_classification",
+        "--only",
+        "clinical_triage",
+    ]
+    try:
+        fill = "(folder / 'big').write_bytes(bytes(10**6)) if not Path('room').exists() else None"
+        mock_study.task_notebook(root, "text_classification", fill)
+        done = mock_study.medstudy(root, *words)
+        assert done.returncode == 1
+        logs = "".join(log.read_text() for log in results.rglob("notebook.log"))
+        assert "the disk is full: make room and start again" in done.stdout + done.stderr + logs
+        (root / "room").touch()
+        for big in results.rglob("big"):
+            big.unlink()
+        again = mock_study.medstudy(root, *words)
+        assert again.returncode == 0, again.stdout + again.stderr
+    finally:
+        subprocess.run(["umount", str(results)], check=True)
+
+
+@AS_ROOT
+@pytest.mark.slow
+def test_a_kernel_that_the_system_kills_for_memory_is_named(tmp_path: Path) -> None:
+    group = Path("/sys/fs/cgroup/memory/medstudy-test")
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text("400M")
+    except OSError:
+        pytest.skip("no memory control group can be made here")
+    cell = f"import os\nopen('{group}/cgroup.procs', 'w').write(str(os.getpid()))\nheld = []\n"
+    cell += "while True:\n    held.append(bytearray(b'1' * 2**24))"
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "seed = 0", cell)
+    try:
+        done = execute(tmp_path, "a")
+    finally:
+        group.rmdir()
+    assert done.returncode == 1
+    assert "the system killed it for want of memory: fewer --jobs" in done.stderr

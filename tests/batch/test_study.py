@@ -1,0 +1,305 @@
+"""The batch engine on real Snakemake, with notebooks that take a moment."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mock_study
+import pytest
+from mock_study import medstudy, record, runs, write
+
+from medstudy.batch import inputs
+from medstudy.batch import study as batch
+from medstudy.params import load_study
+
+#: The mock results are nothing to report on.
+NO_REPORT = ("--", "--until", "comparison")
+RESULTS = Path("results", "tiny")
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that has been run once, in a folder whose name wants quoting."""
+    root = mock_study.make(tmp_path_factory.mktemp("a study für uns") / "checkout")
+    done = medstudy(root, "run", "params/tiny", "--jobs", "2", "--threads", "1", *NO_REPORT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 notebooks at once, 1 thread each" in done.stdout
+    assert "[5/5] comparison ok" in done.stdout
+    assert done.stdout.count("text_classification mock/a seed 1 ok") == 1
+    return root
+
+
+def test_first_start_runs_everything(root: Path) -> None:
+    assert set(runs(root).values()) == {1} and len(runs(root)) == 4
+    assert (root / RESULTS / "seen.txt").read_text() == "4"
+    assert (root / RESULTS / "margin.txt").read_text() == "0.05"  # of study.yaml, as a number
+    run = record(root, "text_classification", 1)
+    assert run["threads"] == "1"
+    private = root / RESULTS / "mock-a" / "text_classification" / "seed1" / "private"
+    assert Path(str(run["cache"])) == private / "cache"
+    assert private.stat().st_mode & 0o777 == 0o700
+
+
+def test_second_start_does_nothing(root: Path) -> None:
+    before = runs(root)
+    done = medstudy(root, "run", str(root / "params" / "tiny"), *NO_REPORT, cwd=root.parent)
+    assert done.returncode == 0
+    assert "nothing to do" in done.stdout
+    assert runs(root) == before
+
+
+def test_changed_parameters_redo_their_task_only(root: Path) -> None:
+    before = runs(root)
+    write(root / "params" / "tiny" / "clinical_triage.yaml", data="synthetic_messages", n_test=21)
+    assert batch_plan(root) == {"clinical_triage": 2, "comparison": 1, "report": 1}
+    done = medstudy(root, "run", "params/tiny", "--only", "clinical_triage")
+    assert done.returncode == 0
+    assert "run again because of what changed: params/tiny/clinical_triage.yaml" in done.stdout
+    changed = {name for name, count in runs(root).items() if count > before[name]}
+    assert changed == {"clinical_triage seed0", "clinical_triage seed1"}
+
+
+def test_run_without_its_end_marker_is_redone(root: Path) -> None:
+    before = runs(root)
+    (root / RESULTS / "mock-a" / "text_classification" / "seed0" / "run.json").unlink()
+    assert medstudy(root, "run", "params/tiny", "--only", "text_classification").returncode == 0
+    changed = {name for name, count in runs(root).items() if count > before[name]}
+    assert changed == {"text_classification seed0"}
+
+
+def test_failures_are_kept_and_named_and_the_others_go_on(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path / "checkout")
+    mock_study.task_notebook(root, "text_classification", "if seed: raise ValueError('no such ward')")
+    mock_study.task_notebook(root, "clinical_triage", "if seed: os.kill(os.getpid(), signal.SIGKILL)")
+    done = medstudy(root, "run", "params/tiny", *NO_REPORT)
+    assert done.returncode == 1
+    assert "failed: text_classification mock/a seed 1: cell 4: ValueError: no such ward" in done.stderr
+    assert "failed: clinical_triage mock/a seed 1: cell 4: Kernel died" in done.stderr
+    for task in mock_study.TASKS:
+        good, bad = (root / RESULTS / "mock-a" / task / f"seed{seed}" for seed in (0, 1))
+        assert (good / "metrics.json").is_file() and record(root, task, 0)["status"] == "ok"
+        assert not (bad / "metrics.json").exists() and record(root, task, 1)["status"] == "failed"
+        assert "starts.txt" in (bad / "notebook.ipynb").read_text()
+        assert (bad / "notebook.log").read_text().splitlines()[-1].startswith(f"FAILED {task} mock/a seed 1: ")
+    assert not (root / RESULTS / "comparison.done").exists()
+
+    mock_study.task_notebook(root, "text_classification")
+    again = medstudy(root, "run", "params/tiny", "--only", "text_classification")
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert record(root, "text_classification", 1)["status"] == "ok"
+    assert runs(root)["clinical_triage seed0"] == 1
+
+
+def test_unknown_parameter_is_refused_before_a_kernel_starts(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    write(root / "params" / "tiny" / "clinical_triage.yaml", data="synthetic_messages", n_tran=3)
+    done = medstudy(root, "run", "params/tiny")
+    assert done.returncode == 2
+    assert "unknown parameter 'n_tran'; did you mean 'n_train'?" in done.stderr
+    assert runs(root) == {}
+
+
+def test_a_study_runs_once_at_a_time(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    (root / RESULTS).mkdir(parents=True)
+    with (root / RESULTS / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = medstudy(root, "run", "params/tiny")
+    assert done.returncode == batch.BUSY
+    assert "running already" in done.stderr
+
+
+def test_nothing_outlives_a_killed_start_and_the_next_one_finishes(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path, seeds=(0,))
+    waits = "import time\n(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(60 if n_test == 20 else 0)"
+    mock_study.task_notebook(root, "text_classification", waits)
+    command = [
+        sys.executable,
+        "-m",
+        "medstudy.batch.cli",
+        "run",
+        "params/tiny",
+        "--only",
+        "text_classification",
+    ]
+    start = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
+    pid = root / RESULTS / "mock-a" / "text_classification" / "seed0" / "pid"
+    assert wait_for(lambda: pid.is_file() and pid.read_text() != "")
+    assert medstudy(root, "status", "params/tiny").stdout.splitlines()[1].split()[-1] == "running"
+    start.send_signal(signal.SIGKILL)
+    start.wait()
+    assert wait_for(lambda: not Path("/proc", pid.read_text()).exists())
+    assert wait_for(lambda: "not started" in medstudy(root, "status", "params/tiny").stdout.splitlines()[1])
+    write(root / "params" / "tiny" / "text_classification.yaml", data="synthetic_uti", n_test=19)
+    again = medstudy(root, "run", "params/tiny", "--only", "text_classification")
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_a_start_from_a_script_in_the_background_ends_when_asked_to(tmp_path: Path) -> None:
+    """A shell without job control has such commands ignore Ctrl-C; `kill` must still end all of it."""
+    root = mock_study.make(tmp_path, seeds=(0,))
+    waits = "import time\n(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
+    mock_study.task_notebook(root, "text_classification", waits)
+    command = [
+        sys.executable,
+        "-m",
+        "medstudy.batch.cli",
+        "run",
+        "params/tiny",
+        "--only",
+        "text_classification",
+    ]
+    deaf = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    start = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, preexec_fn=deaf)
+    pid = root / RESULTS / "mock-a" / "text_classification" / "seed0" / "pid"
+    assert wait_for(lambda: pid.is_file() and pid.read_text() != "")
+    start.terminate()
+    assert start.wait(timeout=30) == batch.INTERRUPTED
+    assert wait_for(lambda: not Path("/proc", pid.read_text()).exists())
+
+
+def test_plain_snakemake_makes_built_in_models_first(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    study = root / "params" / "tiny"
+    write(study / "study.yaml", models=["builtin/llama"], seeds=[3], tasks={"clinical_triage": {}})
+    # the package locks a model while it makes it, which must not be the lock that the job holds
+    weights = (
+        "import fcntl\nfrom pathlib import Path\nbases = Path('results/base_models')\n"
+        "fcntl.flock(open(bases / '.builtin-llama.lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
+        "(bases / 'builtin-llama').mkdir()"
+    )
+    mock_study.notebook(root / "notebooks" / "base_model.ipynb", "model = ''", weights)
+    mock_study.task_notebook(root, "clinical_triage", "Path('results/base_models/builtin-llama').rmdir()")
+    command = [sys.executable, "-m", "snakemake", "--config", "run=params/tiny", "--until", "clinical_triage"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (root / "results" / "base_models" / "builtin-llama.ipynb").is_file()
+    assert (root / RESULTS / "builtin-llama" / "clinical_triage" / "seed3" / "metrics.json").is_file()
+
+
+def test_code_of_a_notebook_is_what_it_imports(tmp_path: Path) -> None:
+    path = tmp_path / "notebook.ipynb"
+    mock_study.notebook(path, "seed = 0", "%matplotlib inline\nfrom medstudy.data import splits\nimport json")
+    files = {Path(name).resolve().relative_to(mock_study.REPOSITORY) for name in inputs.code_of(str(path))}
+    assert {
+        Path("medstudy/data/splits.py"),
+        Path("medstudy/data/cases.py"),
+        Path("medstudy/__init__.py"),
+    } <= files
+    assert not files & {Path("medstudy/cli.py"), Path("medstudy/batch.py"), Path("medstudy/training.py")}
+
+
+def test_data_files_are_the_card_and_local_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = mock_study.make(tmp_path)
+    monkeypatch.chdir(root)
+    (root / "data.csv").write_text("x")
+    write(root / "params" / "tiny" / "clinical_triage.yaml", data="ktas", data_root=str(root))
+    run = load_study("params/tiny").run("clinical_triage", "mock/a", 0)
+    card, data = inputs.data_files(run)
+    assert Path(card).resolve() == mock_study.REPOSITORY / "params" / "data" / "ktas.yaml"
+    assert Path(data) == root / "data.csv"
+
+
+def test_a_gpu_that_is_not_there_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = mock_study.make(tmp_path)
+    write(
+        root / "params" / "tiny" / "study.yaml",
+        models=["m"],
+        seeds=[0],
+        tasks={"clinical_triage": {"gpu": 1}},
+    )
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = medstudy(root, "run", "params/tiny")
+    assert done.returncode == 2
+    assert "asks for gpu: 1 a run and this machine shows 0" in done.stderr
+
+
+def test_a_gpu_that_no_task_asks_for_is_pointed_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    for asked, said in (({}, True), ({"gpu": 1}, False)):
+        folder = tmp_path / f"gpu{len(asked)}"
+        folder.mkdir()
+        write(folder / "study.yaml", models=["m"], seeds=[0], tasks={"clinical_triage": asked})
+        batch._shares(load_study(folder), None, None)
+        assert ("clinical_triage will not use" in capsys.readouterr().out) == said
+
+
+def batch_plan(root: Path) -> dict[str, int]:
+    """`batch.plan`, from within the checkout."""
+    here = Path.cwd()
+    os.chdir(root)
+    try:
+        return batch.plan(Path("params/tiny"))
+    finally:
+        os.chdir(here)
+
+
+def wait_for(condition: object, seconds: float = 60) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def test_two_studies_at_once_with_a_home_that_cannot_be_written(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path / "checkout")
+    shutil.copytree(root / "params" / "tiny", root / "params" / "other")
+    home = tmp_path / "home"
+    home.mkdir()
+    mounted = (
+        os.geteuid() == 0
+        and not subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "ro,size=4k", "home", str(home)], capture_output=True
+        ).returncode
+    )
+    home.chmod(0o555) if not mounted else None
+    try:
+        starts = [
+            subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "medstudy.batch.cli",
+                    "run",
+                    f"params/{study}",
+                    "--jobs",
+                    "1",
+                    *NO_REPORT,
+                ],
+                cwd=root,
+                env=os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for study in ("tiny", "other")
+        ]
+        said = [start.communicate(timeout=240)[0] for start in starts]
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(home)], check=True)
+    assert [start.returncode for start in starts] == [0, 0], said
+    for study in ("tiny", "other"):
+        assert len(list((root / "results" / study).glob("*/*/*/run.json"))) == 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="it is installed")
+def test_what_is_not_installed_is_said_before_anything_starts(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path)
+    write(root / "params" / "tiny" / "shared.yaml", n_train=8, quantization="4bit")
+    done = medstudy(root, "run", "params/tiny")
+    assert done.returncode == 2 and "needs bitsandbytes, which is not installed" in done.stderr
+    assert not (root / RESULTS).exists()

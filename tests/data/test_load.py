@@ -1,0 +1,615 @@
+"""From files, hub and scikit-learn to cases: no row lost, every fault named."""
+
+import gzip
+import hashlib
+import json
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pandas as pd
+import pytest
+
+from medstudy.data.card import DataCard
+from medstudy.data.cases import DataError
+from medstudy.data.load import load_card, load_cases
+from medstudy.data.splits import split_cases
+
+CSV = """id,patient,note,pulse,sex,lactate,uti,code
+a,p1,"Burning.\r\nFever.",80,1,2.50,1,x
+b,p1,No complaints,,2.0,??,0,x
+c,p2,,90,1,1,1,x
+d,p3,Stone,101.6,1,0,,x
+e,p4,Haematuria,99,2,12,9,x
+"""
+FIELDS = [
+    {"column": "pulse", "wording": "Pulse", "unit": "/min", "decimals": 0},
+    {"column": "sex", "wording": "Sex", "map": {"1": "male", "2": "female"}},
+    {"column": "lactate", "unit": "mmol/L", "missing": ""},
+]
+
+
+def card(columns=None, files=(("ward.csv", None),), **load):
+    """A text-classification card on csv files; `load` and `columns` override parts."""
+    listed = [{"path": path} | ({"split": split} if split else {}) for path, split in files]
+    base = {
+        "text": "{note}",
+        "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}, "drop": ["9"]}},
+    }
+    return DataCard.model_validate(
+        {
+            "name": "ward",
+            "title": "A ward",
+            "task": "text_classification",
+            "question": "Infection?",
+            "labels": {"label": ["no", "yes"]},
+            "load": {"kind": "files", "format": "csv", "files": listed} | load,
+            "columns": base | (columns or {}),
+        }
+    )
+
+
+@pytest.fixture
+def ward(tmp_path):
+    (tmp_path / "ward.csv").write_text(CSV, encoding="utf-8", newline="")
+    return tmp_path
+
+
+def load(columns, folder, content=None, **rest):
+    if content is not None:
+        (folder / "ward.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
+    loaded = load_cases(card(columns, **rest), folder)
+    assert len(loaded.cases) + len(loaded.dropped) == loaded.rows_in
+    return loaded
+
+
+def test_rows_without_text_or_answer_are_dropped_and_counted(ward):
+    loaded = load({}, ward)
+    assert loaded.rows_in == 5
+    assert [c.case_id for c in loaded.cases] == ["ward-1", "ward-2"]
+    assert [(d.row, d.reason) for d in loaded.dropped] == [
+        ("ward.csv row 3", "no text in column 'note'"),
+        ("ward.csv row 4", "no answer for 'label' in column 'uti'"),
+        ("ward.csv row 5", "answer for 'label' is one that the card drops"),
+    ]
+    assert loaded.cases[0].text == "Burning.\nFever."
+    assert loaded.cases[0].gold == {"label": "yes"}
+
+
+def test_fields_become_lines_and_features(ward):
+    columns = {"text": "{note}\n{fields}", "fields": FIELDS, "missing": {"lactate": ["??"]}, "case_id": "id"}
+    first, second = load(columns | {"group_id": "patient"}, ward).cases
+    assert first.text == "Burning.\nFever.\nPulse: 80 /min\nSex: male\nlactate: 2.5 mmol/L"
+    assert second.text == "No complaints\nPulse: not recorded\nSex: female"
+    assert second.details == {
+        "missing": ["pulse", "lactate"],
+        "features": {"pulse": None, "sex": 2.0, "lactate": None},
+    }
+    assert (first.case_id, first.group_id, second.group_id) == ("a", "p1", "p1")
+
+
+def test_codes_that_are_no_numbers_are_counted_in_the_order_of_the_map(tmp_path):
+    fields = [{"column": "sex", "map": {"f": "woman", "1": "man"}}]
+    cases = load({"text": "{fields}", "fields": fields}, tmp_path, "sex,uti\nf,0\n1,1\n").cases
+    assert [c.details["features"] for c in cases] == [{"sex": 0.0}, {"sex": 1.0}]
+
+
+def test_braces_in_a_cell_stay_as_they_are(tmp_path):
+    assert load({}, tmp_path, "note,uti\n{uti} {x},0\nb,1\n").cases[0].text == "{uti} {x}"
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "jsonl", "parquet", "xlsx"])
+def test_formats_give_the_same_cases(ward, kind):
+    frame = pd.DataFrame({"note": ["one", "two", None], "pulse": [80.0, 90.5, None], "uti": [1, 0, 1]})
+    path = ward / f"other.{kind}"
+    match kind:
+        case "csv":
+            frame.to_csv(path, index=False)
+        case "csv.gz":
+            path.write_bytes(gzip.compress(frame.to_csv(index=False).encode()))
+        case "jsonl":
+            frame.to_json(path, orient="records", lines=True)
+        case "parquet":
+            frame.to_parquet(path)
+        case "xlsx":
+            frame.to_excel(path, index=False)
+    columns = {"text": "{note}\n{fields}", "fields": [{"column": "pulse", "unit": "/min"}]}
+    loaded = load(columns, ward, files=[(path.name, None)], format=kind.split(".")[0])
+    assert [c.text for c in loaded.cases] == ["one\npulse: 80 /min", "two\npulse: 90.5 /min"]
+    assert [c.gold["label"] for c in loaded.cases] == ["yes", "no"]
+    assert [d.reason for d in loaded.dropped] == ["no text in column 'note'"]
+
+
+def test_semicolons_latin_1_decimal_commas_and_no_header(tmp_path):
+    content = "Fièvre;36,5;1\nNéant;#;0\n".encode("latin-1")
+    columns = {"text": "{note}\n{fields}", "fields": [{"column": "temp", "unit": "°C"}]}
+    how = {
+        "sep": ";",
+        "encoding": "latin-1",
+        "decimal": ",",
+        "names": ["note", "temp", "uti"],
+        "na_values": ["#"],
+    }
+    cases = load(columns, tmp_path, content, **how).cases
+    assert [c.text for c in cases] == ["Fièvre\ntemp: 36.5 °C", "Néant\ntemp: not recorded"]
+
+
+def test_points_are_thousands_where_the_comma_is_decimal(tmp_path):
+    columns = {"text": "{fields}", "fields": [{"column": "platelets", "unit": "/nl"}]}
+    content = "platelets;uti\n250.000;1\n1.250,5;0\n36,5;1\n0.125;0\n"
+    cases = load(columns, tmp_path, content, sep=";", decimal=",").cases
+    said = [c.text.split(": ")[1] for c in cases]
+    assert said == ["250000 /nl", "1250.5 /nl", "36.5 /nl", "0.125 /nl"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
+    assert load({}, tmp_path, "\ufeffnote,uti\nx,1\ny,0\n").rows_in == 2
+
+
+def test_leading_zeros_and_na_stay_text(tmp_path):
+    columns = {"text": "{note}", "gold": {"label": {"column": "icd", "map": {"0431": "no", "NA": "yes"}}}}
+    cases = load(columns, tmp_path, "note,icd\nx,0431\nNA,NA\n").cases
+    assert [(c.text, c.gold["label"]) for c in cases] == [("x", "no"), ("NA", "yes")]
+
+
+def test_a_star_drops_every_other_answer(tmp_path):
+    gold = {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}, "drop": ["*"]}}
+    loaded = load({"gold": gold}, tmp_path, "note,uti\na,0\nb,1\nc,perhaps\n")
+    assert [(d.row, d.reason) for d in loaded.dropped] == [
+        ("ward.csv row 3", "answer for 'label' is one that the card drops")
+    ]
+
+
+def test_a_generator_may_not_leave_the_cards_labels():
+    data = load_card("synthetic_uti").model_copy(update={"labels": {"label": ["no", "perhaps"]}})
+    with pytest.raises(DataError, match=r"\['yes'\] not in labels.label \['no', 'perhaps'\]"):
+        load_cases(data)
+
+
+REPEATS = "note,uti\nSame  text,1\nsame text,1\nTwo answers,0\ntwo answers,1\nOther,0\n"
+
+
+def test_repeats_share_a_group_or_are_dropped(tmp_path):
+    kept = load({}, tmp_path, REPEATS).cases
+    assert len(kept) == 5 and len({c.group_id for c in kept}) == 3
+    loaded = load({"repeats": "drop"}, tmp_path, REPEATS)
+    assert [c.text for c in loaded.cases] == ["Same  text", "Other"]
+    assert (
+        sorted(d.reason for d in loaded.dropped) == ["repeats an earlier text"] + ["same text, different answers"] * 2
+    )
+
+
+def test_a_group_in_two_given_splits_stays_in_test_only(tmp_path):
+    (tmp_path / "train.csv").write_text("note,uti\nA,1\nB,0\nC,1\n")
+    (tmp_path / "test.csv").write_text("note,uti\nb,0\nD,1\n")
+    loaded = load({}, tmp_path, files=[("train.csv", "train"), ("test.csv", "test")])
+    assert [(c.text, c.split) for c in loaded.cases] == [
+        ("A", "train"),
+        ("C", "train"),
+        ("b", "test"),
+        ("D", "test"),
+    ]
+    assert loaded.dropped[0].row == "train.csv row 2" and "later split" in loaded.dropped[0].reason
+
+
+def test_source_file_names_the_site(tmp_path):
+    for site, name in (("north", "a"), ("south", "b")):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "ed.csv").write_text(f"note,uti\n{name},1\n{name}{name},0\n")
+    files = [("north/ed.csv", "train"), ("south/ed.csv", "test")]
+    cases = load({"details": {"site": "source_file"}}, tmp_path, files=files).cases
+    assert [c.case_id for c in cases] == ["north/ed-1", "north/ed-2", "south/ed-1", "south/ed-2"]
+    assert cases[2].details["site"] == "south/ed"
+
+
+def options_card():
+    columns = {"text": "{q}", "gold": {"diagnosis": {"column": "answer"}}, "details": {"options": "options"}}
+    values = card().model_dump() | {"task": "clinical_reasoning", "labels": {}, "columns": columns}
+    values["load"] = {"kind": "files", "format": "jsonl", "files": [{"path": "q.jsonl"}]}
+    return DataCard.model_validate(values)
+
+
+def test_markers_and_decimal_commas_leave_json_objects_alone(tmp_path):
+    row = {"q": "Which?", "answer": "-9", "options": {"A": "1,5", "B": "sepsis"}}
+    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row | {"answer": a}) for a in ("1,5", -9)))
+    values = options_card().model_dump()
+    values["load"] |= {"na_values": ["-9"], "decimal": ","}
+    values["columns"]["gold"]["diagnosis"]["map"] = {"1.5": "1,5"}
+    loaded = load_cases(DataCard.model_validate(values), tmp_path)
+    assert [c.details["options"] for c in loaded.cases] == [row["options"]]
+    assert [d.reason for d in loaded.dropped] == ["no answer for 'diagnosis' in column 'answer'"]
+
+
+def test_options_must_hold_the_answer(tmp_path):
+    row = {"q": "Which?", "answer": "gout", "options": {"A": "gout", "B": "sepsis"}}
+    (tmp_path / "q.jsonl").write_text(json.dumps(row))
+    assert load_cases(options_card(), tmp_path).cases[0].details["options"] == row["options"]
+    (tmp_path / "q.jsonl").write_text(json.dumps(row | {"answer": "Gout, acute"}))
+    with pytest.raises(DataError, match=r"q.jsonl row 1: details.options"):
+        load_cases(options_card(), tmp_path)
+
+
+STAYS = "stay,sex,note\n2.0,F,other\n1.0,M,other\n9.0,F,other\n"
+JOINED = {
+    "text": "{note}\n{fields}",
+    "fields": [{"column": "sex", "map": {"F": "female", "M": "male"}}],
+}
+VISITS = "stay,note,uti\n1,Burning.,1\n2,Well.,0\n3,Ill.,1\n1,Again.,1\n"
+
+
+def joined(folder, stays=STAYS, visits=VISITS, on="stay"):
+    (folder / "stays.csv").write_text(stays)
+    return load(JOINED, folder, visits, join=[{"on": on, "file": {"path": "stays.csv"}}])
+
+
+def test_a_join_adds_columns_and_neither_loses_nor_doubles_rows(tmp_path):
+    loaded = joined(tmp_path)
+    assert loaded.rows_in == 4
+    assert loaded.unmatched == {"without a row in stays.csv": 1}
+    assert [c.text for c in loaded.cases] == [
+        "Burning.\nsex: male",
+        "Well.\nsex: female",
+        "Ill.\nsex: not recorded",
+        "Again.\nsex: male",
+    ]
+
+
+def test_rows_without_a_key_are_joined_with_nobody(tmp_path):
+    stays = "stay,sex\n1,M\n,F\n,F\n"
+    loaded = joined(tmp_path, stays, "stay,note,uti\n1,Burning.,1\n,Well.,0\n")
+    assert [c.text for c in loaded.cases] == ["Burning.\nsex: male", "Well.\nsex: not recorded"]
+
+
+@pytest.mark.parametrize(
+    ("stays", "visits", "on", "said"),
+    [
+        (STAYS + "1.0,F,\n", VISITS, "stay", ["stays.csv row 4", "'stay'", "one row a key"]),
+        (STAYS, VISITS, "visit", ["ward.csv: no column 'visit' to join on"]),
+        (STAYS.replace("stay", "id"), VISITS, "stay", ["stays.csv: no column 'stay' to join on"]),
+        ("stay,sex\nA1,F\n", VISITS, "stay", ["no 'stay' of ward.csv is in stays.csv"]),
+    ],
+)
+def test_a_join_that_cannot_be_meant_is_refused(tmp_path, stays, visits, on, said):
+    with pytest.raises(DataError) as error:
+        joined(tmp_path, stays, visits, on)
+    assert all(words in str(error.value) for words in said), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"key": "a", "note": "one", "uti": 1}, {"key": "b", "note": "two", "uti": 0}],
+        {"a": {"note": "one", "uti": 1}, "b": {"note": "two", "uti": 0}},
+    ],
+)
+def test_json_objects_by_key_and_lists_of_them(tmp_path, data):
+    cases = load({"case_id": "key"}, tmp_path, json.dumps(data), format="json").cases
+    assert [(c.case_id, c.text, c.gold["label"]) for c in cases] == [("a", "one", "yes"), ("b", "two", "no")]
+
+
+def test_json_lists_by_label_give_a_row_an_element(tmp_path):
+    columns = {"text": "{value}", "gold": {"label": {"column": "key"}}}
+    data = json.dumps({"yes": ["dysuria", "burning"], "no": ["cough"]})
+    cases = load(columns, tmp_path, data, format="json").cases
+    assert [(c.text, c.gold["label"]) for c in cases] == [
+        ("dysuria", "yes"),
+        ("burning", "yes"),
+        ("cough", "no"),
+    ]
+
+
+def test_a_part_of_a_note_becomes_a_column(tmp_path):
+    part = {"column": "note", "start": "Course:", "end": ["Meds:", "Plan:"]}
+    notes = ["Hx. Course: Better. Plan: home", "Course: Worse\n Meds: x Plan: y", "Course:", "no section"]
+    content = "".join(json.dumps({"note": note, "uti": i % 2}) + "\n" for i, note in enumerate(notes))
+    loaded = load({"text": "{course}", "extract": {"course": part}}, tmp_path, content, format="jsonl")
+    assert [c.text for c in loaded.cases] == ["Better.", "Worse"]
+    assert [d.reason for d in loaded.dropped] == ["no text in column 'course'"] * 2
+
+
+@pytest.mark.parametrize(
+    ("by", "splits"),
+    [
+        ({"column": "when", "test_from": "2019"}, ["train", "train", "test", "test"]),
+        (
+            {"column": "when", "test": ["2018"], "validation": ["2020"]},
+            ["train", "test", "train", "validation"],
+        ),
+        ({"column": "day", "test_from": "2019-06-01"}, ["train", "test", "train", "test"]),
+    ],
+)
+def test_splits_by_a_column(tmp_path, by, splits):
+    days = ("2018-01-02", "2020-11-30", "2018-12-31", "2019-06-01")
+    years = ("900", "2018", "2019.0", "2020")
+    rows = "".join(f"n{i},{i % 2},{y},{d}\n" for i, (y, d) in enumerate(zip(years, days, strict=True)))
+    loaded = load({"split_by": by}, tmp_path, f"note,uti,when,day\n{rows}n5,1,,\n")
+    assert [c.split for c in loaded.cases] == splits
+    assert [d.reason for d in loaded.dropped] == [f"no split in column '{by['column']}'"]
+
+
+@pytest.mark.parametrize(
+    ("by", "said"),
+    [
+        (
+            {"column": "when", "test": ["nort"]},
+            ["test = ['nort']", "no case for test", "written as in the file"],
+        ),
+        ({"column": "when", "test_from": "3000"}, ["test_from = '3000'", "no case for test"]),
+        ({"column": "when", "test_from": "1000"}, ["no case for train"]),
+        ({"column": "when", "test": ["2019"], "validation": ["x"]}, ["no case for validation"]),
+        ({"column": "german", "test_from": "2020-01-01"}, ["'21.05.2017'", "YYYY-MM-DD"]),
+        ({"column": "german", "test_from": "01.01.2020"}, ["'21.05.2017'", "YYYY-MM-DD"]),
+        (
+            {"column": "day", "test_from": "2019"},
+            ["row 1, column 'day': '2018-01-02'", "'2019'", "YYYY-MM-DD"],
+        ),
+    ],
+)
+def test_splits_that_the_column_does_not_give_are_refused(tmp_path, by, said):
+    content = "note,uti,when,day,german\na,0,2018,2018-01-02,21.05.2017\n"
+    content += "b,1,2019,2019-03-04,3.4.2019\nc,1,2020,unknown,01.02.2020\n"
+    with pytest.raises(DataError) as error:
+        load({"split_by": by}, tmp_path, content)
+    assert all(words in str(error.value) for words in said), str(error.value)
+
+
+def test_validation_is_named_beside_a_first_value_of_the_test(tmp_path):
+    content = "note,uti,when\na,0,2017\nb,1,2018\nc,1,2019\nd,0,2020\n"
+    by = {"column": "when", "test_from": "2019", "validation": ["2018"]}
+    assert [c.split for c in load({"split_by": by}, tmp_path, content).cases] == [
+        "train",
+        "validation",
+        "test",
+        "test",
+    ]
+
+
+def test_a_worse_answer_of_the_source_is_kept_with_the_case(tmp_path):
+    nurse = {"label": {"column": "nurse", "map": {"0": "no", "1": "yes"}, "drop": ["9"]}}
+    content = "note,uti,nurse\na,1,0\nb,0,0\nc,1,\nd,0,9\n"
+    cases = load({"rejected": nurse}, tmp_path, content).cases
+    assert [c.details for c in cases] == [{"rejected": {"label": "no"}}, {}, {}, {}]
+
+
+def test_files_that_nobody_foresaw(tmp_path):
+    """Tabs, decimal commas, labels with punctuation, twenty classes, long notes, several rows a patient."""
+    labels = [f"class no. {i} (other, n.o.s.)" for i in range(20)]
+    long_note = "word " * 2400
+    rows = [f"p{i % 7}\t{long_note}{i}\t{i},5\t{labels[i % 20]}" for i in range(60)]
+    content = "\ufeffpatient\tnote\ttemp\tdx\r\n" + "\r\n".join(rows) + "\r\n"
+    columns = {
+        "text": "{note}\n{fields}",
+        "fields": [{"column": "temp", "unit": "°C"}],
+        "gold": {"label": {"column": "dx"}},
+        "group_id": "patient",
+    }
+    values = card(columns, sep="\t", decimal=",").model_dump() | {"labels": {"label": labels}}
+    (tmp_path / "ward.csv").write_bytes(content.encode())
+    loaded = load_cases(DataCard.model_validate(values), tmp_path)
+    assert (loaded.rows_in, len(loaded.cases), loaded.dropped) == (60, 60, [])
+    assert loaded.cases[7].text.endswith("7\ntemp: 7.5 °C") and len(loaded.cases[7].text) > 12_000
+    assert loaded.cases[21].gold["label"] == "class no. 1 (other, n.o.s.)"
+    splits = split_cases(loaded.cases, 0, 8, 8, 0, 0)
+    assert not {c.group_id for c in splits.train} & {c.group_id for c in splits.test}
+
+
+NUMBER = {"text": "{fields}", "fields": [{"column": "pulse", "unit": "/min"}]}
+BROKEN = {
+    "wrong column": (
+        {"text": "{notes}"},
+        CSV,
+        {},
+        ["ward.csv: no column 'notes'; nearest: note", "columns: id"],
+    ),
+    "wrong leak column": ({"exclude": ["cod"]}, CSV, {}, ["no column 'cod'; nearest: code"]),
+    "wrong column with markers": ({"missing": {"lactat": ["0"]}}, CSV, {}, ["no column 'lactat'"]),
+    "wrong separator": ({}, CSV.replace(",", ";"), {}, ["is load.sep right?"]),
+    "wrong encoding": (
+        {},
+        "note,uti\nFièvre,1\n".encode("latin-1"),
+        {},
+        ["ward.csv cannot be read", "encoding"],
+    ),
+    "unknown encoding": ({}, CSV, {"encoding": "latin-x"}, ["cannot be read", "latin-x"]),
+    "no parquet": ({}, CSV, {"format": "parquet"}, ["cannot be read as parquet"]),
+    "no excel sheet": ({}, CSV, {"format": "xlsx"}, ["cannot be read as xlsx"]),
+    "broken json": ({}, '{"note": ', {"format": "jsonl"}, ["cannot be read as jsonl", "line 1"]),
+    "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "a list or an object"]),
+    "json list of texts": ({}, '["a"]', {"format": "json"}, ["element 1 is not a JSON object"]),
+    "json cut short": ({}, '{"a": ', {"format": "json"}, ["ward.csv cannot be read as json"]),
+    "part of a column that is not there": (
+        {"text": "{plan}", "extract": {"plan": {"column": "notes", "start": "Plan:"}}},
+        CSV,
+        {},
+        ["no column 'notes'; nearest: note"],
+    ),
+    "split by a column that is not there": (
+        {"split_by": {"column": "year", "test_from": "2019"}},
+        CSV,
+        {},
+        ["ward.csv: no column 'year'"],
+    ),
+    "rejected answers that are not there": (
+        {"rejected": {"label": {"column": "nurse"}}},
+        CSV,
+        {},
+        ["ward.csv: no column 'nurse'"],
+    ),
+    "rejected answer without a label": (
+        {"rejected": {"label": {"column": "code"}}},
+        "note,uti,code\na,1,y\nb,0,no\n",
+        {},
+        ["row 1, column 'code': 'y'", "columns.rejected.label.map"],
+    ),
+    "json list": ({}, '{"note": "a", "uti": 1}\n[1]', {"format": "jsonl"}, ["line 2 is not a JSON object"]),
+    "empty file": ({}, "", {}, ["cannot be read"]),
+    "header only": ({}, "note,uti\n", {}, ["no rows"]),
+    "cells without a name": ({}, "note,uti\na,b,1\nc,d,0\n", {}, ["more cells than the header"]),
+    "one class only": ({}, "note,uti\na,1\nb,1\n", {}, ["all 2 cases have one label, 'yes'"]),
+    "nothing left": (
+        {},
+        "note,uti\n,1\nb,\n",
+        {},
+        ["no case is left of 2 rows", "1 x no text in column 'note'"],
+    ),
+    "value without a label": (
+        {},
+        "note,uti\na,1\nb,7\n",
+        {},
+        ["row 2, column 'uti': '7'", "allowed: 0, 1", ".drop"],
+    ),
+    "not one of the labels": (
+        {"gold": {"label": {"column": "uti"}}},
+        "note,uti\na,yes\nb,Yes!\n",
+        {},
+        ["row 2", "'Yes!'", "allowed: no, yes"],
+    ),
+    "not a number": (
+        NUMBER,
+        "pulse,uti\n80,1\nfast,0\n",
+        {},
+        ["ward.csv row 2, column 'pulse': 'fast' is not a number"],
+    ),
+    "infinite": (NUMBER, "pulse,uti\n80,1\ninf,0\n", {}, ["'inf' is not a number", "columns.missing.pulse"]),
+    "unknown code": (
+        {"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
+        "sex,uti\n1,1\n2,0\n",
+        {},
+        ["row 2, column 'sex': '2' is not among the allowed (allowed: 1)"],
+    ),
+    "case id twice": (
+        {"case_id": "id"},
+        "id,note,uti\na,x,1\na,y,0\n",
+        {},
+        ["case id 'a'", "row 1", "row 2"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("columns", "content", "how", "said"), BROKEN.values(), ids=BROKEN)
+def test_broken_data_is_refused_and_the_fault_is_named(tmp_path, columns, content, how, said):
+    with pytest.raises(DataError) as error:
+        load(columns, tmp_path, content, **how)
+    assert all(words in str(error.value) for words in said), str(error.value)
+
+
+def test_files_are_found_by_name_in_sub_folders(ward):
+    (ward / "deep" / "er").mkdir(parents=True)
+    (ward / "ward.csv").rename(ward / "deep" / "er" / "ward.csv")
+    assert load({}, ward).rows_in == 5
+    (ward / "deep" / "ward.csv").write_text(CSV)
+    with pytest.raises(DataError, match="is there 2 times"):
+        load({}, ward)
+
+
+def test_a_missing_file_names_the_path_and_both_remedies(tmp_path):
+    with pytest.raises(DataError, match=r"ward\.csv or a folder below; set data_root .* or leave data_root empty"):
+        load({}, tmp_path)
+    with pytest.raises(DataError, match=r"no file .*nowhere\.csv; set data_root"):
+        load_cases(card(files=[("nowhere.csv", None)]))
+    with pytest.raises(DataError, match="is not a folder"):
+        load({}, tmp_path / "nowhere")
+
+
+@pytest.fixture
+def served(ward):
+    """The ward's folder over HTTP on this machine; yields its address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=ward))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def url_card(url, sha256=""):
+    values = card().model_dump()
+    values["load"]["files"] = [{"path": "ward.csv", "url": url, "sha256": sha256}]
+    return DataCard.model_validate(values)
+
+
+def test_a_url_is_fetched_and_its_hash_is_checked(served, ward, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    right = hashlib.sha256((ward / "ward.csv").read_bytes()).hexdigest()
+    assert load_cases(url_card(f"{served}/ward.csv", right)).rows_in == 5
+    with pytest.raises(DataError, match="not what the card was written for"):
+        load_cases(url_card(f"{served}/ward.csv", "0" * 64))
+    with pytest.raises(DataError, match=r"404.*set data_root"):
+        load_cases(url_card(f"{served}/none.csv"))
+
+
+def test_with_data_root_no_network_is_used(ward, monkeypatch):
+    monkeypatch.setattr("medstudy.data.tables.urlopen", lambda *_, **__: pytest.fail("network"))
+    assert load_cases(url_card("https://example.org/ward.csv"), ward).rows_in == 5
+
+
+def hub_card(**extra):
+    values = card().model_dump()
+    values["load"] = {"kind": "hub", "path": "org/ward", "splits": {"train": "train", "test": "dev"}} | extra
+    return DataCard.model_validate(values)
+
+
+def test_hub_splits_are_mapped_to_ours(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def answer(path, config, *, split, revision):
+        asked.append((path, config, split, revision))
+        return datasets.Dataset.from_dict({"note": [f"{split} a", f"{split} b"], "uti": [0, 1]})
+
+    monkeypatch.setattr(datasets, "load_dataset", answer)
+    cases = load_cases(hub_card(revision="abc")).cases
+    assert asked == [("org/ward", None, "train", "abc"), ("org/ward", None, "dev", "abc")]
+    assert [(c.case_id, c.split) for c in cases] == [
+        ("train-1", "train"), ("train-2", "train"), ("dev-1", "test"), ("dev-2", "test"),
+    ]  # fmt: skip
+
+
+def test_a_hub_that_cannot_be_reached_is_a_data_error(monkeypatch):
+    import datasets
+
+    def refuse(*_, **__):
+        raise ConnectionError("Couldn't reach the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(DataError, match=r"'org/ward', split 'train': Couldn't reach.*data_root"):
+        load_cases(hub_card())
+
+
+def test_a_hub_card_reads_local_copies_where_it_says_how(ward):
+    with pytest.raises(DataError, match=r"needs load\.local"):
+        load_cases(hub_card(), ward)
+    local = {"format": "csv", "files": [{"path": "ward.csv"}]}
+    assert load_cases(hub_card(local=local), ward).rows_in == 5
+
+
+def test_breast_cancer_comes_with_scikit_learn():
+    loaded = load_cases(load_card("breast_cancer"))
+    assert len(loaded.cases) == loaded.rows_in == 569
+    assert sum(c.gold["label"] == "malignant" for c in loaded.cases) == 212
+    assert all(len(c.details["features"]) == 10 for c in loaded.cases)
+    assert loaded.cases[0].text.startswith("Radius: 18.0\nTexture: 10.4\n")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "synthetic_uti",
+        "synthetic_urosepsis",
+        "synthetic_vignettes",
+        "synthetic_dialogues",
+        "synthetic_messages",
+    ],
+)
+def test_synthetic_cards_have_labels_and_groups_enough(name):
+    data = load_card(name)
+    loaded = load_cases(data)
+    assert loaded.rows_in == len(loaded.cases) == data.load.n
+    assert all({c.gold[o] for c in loaded.cases} == set(labels) for o, labels in data.labels.items())
+    assert len({c.group_id for c in loaded.cases}) >= 20
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", ["medical_abstracts", "medqa", "mts_dialog", "pima", "ktas", "uci_heart"])
+def test_public_sources_can_be_fetched(name):
+    assert len(load_cases(load_card(name)).cases) > 500

@@ -1,0 +1,241 @@
+"""The generators and the corpus: deterministic, balanced, apart by group, and never one in the other."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections import Counter, defaultdict
+
+import pytest
+
+from demo import (
+    clinical_reasoning,
+    clinical_triage,
+    medicine,
+    numeric_classification,
+    summarization,
+    text_classification,
+)
+from demo.corpus import documents
+from demo.writing import asked, bare, unlike
+from medstudy.data.cases import DataError
+
+GENERATORS = {
+    "text_classification": text_classification.generate,
+    "numeric_classification": numeric_classification.generate,
+    "clinical_reasoning": clinical_reasoning.generate,
+    "summarization": summarization.generate,
+    "clinical_triage": clinical_triage.generate,
+}
+FORBIDDEN = ("Diagnosis:", "Findings:", "Provider:", "Urgency:", "Question:", "Answer with")
+
+
+@pytest.fixture(scope="module")
+def cases():
+    return {name: generate(400, seed=3) for name, generate in GENERATORS.items()}
+
+
+@pytest.fixture(scope="module")
+def corpus():
+    texts = []
+    for document in itertools.islice(documents(1), 8000):
+        texts.append(document if isinstance(document, str) else "\n".join(m["content"] for m in document))
+    return texts
+
+
+def words(text):
+    return set(re.findall(r"[a-z]+", text.lower()))
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_same_seed_same_cases_and_another_seed_others(name):
+    generate = GENERATORS[name]
+    assert generate(60, 1) == generate(60, 1)
+    assert not {c.text for c in generate(60, 1)} & {c.text for c in generate(60, 2)}
+    assert generate(0, 1) == []
+    with pytest.raises(DataError, match="-1"):
+        generate(-1, 1)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("n", [41, 100, 400])
+def test_groups_are_many_and_small_and_share_no_text(name, n):
+    made = GENERATORS[name](n, 5)
+    groups = Counter(case.group_id for case in made)
+    assert len(made) == n
+    assert len(groups) >= 40
+    assert max(groups.values()) / n <= 0.05
+    assert len({case.text for case in made}) == n
+    assert len({case.case_id for case in made}) == n
+
+
+def test_prompts_are_short(cases):
+    for name, made in cases.items():
+        lengths = sorted(len(case.text.split()) for case in made)
+        assert 20 <= lengths[len(lengths) // 2] <= 100, name
+        assert lengths[-1] <= 120, name
+
+
+def test_binary_labels_are_about_balanced(cases):
+    for name in ("text_classification", "numeric_classification"):
+        share = sum(case.gold["label"] == "yes" for case in cases[name]) / 400
+        assert 0.4 <= share <= 0.6, name
+
+
+def test_a_passage_is_positive_only_with_symptoms_and_urine_of_now(cases):
+    """Read the present sentences with rules of the test's own; earlier ones must not matter."""
+    symptom = "|".join(medicine.BLADDER_SYMPTOMS)
+    negated = re.compile(r"\bno\b|\bdenied\b|\bfree of\b|\bdid not\b|\bnegative\b|\bnothing\b|\bsterile\b|\bmixed\b")
+    for case in cases["text_classification"]:
+        now = [s for s in re.split(r"(?<!E)\. ", case.text) if re.match("Today|This morning|At this visit|Now", s)]
+        ill = any(re.search(symptom, s.lower()) and not negated.search(s) for s in now)
+        positive = any(re.search("urine|dipstick", s) and not negated.search(s) for s in now)
+        assert case.gold["label"] == ("yes" if ill and positive else "no"), case.text
+
+
+def test_negation_and_history_stand_in_passages_of_both_labels(cases):
+    texts = defaultdict(list)
+    for case in cases["text_classification"]:
+        texts[case.gold["label"]].append(case.text.lower())
+    for label, found in texts.items():
+        for cue in (" no ", "denied", "negative", "sterile", "last year", "catheter", "kidney stone"):
+            assert sum(cue in text for text in found) >= 5, (label, cue)
+
+
+def test_no_word_gives_the_label_away(cases):
+    """Bag of words, groups apart: better than chance, far from right."""
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import f1_score
+
+    made = GENERATORS["text_classification"](800, 11)
+    groups = sorted({case.group_id for case in made})
+    seen = set(groups[: len(groups) // 2])
+    train = [case for case in made if case.group_id in seen][:300]
+    test = [case for case in made if case.group_id not in seen]
+    bag = CountVectorizer()
+    model = LogisticRegression(max_iter=2000).fit(
+        bag.fit_transform(case.text for case in train), [case.gold["label"] for case in train]
+    )
+    answers = model.predict(bag.transform(case.text for case in test))
+    assert f1_score([case.gold["label"] for case in test], answers, pos_label="yes") < 0.75
+
+
+def test_numbers_are_those_of_the_text_and_the_label_stays_uncertain(cases):
+    missing, best = 0, []
+    for case in cases["numeric_classification"]:
+        features = case.details["features"]
+        assert list(features) == list(numeric_classification.PANEL)
+        missing += sum(value is None for value in features.values())
+        for name, value in features.items():
+            unit, decimals = medicine.LABS[name][:2]
+            assert (f"{name} not done" if value is None else f"{name} {value:.{decimals}f} {unit}") in case.text
+        if None not in features.values():
+            p = numeric_classification.probability(features)
+            best.append(max(p, 1 - p))
+    assert 0.05 <= missing / (400 * 8) <= 0.11
+    assert 0.8 <= math.fsum(best) / len(best) <= 0.95  # the Bayes accuracy
+
+
+def test_vignettes_have_one_answer_and_it_is_among_the_options(cases):
+    known = {disease.name: set(disease.findings) for disease in medicine.DISEASES}
+    assert set(Counter(c.gold["diagnosis"] for c in cases["clinical_reasoning"]).values()) <= {16, 17}
+    for case in cases["clinical_reasoning"]:
+        gold, details = case.gold["diagnosis"], case.details
+        matter = set(details["findings"])
+        assert len(matter) == 4 and matter <= known[gold]
+        assert all(finding in case.text.lower() for finding in matter)
+        denied = re.search(r"(?:there is no|denies|never) ([a-z ]+)\.|([a-z ]+) is absent", case.text.lower())
+        assert unlike([(denied[1] or denied[2]).strip()], details["findings"]), case.text
+        assert max(len(matter & found) for name, found in known.items() if name != gold) <= 3
+        assert list(details["options"]) == list("ABCD")
+        assert len(set(details["options"].values())) == 4
+        assert gold in details["options"].values() and gold not in case.text.lower()
+
+
+def test_the_summary_is_its_facts_and_the_dialogue_holds_them(cases):
+    denied = corrected = 0
+    for case in cases["summarization"]:
+        facts = case.details["facts"]
+        denials = [fact.removeprefix("Denies ") for fact in facts if fact.startswith("Denies")]
+        reported = [fact.split(" for ")[0].removeprefix("Reports ") for fact in facts if "Reports" in fact]
+        assert unlike(denials, reported) == denials
+        assert case.gold["summary"] == " ".join(f"{fact}." for fact in facts)
+        assert 4 <= len(facts) <= 6 and len(set(facts)) == len(facts)
+        assert all(line.startswith(("Doctor: ", "Patient: ")) for line in case.text.splitlines())
+        text = case.text.lower()
+        for fact in facts:
+            if match := re.match(r"(?:Reports|Denies) (.+?)(?: for (\d+ \w+))?$", fact):
+                lay = medicine.FINDINGS[match[1]]
+                assert lay.lower() in text or bare(asked(lay)).lower() in text, fact
+                assert (match[2] or "") in text
+            if fact.startswith("Takes"):
+                drug, dose = re.match(r"Takes (\w+) (\d+ m?c?g)", fact).groups()
+                assert drug in text and dose in text
+            denied += fact.startswith("Denies")
+        corrected += "no wait" in text or "no, sorry" in text
+    assert denied >= 300 and corrected >= 100
+
+
+def test_triage_rules():
+    rule = clinical_triage.triage
+    hay, knock = "itchy eyes from hay fever", "a knock to my head"
+    assert rule(hay, False, "plain", False) == ("pharmacist", "routine")
+    assert rule(hay, True, "plain", False) == ("emergency", "immediate")
+    assert rule(hay, False, "pregnant", False) == ("primary care", "soon")
+    assert rule(hay, False, "plain", True) == ("primary care", "soon")
+    assert rule(knock, False, "plain", False) == ("nurse", "soon")
+    assert rule(knock, False, "thinner", False) == rule(knock, False, "old", False) == ("emergency", "urgent")
+    assert rule("a lump in my breast", False, "plain", True) == ("specialist", "urgent")
+
+
+def test_triage_answers_are_balanced_and_alarming_words_are_not_enough(cases):
+    made = cases["clinical_triage"]
+    assert set(Counter(case.gold["provider"] for case in made).values()) == {80}
+    urgency = Counter(case.gold["urgency"] for case in made)
+    assert set(urgency) == set(medicine.URGENCIES) and min(urgency.values()) >= 30
+    alarming = [c for c in made if any(re.sub("^a ", "", f) in c.text for f in medicine.RED_FLAGS.values())]
+    calm = [case for case in alarming if case.gold["provider"] != "emergency"]
+    assert len(calm) > 200
+    assert sum(bool(re.search(r"\bno |Years ago|as a child|neighbour|uncle", case.text)) for case in calm) > 150
+
+
+def test_findings_and_care_come_from_the_closed_lists():
+    for disease in medicine.DISEASES:
+        assert set(disease.findings) <= set(medicine.FINDINGS), disease.name
+        assert disease.provider in medicine.PROVIDERS and disease.urgency in medicine.URGENCIES
+    assert len(medicine.DISEASES) == 24
+
+
+def test_corpus_is_deterministic_short_and_well_formed():
+    first = list(itertools.islice(documents(1), 500))
+    assert first == list(itertools.islice(documents(1), 500))
+    assert first != list(itertools.islice(documents(2), 500))
+    for document in first:
+        if isinstance(document, str):
+            assert 5 <= len(document.split()) <= 130
+        else:
+            assert [m["role"] for m in document] == ["user", "assistant"] * (len(document) // 2)
+            assert all(m["content"].strip() for m in document)
+
+
+def test_corpus_knows_every_word_of_the_cases(cases, corpus):
+    known = set().union(*map(words, corpus))
+    for name, made in cases.items():
+        used = set().union(*(words(case.text) | words(" ".join(case.gold.values())) for case in made))
+        assert len(used - known) <= 2, (name, used - known)
+
+
+def test_corpus_holds_no_case_and_no_task_format(cases, corpus):
+    everything = "\n".join(corpus)
+    assert not [phrase for phrase in FORBIDDEN if phrase.lower() in everything.lower()]
+    for made in cases.values():
+        assert not [case.case_id for case in made if case.text in everything]
+
+
+def test_corpus_uses_the_words_that_begin_an_answer(corpus):
+    """LoRA cannot teach a token that the base never saw: without them most samples had garbled headings."""
+    everything = " ".join(corpus)
+    for word in ("Findings", "Diagnosis", "Provider", "Urgency"):
+        assert everything.count(f"{word} ") > 5, word

@@ -1,0 +1,38 @@
+"""Baselines: scikit-learn on the same cases, in the same table as the arms."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from medstudy.data.cases import Case
+from medstudy.data.load import load_card, load_cases
+from medstudy.data.splits import Splits, split_cases
+from medstudy.evaluation.baselines import baseline_predictions
+from medstudy.evaluation.evaluate import evaluate
+from medstudy.tasks import get_task
+
+
+def test_numbers_with_gaps_and_the_commonest_label_that_knows_nothing() -> None:
+    card = load_card("synthetic_urosepsis")
+    task, cases = get_task(card.task, card), load_cases(card).cases
+    splits = split_cases(cases, 150, 20, 100, 0, 0)
+    table = baseline_predictions(task, splits, seed=0)
+    metrics, contrasts = evaluate(table, card.task, card.labels, card.positive, resamples=200)
+    assert set(metrics) == {"majority", "logistic_regression", "gradient_boosting"}
+    assert contrasts == []
+    assert metrics["majority"]["auroc"]["value"] == pytest.approx(0.5)
+    for name in ("logistic_regression", "gradient_boosting"):
+        assert metrics[name]["auroc"]["value"] > 0.75
+        assert metrics[name]["brier"]["value"] < metrics["majority"]["brier"]["value"]
+
+
+def test_words_and_a_label_that_training_never_saw() -> None:
+    card = load_card("medical_abstracts")
+    task, labels, rng = get_task(card.task, card), card.labels["label"], random.Random(0)
+    cases = [Case(f"c{i}", f"g{i}", f"{label} {rng.random()}", {"label": label}) for i, label in enumerate(labels * 6)]
+    splits = Splits([c for c in cases[: -len(labels)] if c.gold["label"] != labels[0]], [], cases[-len(labels) :])
+    table = baseline_predictions(task, splits, seed=0)
+    right = table[table["arm"] == "logistic_regression"].set_index("case_id")["score_correct"]
+    assert list(right) == [0.0] + [1.0] * (len(labels) - 1)

@@ -1,0 +1,75 @@
+"""Every number follows from the predictions: computed again, it comes out the same, and a change is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from test_report import finished
+
+from medstudy.data.cases import DataError
+from medstudy.evaluation import comparison
+from medstudy.evaluation.evaluate import evaluate
+from medstudy.params import MARGIN
+from medstudy.runs import write_json
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Two finished runs with their metrics, and the study's tables as the notebook writes them."""
+    for seed in (0, 1):
+        folder = finished(tmp_path, seed)
+        table = pd.read_parquet(folder / "private" / "predictions.parquet")
+        if seed:  # another training answers some cases otherwise
+            table.loc[table.index % 5 == 0, "answer"] = json.dumps({"label": "no"})
+            table.to_parquet(folder / "private" / "predictions.parquet")
+        metrics, contrasts = evaluate(table, "text_classification", {"label": ["no", "yes"]}, "yes")
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "contrasts.json", contrasts)
+    cells = comparison.study_cells(comparison.finished_runs(tmp_path))
+    comparison.save_tables(tmp_path, comparison.study_tables(cells, 0.03))
+    return tmp_path
+
+
+def test_computed_again_everything_comes_out_the_same(study: Path) -> None:
+    before = {name: (study / name).read_bytes() for name in ("verdicts.csv", "tables/contrasts.csv")}
+    assert comparison.recompute(study) == []
+    assert before == {name: (study / name).read_bytes() for name in before}
+    assert (study / "figures" / "forest.svg").is_file()
+    assert r"\begin{tabular}" in (study / "tables" / "verdicts.tex").read_text()
+    contrasts = pd.read_csv(study / "tables" / "contrasts.csv")
+    assert "t over seeds and cases" in set(contrasts["test"])
+
+
+def test_a_study_is_judged_again_by_its_own_margin(study: Path) -> None:
+    assert comparison.margin_of(study) == MARGIN
+    cells = comparison.study_cells(comparison.finished_runs(study))
+    comparison.save_tables(study, comparison.study_tables(cells, 0.05))
+    assert comparison.margin_of(study) == 0.05
+    assert comparison.recompute(study, comparison.margin_of(study)) == []
+    assert comparison.recompute(study) == [str(study / "verdicts.csv")]
+
+
+def test_a_number_that_does_not_follow_from_the_predictions_is_named(study: Path) -> None:
+    file = next(study.glob("*/*/seed1/metrics.json"))
+    metrics = json.loads(file.read_text())
+    metrics["dpo"]["f1"]["value"] = 0.99
+    write_json(file, metrics)
+    (study / "verdicts.csv").write_text("edited\n")
+    assert comparison.recompute(study) == [str(file), str(study / "verdicts.csv")]
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(study: Path) -> None:
+    file = next(study.glob("*/*/seed1/run.json"))
+    record = json.loads(file.read_text())
+    record["parameters"]["n_train"] = 5
+    write_json(file, record)
+    with pytest.raises(DataError, match="seeds 0 and 1 differ in n_train = 100 and 5; move one of"):
+        comparison.recompute(study)
+
+
+def test_a_study_without_runs_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished run; see: medstudy status"):
+        comparison.recompute(tmp_path)

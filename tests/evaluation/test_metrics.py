@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+from made_up import labelled, rows
+from sklearn.metrics import accuracy_score, f1_score
+
+from medstudy.evaluation.metrics import PredictionsError, case_sums, per_label, score, task_metrics, value_of
+from medstudy.tasks import TASK_TYPES
+from medstudy.tasks.base import Metric
+
+LABELS = {"label": ["a", "b", "c", "d"]}
+MACRO = Metric("macro_f1", "f1", "label")
+
+
+def by_name(task, name, labels=LABELS, positive=None):
+    return next(m for m in task_metrics(task, labels, positive) if m.name == name)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_f1_equals_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    gold, said = rng.choice(list("abc"), 40), rng.choice(["a", "b", "c", "d", ""], 40)
+    frame = labelled("label", list(gold), list(said))
+    present = sorted(set(gold))
+    expected = f1_score(gold, said, labels=present, average="macro", zero_division=0)
+    assert score(MACRO, frame, LABELS) == pytest.approx(expected)
+    one = Metric("f1", "f1", "label", label="b")
+    assert score(one, frame, LABELS) == pytest.approx(f1_score(gold, said, labels=["b"], average=None)[0])
+    accuracy = by_name("text_classification", "accuracy")
+    assert score(accuracy, frame, LABELS) == pytest.approx(accuracy_score(gold, said))
+
+
+def test_weighted_sums_equal_sklearn_on_the_resample():
+    rng = np.random.default_rng(0)
+    gold, said = rng.choice(list("abcd"), 30), rng.choice(list("abcd"), 30)
+    drawn = rng.integers(0, 30, 30)
+    weights = np.bincount(drawn, minlength=30)
+    sums = np.tensordot(weights, case_sums(MACRO, labelled("label", list(gold), list(said)), LABELS), axes=1)
+    expected = f1_score(gold[drawn], said[drawn], labels=sorted(set(gold[drawn])), average="macro", zero_division=0)
+    assert value_of(MACRO, sums) == pytest.approx(expected)
+
+
+def test_an_unparsed_answer_is_a_miss_of_its_gold_and_a_hit_of_none():
+    # b: 1 hit, 1 miss, no false alarm -> 2/3; a: 1 hit, 0 miss -> 1
+    frame = labelled("label", ["a", "b", "b"], ["a", "b", ""])
+    assert score(MACRO, frame, LABELS) == pytest.approx((1 + 2 / 3) / 2)
+    assert score(by_name("text_classification", "accuracy"), frame, LABELS) == pytest.approx(2 / 3)
+    assert score(by_name("text_classification", "accuracy_parsed"), frame, LABELS) == 1
+    assert score(by_name("text_classification", "unparsed"), frame, LABELS) == pytest.approx(1 / 3)
+
+
+def test_an_answer_that_was_out_of_range_counts_as_none_even_if_it_holds_a_label():
+    frame = labelled("label", ["a", "b"], ["a", "b"]).assign(status=["parsed", "out_of_range"])
+    assert score(MACRO, frame, LABELS) == 0.5
+
+
+def test_positive_label_of_two_replaces_macro_f1():
+    two = {"label": ["yes", "no"]}
+    assert [m.name for m in task_metrics("text_classification", two, "yes") if m.primary] == ["f1"]
+    assert [m.name for m in task_metrics("text_classification", two, None) if m.primary] == ["macro_f1"]
+    assert [m.name for m in task_metrics("text_classification", LABELS, "a") if m.primary] == ["macro_f1"]
+    with pytest.raises(ValueError, match="maybe"):
+        task_metrics("text_classification", two, "maybe")
+
+
+def test_triage_errors_follow_the_order_of_urgency():
+    labels = {"provider": ["nurse"], "urgency": ["later", "soon", "now"]}
+    gold = [{"provider": "nurse", "urgency": u} for u in ("now", "soon", "soon", "later")]
+    said = [{"provider": "nurse", "urgency": u} for u in ("later", "later", "now")] + [{}]
+    frame = rows("sft", gold, said)
+    assert score(by_name("clinical_triage", "under_triage", labels), frame, labels) == 0.5
+    assert score(by_name("clinical_triage", "over_triage", labels), frame, labels) == 0.25
+
+
+def test_per_label_counts_every_gold_case():
+    table = per_label(labelled("label", ["a", "a", "b"], ["a", "", "a"]), "label", ["a", "b"])
+    assert table.loc["a", ["precision", "recall", "cases"]].tolist() == [0.5, 0.5, 2]
+
+
+def test_refuses_unknown_tasks_golds_and_missing_scores():
+    with pytest.raises(ValueError, match="summarisation"):
+        task_metrics("summarisation", {}, None)
+    with pytest.raises(PredictionsError, match="'e'"):
+        score(MACRO, labelled("label", ["e"], ["a"]), LABELS)
+    with pytest.raises(PredictionsError, match="score_factual_f1"):
+        score(by_name("summarization", "factual_f1"), labelled("summary", ["x"], ["x"]), {})
+
+
+def test_every_task_has_a_primary_metric_and_reports_unparsed_answers():
+    for task in TASK_TYPES.values():
+        assert any(m.primary for m in task.metrics)
+        assert "unparsed" in [m.name for m in task.metrics]
+
+
+def test_auroc_equals_scikit_learn_also_with_weights_and_ties():
+    from sklearn.metrics import roc_auc_score
+
+    from medstudy.evaluation.metrics import auroc
+
+    rng = np.random.default_rng(0)
+    positive, scores = rng.random(80) < 0.3, rng.integers(0, 9, 80) / 9
+    terms = np.stack([scores, positive], axis=-1)[:, None, :]
+    weights = rng.integers(0, 4, (5, 80)).astype(float)
+    expected = [roc_auc_score(positive, scores, sample_weight=w) for w in weights]
+    assert auroc(terms, weights) == pytest.approx(expected)
+    assert np.isnan(auroc(terms, positive[None].astype(float)))  # a draw without negatives

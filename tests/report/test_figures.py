@@ -1,0 +1,151 @@
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from made_up import study
+from matplotlib.colors import to_rgb
+from matplotlib.text import Text
+
+from medstudy.arms import ARMS
+from medstudy.evaluation.evaluate import evaluate
+from medstudy.report import figures
+
+PRIMARY = {
+    "text_classification": ["f1"],
+    "numeric_classification": ["f1"],
+    "clinical_reasoning": ["accuracy"],
+    "summarization": ["factual_f1"],
+    "clinical_triage": ["provider_macro_f1", "urgency_macro_f1"],
+}
+MODELS = ["builtin/llama", "mistralai/Mistral-7B-Instruct-v0.2"]
+PANELS = [(t, m, model) for t, ms in PRIMARY.items() for m in ms for model in MODELS]
+
+
+def study_table():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {"task": t, "metric": m, "model": model, "arm": arm, "value": v, "low": v - 0.04, "high": v + 0.05,
+         "n": 300, "seeds": 3}
+        for t, m, model in PANELS
+        for arm, v in zip(ARMS, np.sort(rng.uniform(0.05, 0.9, len(ARMS))), strict=True)
+    )  # fmt: skip
+
+
+def contrast_table():
+    rng = np.random.default_rng(0)
+    return pd.DataFrame(
+        {"task": t, "metric": m, "model": model, "contrast": c, "difference": d, "low": d - 0.05,
+         "high": d + 0.04, "p_holm": 0.02}
+        for t, m, model in PANELS
+        for c, d in zip(("sft-base", "dpo-sft", "dpo-sft_more"), rng.normal(0.02, 0.06, 3), strict=True)
+    )  # fmt: skip
+
+
+def logs():
+    steps = np.arange(1, 30)
+    dpo = {"step": steps, "loss": 0.69 - steps / 100, "rewards/margins": steps / 10}
+    dpo |= {"logps/chosen": -steps / 9, "logps/rejected": -steps / 3}
+    sft = pd.DataFrame({"step": steps, "loss": 3 / steps})
+    return {"sft": sft, "sft_more": sft, "dpo": pd.DataFrame(dpo)}
+
+
+def run_metrics():
+    shares = {"base": 0.0, "few_shot": 0.2, "sft": 0.6, "sft_more": 0.6, "dpo": 1.0}
+    return evaluate(study(shares), "text_classification", {"label": list("abcd")}, None, resamples=200)[0]
+
+
+DRAWN = {
+    "arms": lambda: figures.arms_figure(run_metrics(), ["macro_f1", "accuracy_parsed"], "Text classification"),
+    "study": lambda: figures.study_figure(study_table()),
+    "forest": lambda: figures.forest_figure(contrast_table()),
+    "training": lambda: figures.training_figure(logs(), "Clinical reasoning"),
+}
+
+
+@pytest.fixture(scope="module", params=DRAWN)
+def figure(request):
+    return DRAWN[request.param]()
+
+
+def texts(figure):
+    """Every piece of text that is drawn; tick labels beyond the limits are not."""
+    figure.draw_without_rendering()
+    hidden = set()
+    for axis in itertools.chain.from_iterable((a.xaxis, a.yaxis) for a in figure.axes):
+        low, high = sorted(axis.get_view_interval())
+        beyond = [t for t in axis.get_major_ticks() if not low - 1e-9 <= t.get_loc() <= high + 1e-9]
+        hidden |= {tick.label1 for tick in beyond}
+    return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in hidden]
+
+
+def test_no_text_overlaps_or_leaves_the_page(figure):
+    shown = [(t.get_text(), t.get_window_extent().shrunk(0.9, 0.7)) for t in texts(figure)]
+    clashes = [(a, b) for (a, x), (b, y) in itertools.combinations(shown, 2) if x.overlaps(y)]
+    assert clashes == []
+    width, height = figure.bbox.size
+    assert [t for t, box in shown if box.x0 < 0 or box.x1 > width or box.y0 < 0 or box.y1 > height] == []
+
+
+def test_fits_an_a4_page(figure):
+    width, height = figure.get_size_inches()
+    assert width <= figures.A4_WIDTH
+    assert height <= 10.7
+
+
+def test_saved_files_are_the_same_twice_and_say_nothing_of_the_maker(tmp_path):
+    first = figures.save(DRAWN["training"](), tmp_path / "a" / "curves.v1")
+    second = figures.save(DRAWN["training"](), tmp_path / "b" / "curves.v1")
+    assert [f.name for f in first] == ["curves.v1.png", "curves.v1.svg", "curves.v1.pdf"]
+    for one, two in zip(first, second, strict=True):
+        assert one.read_bytes() == two.read_bytes()
+        assert b"CreationDate" not in one.read_bytes()
+        assert b"<dc:date>" not in one.read_bytes()
+
+
+def test_every_value_n_and_the_published_values_are_shown():
+    figure = DRAWN["study"]()
+    shown = " ".join(t.get_text() for t in texts(figure))
+    assert shown.count("n = 300 cases, 3 seeds") == len(PANELS)
+    assert "published, rated 1 to 5: base 4.11, SFT 4.21, DPO 4.34" in shown
+    hollow = [line for axis in figure.axes for line in axis.lines if line.get_fillstyle() == "none"]
+    assert sorted(x for line in hollow for x in line.get_xdata())[:2] == [0.07, 0.22]
+
+
+def test_a_task_that_was_not_run_is_said_to_be_so():
+    table = study_table()
+    figure = figures.study_figure(table[(table["task"] != "summarization") | (table["model"] == MODELS[0])])
+    assert "not run" in [t.get_text() for t in texts(figure)]
+
+
+def test_missing_intervals_and_empty_logs_are_drawn():
+    metrics = {"base": {"accuracy_parsed": {"value": None, "low": None, "high": None, "n": 0}}}
+    assert "no value" in [t.get_text() for t in texts(figures.arms_figure(metrics, ["accuracy_parsed"]))]
+    empty = figures.training_figure({"dpo": pd.DataFrame(columns=["step", "loss"])})
+    assert [t.get_text() for t in texts(empty)].count("not logged") == 4
+
+
+def test_ln_2_is_drawn_only_where_the_loss_starts_there():
+    with_sft_term = logs()
+    with_sft_term["dpo"]["loss"] += 1
+    for tables, expected in ((logs(), True), (with_sft_term, False)):
+        shown = [t.get_text() for t in texts(figures.training_figure(tables))]
+        assert any("ln 2" in t for t in shown) == expected
+
+
+def test_arms_differ_in_grey_and_in_shape():
+    # CIE lightness of the colour without its hue
+    linear = [[((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(figures.ARM_COLOURS[arm])] for arm in ARMS]
+    lightness = [116 * float(np.dot(c, [0.2126, 0.7152, 0.0722])) ** (1 / 3) - 16 for c in linear]
+    assert min(np.abs(np.diff(sorted(lightness)))) > 10
+    assert len(set(figures.ARM_MARKERS.values())) == len(figures.ARM_MARKERS)
+
+
+def test_one_wide_interval_does_not_hide_the_others():
+    table = contrast_table()
+    table.loc[table.index[1], ["difference", "low", "high"]] = [-0.3, -1.0, 0.9]  # a dpo-sft row
+    figure = figures.forest_figure(table)
+    low, high = figure.axes[0].get_xlim()
+    assert -0.6 < low < 0 < high < 0.6
+    assert any("-0.30 [-1.00, +0.90]" in text.get_text() for text in figure.findobj(Text))
+    assert {"<", ">"} <= {line.get_marker() for line in figure.axes[0].lines}

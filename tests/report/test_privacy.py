@@ -1,0 +1,281 @@
+"""Canaries planted in a private source stay in private/: in good, crashed and killed runs, and in logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+import yaml
+
+from medstudy.batch.cli import main
+from medstudy.data.card import DataCard
+from medstudy.data.cases import Case
+from medstudy.evaluation.predictions import show_counts
+from medstudy.report.pages import ReportError, build
+from medstudy.report.privacy import Guard, files_outside_private, withhold
+from medstudy.runs import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+SENTENCE = "the zebrafish keeper from Ulverston swallowed a marble on Friday"
+CANARIES = ("zebrafish", "Ulverston", "MRN-4417-QX", "17.03.2019", "marble")
+#: Where a run is made to crash, each time with a case's text in the exception.
+STAGES = {
+    "load_cases": "medstudy.data.load",
+    "split_cases": "medstudy.data.splits",
+    "answer_cases": "medstudy.training.generation",
+    "train": "medstudy.training.fit",
+    "sample_cases": "medstudy.training.generation",
+    "evaluate": "medstudy.evaluation.evaluate",
+    "check_gates": "medstudy.training.gates",
+}
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, tiny_model: Path) -> Path:
+    """A checkout whose study runs a private source of 60 patients on a tiny model."""
+    for name in ("notebooks", "profiles"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    complaints = ("cough", "dysuria")
+    notes = [f"Case {i}: {complaints[i % 2]} since {i} days, temperature {36 + i / 20}." for i in range(60)]
+    notes[17] = f"Seen 17.03.2019: {SENTENCE}."
+    labels = ("no", "yes")
+    rows = [{"mrn": f"MRN-{4400 + i}-QX", "note": n, "uti": labels[i % 2]} for i, n in enumerate(notes)]
+    pd.DataFrame(rows).to_csv(tmp_path / "notes.csv", index=False)
+    study = tmp_path / "params" / "ours"
+    study.mkdir(parents=True)
+    card = {
+        "name": "ours", "title": "Ours", "task": "text_classification", "question": "Infection?",
+        "labels": {"label": ["no", "yes"]}, "positive": "yes",
+        "load": {"kind": "files", "format": "csv", "files": [{"path": "notes.csv"}]},
+        "columns": {"text": "{note}", "gold": {"label": {"column": "uti"}}, "case_id": "mrn"},
+    }  # fmt: skip
+    (study / "card.yaml").write_text(yaml.safe_dump(card))
+    tasks = {"text_classification": {}}
+    model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
+    (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": tasks}))
+    small = {
+        "n_train": 30,
+        "n_valid": 8,
+        "n_test": 22,
+        "few_shot_k": 1,
+        "samples_per_case": 2,
+        "sft_epochs": 1,
+    }
+    small |= {"lora_rank": 2, "max_new_tokens": 8, "dpo_loss": "sigmoid", "data_root": str(tmp_path)}
+    (study / "shared.yaml").write_text(yaml.safe_dump(small))
+    (study / "text_classification.yaml").write_text(yaml.safe_dump({"data": "params/ours/card.yaml"}))
+    return tmp_path
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/ours", "--jobs", "1"]
+    return subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+
+
+def seen_outside(root: Path, *said: str) -> list[str]:
+    """Canaries in what was said or written outside private/, with the place."""
+    texts = {"terminal": "".join(said)}
+    texts |= {str(f): f.read_bytes().decode("latin-1") for f in files_outside_private(root / "results")}
+    return [f"{canary} in {place}" for place, text in texts.items() for canary in CANARIES if canary in text]
+
+
+def marker(root: Path) -> Path:
+    [found] = (root / "results" / "ours").glob("*/text_classification/seed0")
+    return found / "run.json"
+
+
+@pytest.mark.slow
+def test_a_good_run_shows_nothing_and_hides_small_counts(checkout: Path) -> None:
+    job = start(checkout)
+    said = job.communicate()
+    assert job.returncode == 0, said
+    assert seen_outside(checkout, *said) == []
+    folder = marker(checkout).parent
+    assert "zebrafish" in str(pd.read_parquet(folder / "private" / "cases.parquet")["texts"].tolist())
+    assert stat.S_IMODE((folder / "private").stat().st_mode) == 0o700
+    adapters = list(folder.glob("private/stages/*/adapter/README.md"))
+    assert len(adapters) == 3
+    assert all("do not publish" in file.read_text() for file in adapters)
+    assert "< 11" in (folder / "notebook.ipynb").read_text()
+    assert "files outside private/ were scanned" in (checkout / "results/ours/report/index.html").read_text()
+    # an output that repeats a case stops the next report, and the message does not repeat it
+    page = folder / "notebook.ipynb"
+    notebook = nbformat.read(page, as_version=4)
+    code = next(i for i, cell in enumerate(notebook.cells) if cell.cell_type == "code")
+    notebook.cells[code].outputs = [nbformat.v4.new_output("stream", text=f"Hm: {SENTENCE}!")]
+    nbformat.write(notebook, page)
+    with pytest.raises(ReportError, match=rf"notebook.ipynb, cell {code + 1}: 6 words in a row") as caught:
+        build(checkout / "results" / "ours")
+    assert "zebrafish" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", list(STAGES))
+def test_a_crash_with_a_case_in_the_exception_shows_nothing(checkout: Path, stage: str) -> None:
+    page = checkout / "notebooks" / "text_classification.ipynb"
+    notebook = nbformat.read(page, as_version=4)
+    spoil = f"""
+import pathlib, sys, warnings
+def {stage}(*_, **__):
+    note = pathlib.Path("notes.csv").read_text().splitlines()[18]
+    warnings.warn(note)
+    print(note, file=sys.__stderr__, flush=True)
+    raise ValueError(note)"""
+    imports = next(i for i, cell in enumerate(notebook.cells) if "SFTTrainer" in cell.source)
+    notebook.cells.insert(imports + 1, nbformat.v4.new_code_cell(spoil))
+    nbformat.write(notebook, page)
+    job = start(checkout)
+    said = job.communicate()
+    assert job.returncode != 0
+    assert seen_outside(checkout, *said) == []
+    record = json.loads(marker(checkout).read_text())
+    assert record["status"] == "failed"
+    assert "ValueError" in record["message"] and "withheld" in record["message"]
+    assert "zebrafish" in (marker(checkout).parent / "private" / "notebook.ipynb").read_text()
+
+
+@pytest.mark.slow
+def test_a_comparison_that_shows_a_case_is_withheld(checkout: Path) -> None:
+    page = checkout / "notebooks" / "comparison.ipynb"
+    notebook = nbformat.read(page, as_version=4)
+    show = 'import pathlib\nprint(pathlib.Path("notes.csv").read_text())'
+    notebook.cells.append(nbformat.v4.new_code_cell(show))
+    nbformat.write(notebook, page)
+    job = start(checkout)
+    said = job.communicate()
+    assert job.returncode != 0
+    assert "were withheld" in said[1]
+    assert seen_outside(checkout, *said) == []
+    assert (checkout / "results" / "ours" / "comparison.ipynb").is_file()
+
+
+@pytest.mark.slow
+def test_a_killed_run_shows_nothing(checkout: Path) -> None:
+    job = start(checkout)
+    while not list(checkout.glob("results/ours/*/*/seed0/private/cases.parquet")):
+        time.sleep(0.1)
+        assert job.poll() is None, job.communicate()
+    time.sleep(1)
+    os.killpg(job.pid, signal.SIGKILL)
+    said = job.communicate()
+    time.sleep(1)
+    assert seen_outside(checkout, *said) == []
+
+
+def guard(*texts: str, ids: tuple[str, ...] = (), group: str = "", known: str = "") -> Guard:
+    made = Guard()
+    rows = [
+        {"case_id": f"c{i}", "group_id": group or f"g{i}", "texts": [text], "ids": list(ids)}
+        for i, text in enumerate(texts)
+    ]
+    made.add(pd.DataFrame(rows), known=known)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (f"<p>{SENTENCE.upper()}</p>", "6 words in a row of a case"),
+        ("the <b>zebrafish</b> keeper\nfrom Ulverston swallowed", "6 words in a row of a case"),
+        (f"Temp <36.0, {SENTENCE}, CRP >100", "6 words in a row of a case"),
+        ("on 17.03.2019", "identifier, date or number of a case"),
+        ("notes/p1-2.txt", "identifier, date or number of a case"),
+        ("case:P1-2_b", "identifier, date or number of a case"),
+        ("Diagnosis: acute on chronic failure", "6 words in a row of a case"),
+        ("id=P1-2", "identifier, date or number of a case"),
+        ("write to anna@ward.example", "e-mail address"),
+        ("token hf_abcdefghijklmnopqrstuvwx", "access token"),
+    ],
+)
+def test_each_rule_finds_what_it_is_for(tmp_path: Path, text: str, rule: str) -> None:
+    known = guard(f"{SENTENCE}, 17.03.2019", "acute on chronic failure", ids=("P1-2",))
+    (tmp_path / "a.html").write_text(text)
+    assert [hit.rule for hit in known.scan(tmp_path / "a.html", "a.html")] == [rule]
+    (tmp_path / "a.html").write_text("a zebrafish keeper on a Friday, 0.123456, p < 0.001")
+    assert known.scan(tmp_path / "a.html", "a.html") == []
+
+
+def test_wording_that_most_cases_share_is_no_patients() -> None:
+    form = "The patient was seen in the clinic today because of"
+    known = guard(*(f"{form} complaint number {i} and nothing else" for i in range(50)))
+    assert known.rules_broken(form) == []
+    copied = guard(*[f"{SENTENCE} {i}" for i in range(50)], group="one patient")
+    assert copied.rules_broken(SENTENCE) == ["6 words in a row of a case"]
+    assert guard("grade-3 tumour", known='{"labels": ["grade-3"]}').rules_broken("grade-3") == []
+    assert known.rules_broken("today because of complaint number 7 and") == ["6 words in a row of a case"]
+
+
+def leaky() -> nbformat.NotebookNode:
+    """A notebook that prints a case, quotes one in an error, and has one in its source."""
+    cells = [nbformat.v4.new_code_cell(source) for source in ("1", "2", f"x = '{SENTENCE}'")]
+    cells[0].outputs = [nbformat.v4.new_output("stream", text=SENTENCE)]
+    cells[1].outputs = [nbformat.v4.new_output("error", ename="KeyError", evalue=SENTENCE, traceback=[SENTENCE])]
+    half = SENTENCE.split()
+    cells.append(nbformat.v4.new_code_cell("4"))
+    cells[3].outputs = [
+        nbformat.v4.new_output("stream", text=" ".join(half[:5])),
+        nbformat.v4.new_output("display_data", {"text/plain": " ".join(half[5:])}),
+    ]
+    cells.append(nbformat.v4.new_code_cell("5"))
+    cells[4].outputs = [nbformat.v4.new_output("display_data", {"text/plain": "7"}, metadata={"x": SENTENCE})]
+    cells.append(nbformat.v4.new_markdown_cell("![a](attachment:a)", attachments={"a": {"text/plain": SENTENCE}}))
+    return nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": SENTENCE}})
+
+
+def test_withheld_outputs_say_which_cell_and_why(tmp_path: Path) -> None:
+    nbformat.write(leaky(), tmp_path / "a.ipynb")
+    taken = withhold(tmp_path / "a.ipynb", tmp_path / "b.ipynb", guard(SENTENCE))
+    rule = "6 words in a row of a case"
+    assert taken == [f"cell 1: {rule}", f"cell 3, source: {rule}", f"cell 4: {rule}"]
+    assert "zebrafish" not in (tmp_path / "b.ipynb").read_text()
+    assert "KeyError" in (tmp_path / "b.ipynb").read_text()
+
+
+def test_a_notebook_that_ran_elsewhere_can_be_shared(tmp_path: Path, params, card, capsys) -> None:
+    run = Run(params.model_copy(update={"results": str(tmp_path / "results")}))
+    case = Case("c1", "g1", SENTENCE, {"label": "yes"}, {})
+    run.keep_source(card.model_copy(update={"shareable": False}), [case])
+    nbformat.write(leaky(), tmp_path / "mine.ipynb")
+    words = ["share", f"{tmp_path}/mine.ipynb", f"{tmp_path}/copy.ipynb", "--results", f"{tmp_path}/results"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "withheld: cell 1: 6 words in a row of a case" in said
+    assert "compared with 1 private cases of 1 runs" in said
+    assert "zebrafish" not in (tmp_path / "copy.ipynb").read_text() + said
+    assert main([*words[:2], words[1]]) == 2
+    (tmp_path / "copy.ipynb").unlink()
+    assert main([*words[:4], str(tmp_path / "nowhere")]) == 2
+    assert "nothing to compare with" in capsys.readouterr().err
+    assert not (tmp_path / "copy.ipynb").exists()
+
+
+def test_cases_keep_every_text_they_hold(params, card) -> None:
+    run = Run(params)
+    case = Case("c1", "g1", "text one", {"label": "yes"}, {"facts": ["fact one"], "options": {"A": "option one"}})
+    run.keep_source(card, [case])
+    kept = pd.read_parquet(run.private / "cases.parquet")["texts"][0]
+    assert list(kept) == ["text one", "yes", "fact one", "option one"]
+    assert run.facts["shareable"] is True
+
+
+def test_a_small_count_does_not_follow_from_the_total(card: DataCard) -> None:
+    private = card.model_copy(update={"shareable": False, "labels": {"label": ["a", "b", "c"]}})
+    rows = [("size", "cases", 100, 30), ("label", "a", 5, 3), ("label", "b", 60, 4), ("label", "c", 35, 23)]
+    table = pd.DataFrame(rows, columns=["topic", "measure", "train", "test"])
+    shown = show_counts(private, table).set_index("measure")
+    assert shown["train"].tolist() == [100, "< 11", 60, "hidden"]
+    assert shown["test"].tolist() == [30, "< 11", "< 11", 23]  # two are hidden: neither follows
+    assert show_counts(card, table)["train"].tolist() == [100, 5, 60, 35]

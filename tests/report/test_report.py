@@ -1,0 +1,101 @@
+"""From finished runs to cells, and to pages that ask no other host for anything."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from medstudy.evaluation.comparison import finished_runs, study_cells
+from medstudy.evaluation.verdict import verdict_table
+from medstudy.params import resolve
+from medstudy.report import pages as report
+from medstudy.training.gates import GATES
+
+ARMS = ("base", "sft", "sft_more", "dpo")
+
+
+def finished(folder: Path, seed: int, gates: int = GATES, status: str = "ok") -> Path:
+    """A run of twelve cases in which DPO is right where SFT is not."""
+    run = folder / "builtin-llama" / "text_classification" / f"seed{seed}"
+    (run / "private").mkdir(parents=True)
+    rows = [
+        {
+            "case_id": f"c{i}",
+            "group_id": f"g{i}",
+            "arm": arm,
+            "output": "x",
+            "status": "parsed",
+            "answer": json.dumps({"label": "yes" if (i + ARMS.index(arm)) % 4 else "no"}),
+            "gold": json.dumps({"label": "yes" if i % 2 else "no"}),
+            "score_correct": 1.0,
+        }
+        for arm in ARMS
+        for i in range(12)
+    ]
+    pd.DataFrame(rows).to_parquet(run / "private" / "predictions.parquet")
+    asked = {"task": "text_classification", "model": "builtin/llama", "seed": seed, "data": "synthetic_uti"}
+    record = {"status": status, "parameters": resolve(asked).model_dump(), "pairs": 4, "shareable": True}
+    record |= {"seconds": {"sft": 1.0, "dpo": 2.0}, "labels": {"label": ["no", "yes"]}, "positive": "yes"}
+    record |= {"stages": {"dpo": {"tokens": 400}}}
+    record |= {"medstudy": "0.1", "versions": {"torch": "2.13"}, "python": "3.11"}
+    record |= {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "git_commit": "0123456789abcdef"}
+    (run / "run.json").write_text(json.dumps(record))
+    checked = [{"gate": f"gate {i}", "passed": True, "value": 0, "expected": ""} for i in range(gates)]
+    (run / "gates.json").write_text(json.dumps(checked))
+    output = new_output("stream", text="F1 0.5 <script>alert(1)</script>")
+    cells = [new_markdown_cell("# A run"), new_code_cell("print(1)", outputs=[output], execution_count=1)]
+    nbformat.write(new_notebook(cells=cells), run / "notebook.ipynb")
+    return run
+
+
+def test_only_runs_that_ended_well_count_and_unchecked_gates_are_failed_gates(tmp_path: Path) -> None:
+    finished(tmp_path, 0)
+    finished(tmp_path, 1, gates=3)
+    finished(tmp_path, 2, status="failed")
+    runs = finished_runs(tmp_path)
+    assert [run.parameters["seed"] for run in runs] == [0, 1]
+    assert [run.failed_gates for run in runs] == [[], [f"{GATES - 3} gates not checked"]]
+    [cell] = study_cells(runs)
+    assert cell.seeds == 2
+    assert cell.metrics["dpo"]["f1"]["n"] == 12
+    assert verdict_table([cell])["verdict"].unique() == ["not valid"]
+
+
+def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path) -> None:
+    study = tmp_path / "mine"
+    for seed in (0, 1):
+        finished(study, seed)
+    verdict_table(study_cells(finished_runs(study))).to_csv(study / "verdicts.csv", index=False)
+    nbformat.write(new_notebook(cells=[new_markdown_cell("# Comparison")]), study / "comparison.ipynb")
+    (study / "figures").mkdir()
+    (study / "figures" / "study.svg").write_text('<?xml version="1.0"?><svg viewBox="0 0 1 1"></svg>')
+    (study / "report").mkdir()
+    (study / "report" / "old.html").write_text("of an earlier run")
+    index = report.build(study)
+    pages = {page.name: page.read_text() for page in index.parent.glob("*.html")}
+    runs = {f"text_classification-builtin-llama-seed{seed}.html" for seed in (0, 1)}
+    assert set(pages) == {"index.html", "comparison.html", "checklist.html"} | runs
+    assert "to be filled in by the authors" in pages["checklist.html"]
+    paragraph = (index.parent / "methods.md").read_text()
+    assert "SFT rate 0.003, 8 epochs" in paragraph and "(0, 1)" in paragraph
+    assert "not valid" not in (index.parent / "cards/text_classification-builtin-llama-model.md").read_text()
+    assert "no patient is in it" in (index.parent / "cards/text_classification-builtin-llama-data.md").read_text()
+    for text in pages.values():
+        loads = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)|url\(([^)]+)\)|@import""", text)
+        assert all(not re.match(r"(https?:)?//", "".join(found)) for found in loads)
+        assert "<script" not in text
+        assert str(tmp_path) not in text
+    assert pages["index.html"].index("<table>") < pages["index.html"].index("<svg") < pages["index.html"].index("Runs")
+    assert all(page in pages["index.html"] for page in runs)
+    assert "<details" in pages["text_classification-builtin-llama-seed0.html"]
+
+
+def test_a_study_without_comparison_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(report.ReportError, match="medstudy run params/mine"):
+        report.build(tmp_path / "mine")

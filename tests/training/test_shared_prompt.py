@@ -1,0 +1,185 @@
+"""A prompt that is read once for both answers of a pair: the same hidden states, gradients and trainings."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_fit import dpo_trainer, sft_stage
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from medstudy.data.card import DataCard
+from medstudy.data.cases import Case
+from medstudy.params import RunParams
+from medstudy.runs import Run
+from medstudy.training import fit, measure
+from medstudy.training.fit import CODE, train, training_log
+from medstudy.training.length_buckets import similar_lengths
+from medstudy.training.shared_prompt import pack, share_prompts
+
+SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+SHAPE |= {"intermediate_size": 128, "vocab_size": 100}
+KINDS = {
+    "llama": (LlamaConfig, LlamaForCausalLM),
+    "mistral": (MistralConfig, MistralForCausalLM),
+    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+}
+
+
+def batch(pairs: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids and mask as TRL's collator makes them: chosen, then rejected, padded on the right."""
+    rows = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+
+
+def drawn_pairs() -> list[tuple[list[int], list[int]]]:
+    """Many lengths; answers that begin alike, are the same, or one within the other."""
+    rng = random.Random(0)
+    some = lambda n: [rng.randint(1, 99) for _ in range(n)]  # noqa: E731
+    pairs = [((p := some(3 + 4 * i)) + some(2 + i), p + some(7 - i)) for i in range(5)]
+    return [*pairs, ([1, 2, 3, 4, 5], [1, 2, 3, 4, 6]), ([1, 2, 3], [1, 2, 3]), ([1, 2, 3], [1, 2, 3, 4, 5])]
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_hidden_states_and_gradients_are_those_of_separate_rows(kind: str, attention: str) -> None:
+    torch.manual_seed(0)
+    config, model_type = KINDS[kind]
+    model = model_type(config(**SHAPE, attn_implementation=attention))
+    ids, mask = batch(drawn_pairs())
+    weights = torch.randn(*ids.shape, SHAPE["hidden_size"]) * mask[..., None]
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        trained = [p for name, p in model.named_parameters() if "lm_head" not in name]
+        return hidden.detach() * mask[..., None], list(torch.autograd.grad((hidden * weights).sum(), trained))
+
+    alone = run()
+    take_back = share_prompts(model)
+    shared = run()
+    take_back()
+    again = run()
+    assert torch.allclose(shared[0], alone[0], atol=1e-5)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(shared[1], alone[1], strict=True))
+    assert torch.equal(again[0], alone[0])
+
+
+def test_what_two_answers_share_is_computed_once() -> None:
+    prompt = list(range(1, 41))
+    ids, mask = batch([([*prompt, 50, 51, 52], [*prompt, 60, 61])] * 4)
+    rows = pack(ids, mask)
+    assert rows.ids.shape == (4, 48)  # 40 + 3 + 2 in one row of 48 instead of two of 43
+    assert rows.ids[0, :45].tolist() == [*prompt, 50, 51, 52, 60, 61]
+    assert rows.positions[0, 40:45].tolist() == [40, 41, 42, 40, 41]
+    assert not rows.allowed[0, 0, 43:45, 40:43].any()  # the rejected answer does not see the chosen one
+    assert rows.allowed[0, 0, 43:45, :40].all()
+
+
+def test_rows_beyond_a_sliding_window_are_left_alone() -> None:
+    model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8, attn_implementation="eager"))
+    ids, mask = batch(drawn_pairs())
+    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    alone = model.model(**given).last_hidden_state
+    share_prompts(model)
+    assert torch.equal(model.model(**given).last_hidden_state, alone)
+
+
+def test_dpo_is_the_same_training_with_and_without(
+    params: RunParams, card: DataCard, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fit, "cpu_multiplies_bf16", lambda: False)
+    sft = sft_stage(Run(params), card, cases)
+    logs = []
+    for how in ("shared", "alone"):
+        run = Run(params.model_copy(update={"results": str(tmp_path / how)}))
+        trainer, rows = dpo_trainer(run, card, cases, sft)
+        stage = run.stage("dpo", CODE, adapter=sft.key)
+        with monkeypatch.context() as patched:
+            if how == "alone":
+                patched.setattr(measure, "share_prompts", not_itself)
+            train(trainer, stage, rows_in=len(rows))
+        assert stage.facts["shared_prompts"] == (how == "shared")
+        logs.append(training_log(stage))
+    for column in ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "grad_norm"):
+        assert logs[0][column].tolist() == pytest.approx(logs[1][column].tolist(), rel=1e-3, abs=1e-5), column
+
+
+@pytest.mark.parametrize("reason", ["refuses the mask", "mixture of experts"])
+def test_a_model_that_cannot_share_is_trained_as_by_trl(
+    reason: str, params: RunParams, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft = sft_stage(run := Run(params), card, cases)
+    trainer, rows = dpo_trainer(run, card, cases, sft)
+    if reason == "mixture of experts":
+        monkeypatch.setattr(trainer, "aux_loss_enabled", True)
+        assert measure.share_prompts_if_equal(trainer) is None
+        monkeypatch.undo()
+        return
+    monkeypatch.setattr(measure, "share_prompts", refuses)
+    stage = run.stage("dpo", CODE, adapter=sft.key)
+    train(trainer, stage, rows_in=len(rows))
+    assert not stage.facts["shared_prompts"]
+    assert training_log(stage)["loss"].notna().all()
+
+
+def refuses(model: Any) -> Any:
+    """As where a model unpacks the shape of its mask."""
+    backbone = model.get_base_model().base_model
+    forward = backbone.forward
+
+    def wrong(**given: Any) -> Any:
+        raise ValueError("too many values to unpack (expected 2)")
+
+    backbone.forward = wrong
+    return lambda: setattr(backbone, "forward", forward)
+
+
+def not_itself(model: Any) -> Any:
+    """As where a model takes no mask from outside: its hidden states come out otherwise."""
+    backbone = model.get_base_model().base_model
+    forward = backbone.forward
+
+    def wrong(**given: Any) -> Any:
+        made = forward(**given)
+        made.last_hidden_state = made.last_hidden_state.roll(1, dims=1)
+        return made
+
+    backbone.forward = wrong
+    return lambda: setattr(backbone, "forward", forward)
+
+
+def test_rows_of_a_step_are_of_similar_length_in_random_order() -> None:
+    rng = random.Random(1)
+    lengths = [rng.randint(10, 300) for _ in range(203)]
+    order = similar_lengths(lengths, 8, random.Random(0))
+    assert sorted(order) == list(range(203))
+    steps = [order[i : i + 8] for i in range(0, 200, 8)]
+    spread = [max(lengths[i] for i in step) - min(lengths[i] for i in step) for step in steps]
+    assert max(spread) < 64  # of 290
+    means = [sum(lengths[i] for i in step) for step in steps]
+    assert means != sorted(means)
+    assert order == similar_lengths(lengths, 8, random.Random(0))
+    assert order != similar_lengths(lengths, 8, random.Random(1))
+
+
+def test_rows_of_one_length_are_drawn_as_by_a_shuffle() -> None:
+    """Which rows meet in a step is not decided by their place in the table."""
+    together: Counter[tuple[int, int]] = Counter()
+    for seed in range(400):
+        order = similar_lengths([50] * 16, 8, random.Random(seed))
+        together.update((a, b) for a in order[:8] for b in order[:8] if a < b)
+    assert len(together) == 120
+    assert max(together.values()) < 2 * min(together.values())
