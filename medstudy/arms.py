@@ -1,8 +1,62 @@
-"""The arms of a study, what they are compared with, and how they look: one table."""
+"""The arms of a study, what they are compared with, and how they look: one table.
+
+A new arm is a line here and its own lines in a notebook; metrics, contrasts, gates, figures and the rating
+forms read this table.
+"""
 
 from __future__ import annotations
 
-ARMS = ("base", "few_shot", "sft", "sft_more", "dpo")
-#: What a clinician-informatician would otherwise use; never contrasted with the arms.
-BASELINES = ("majority", "logistic_regression", "gradient_boosting")
-CONTRASTS = (("sft", "base"), ("dpo", "sft"), ("dpo", "sft_more"), ("few_shot", "base"))
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to answer the test cases.
+
+    Attributes:
+        label: its name in figures and tables.
+        colour, marker: of figures, as matplotlib reads them.
+        start: the arm whose adapter its training goes on from; "base" for a new adapter, "" without training.
+        trainer: TRL's class; "" without training.
+        rows: what it is trained on: "cases", "pairs", or "" without training.
+        against: arms that it is contrasted with, on the same cases.
+        claimed: whether a verdict rests on these contrasts (they are the family that p values are corrected for).
+    """
+
+    label: str
+    colour: str
+    marker: str
+    start: str = ""
+    trainer: str = ""
+    rows: str = ""
+    against: tuple[str, ...] = ()
+    claimed: bool = True
+
+
+#: In the order of tables and figures. Colours fall in lightness from base to dpo, so that they can be told apart in
+#: grey; their hues suit the colour-blind.
+ARMS: dict[str, Arm] = {
+    "base": Arm("base", "#DEDEDE", "o"),
+    "few_shot": Arm("few-shot", "#E6AB2B", "v", against=("base",), claimed=False),
+    "sft": Arm("SFT", "#4A9CCB", "s", "base", "SFTTrainer", "cases", ("base",)),
+    "sft_more": Arm("SFT continued", "#1F6391", "D", "sft", "SFTTrainer", "cases"),
+    "dpo": Arm("DPO", "#6E1030", "^", "sft", "DPOTrainer", "pairs", ("sft", "sft_more")),
+}
+#: What would be used without a language model; never contrasted with the arms, hollow in figures.
+BASELINES: dict[str, Arm] = {
+    "majority": Arm("always the commonest", "white", "X"),
+    "logistic_regression": Arm("logistic regression", "white", "P"),
+    "gradient_boosting": Arm("gradient boosting", "white", "p"),
+}
+#: Arms that are trained, in the order of their training.
+TRAINED = tuple(name for name, arm in ARMS.items() if arm.trainer)
+#: Pairs of arms whose difference is reported, those that a verdict rests on first.
+CONTRASTS = tuple(
+    (name, other)
+    for claimed in (True, False)
+    for name, arm in ARMS.items()
+    if arm.claimed is claimed
+    for other in arm.against
+)
+#: The contrasts that a verdict rests on.
+FAMILY = tuple(f"{name}-{other}" for name, other in CONTRASTS if ARMS[name].claimed)
