@@ -1,0 +1,69 @@
+"""What others may see of patients: the package's own tables and figures, tagged when they are made.
+
+Of a private source only tagged outputs leave ``private/`` (`medstudy.report.privacy`). A function of the package that
+makes a table of counts, shares or tests, or a figure of them, ends with ``return aggregate(made)``; nothing else sets
+the tag. It belongs to what was made: a slice, a copy, or a table or figure that was changed afterwards has none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from io import StringIO
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+#: Key in the metadata of a tagged output; its value names the forms that were tagged.
+TAG = "medstudy"
+_NO_TEXT = re.compile(r"\s*[<>=±]?\s*[-+\u2212]?[\d.,]+(e[-+]?\d+)?\s*%?\s*|hidden|true|false|nan|none|", re.IGNORECASE)
+Made = TypeVar("Made")
+
+
+def aggregate(made: Made, words: Sequence[str] = ()) -> Made:
+    """Tag what holds only counts, rates and tests, so that it may leave ``private/``; returns it.
+
+    Mask first: counts below `SMALLEST_COUNT` are shown as they stand.
+
+    Args:
+        made: a DataFrame or its Styler, a matplotlib Figure, or a Markdown object that the package worded.
+        words: columns, and names of the index ("" where it has none), that hold the package's own words, such as
+            names of metrics. With text in any other column, which may be a case's, a table gets no tag.
+    """
+    if hasattr(made, "savefig"):
+        seen, read = _drawn(made), None
+    elif hasattr(made, "to_html"):
+        if _columns_of_text(getattr(made, "data", made), words):
+            return made
+        seen, read = {"text/html": made.to_html(), "text/plain": repr(made)}, made.to_html
+    else:
+        seen, read = {"text/markdown": made.data}, lambda: made.data
+    made._repr_mimebundle_ = _bundle(made, seen, read)
+    return made
+
+
+def _bundle(made: Any, seen: dict[str, str], read: Callable[[], str] | None) -> Callable[..., Any]:
+    first = next(iter(seen.values()))
+
+    def bundle(**_: Any) -> tuple[dict[str, str], dict[str, Any]] | None:
+        changed = made.stale if read is None else read() != first
+        return None if changed else (seen, {TAG: list(seen)})
+
+    return bundle
+
+
+def _drawn(figure: Figure) -> dict[str, str]:
+    """The figure as it is now; matplotlib calls it stale as soon as anything in it changes."""
+    with StringIO() as file:
+        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
+        svg = file.getvalue()
+    figure.stale = False
+    return {"image/svg+xml": svg[svg.index("<svg") :]}
+
+
+def _columns_of_text(table: pd.DataFrame, words: Sequence[str]) -> list[str]:
+    flat = table.reset_index(names=[str(name or "") for name in table.index.names])
+    cells = {str(name): [str(cell) for cell in flat[name]] for name in flat if str(name) not in words}
+    return [name for name, column in cells.items() if not all(map(_NO_TEXT.fullmatch, column))]
