@@ -1,71 +1,23 @@
 """Typed parameters: what a run is told, refused before a kernel starts when it cannot be meant.
 
-A notebook keeps its parameters as flat variables, because papermill and a reader of JupyterLab want
-them so; `RunParams.from_notebook` turns them into the frozen object that everything else takes.
+A notebook keeps its parameters as flat variables, because papermill and a reader of JupyterLab want them so;
+`RunParams.from_notebook` turns them into the frozen object that everything else takes. Their defaults stand in
+the notebook alone: what a study or a copied notebook leaves out is read from there.
 """
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
-import itertools
+import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    PlainSerializer,
-    ValidationError,
-    ValidatorFunctionWrapHandler,
-    WrapValidator,
-    field_validator,
-    model_validator,
-)
-
-
-def _known_task(name: str) -> str:
-    from medstudy.tasks import TASK_TYPES
-
-    if name not in TASK_TYPES:
-        allowed = ", ".join(TASK_TYPES)
-        raise ValueError(f"unknown task {name!r}{nearest(name, TASK_TYPES)} (allowed: {allowed})")
-    return name
-
-
-#: A task of `medstudy.tasks`.
-TaskName = Annotated[str, AfterValidator(_known_task)]
-DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
-
-
-PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
-
-
-def _each(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
-    """One value, or a list of values to choose from on the validation split."""
-    if not isinstance(value, list):
-        return check(value)
-    if not value:
-        raise ValueError("an empty list leaves nothing to choose from; give one value or several")
-    return [check(one) for one in value]
-
-
-#: A number, or a list of numbers of which the best on the validation split is taken (`medstudy.training.search`).
-Rate = Annotated[float, Field(gt=0, le=1), WrapValidator(_each), PlainSerializer(lambda v: v)]
-Positive = Annotated[float, Field(gt=0), WrapValidator(_each), PlainSerializer(lambda v: v)]
-Count = Annotated[int, Field(ge=1), WrapValidator(_each), PlainSerializer(lambda v: v)]
-#: Parameters that may be lists, by the training whose choice they are, in order.
-SEARCHED: dict[str, tuple[str, ...]] = {
-    "sft": ("sft_learning_rate", "sft_epochs", "lora_rank"),
-    "dpo": ("dpo_learning_rate", "dpo_epochs", "dpo_beta"),
-    "sft_more": ("sft_more_learning_rate",),
-}
-
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 #: The models that come with the package.
 BUILTIN = ("builtin/llama", "builtin/mistral")
@@ -77,46 +29,96 @@ class ParamsError(ValueError):
     """A parameter is unknown, of the wrong type or out of range; the message names value and remedy."""
 
 
-class RunParams(BaseModel):
-    """One run: a study x task x model x seed. Order and defaults are those of the notebooks."""
+def project_root(start: Path | None = None) -> Path:
+    """The nearest folder upwards that holds ``notebooks`` and ``params``; else the working folder.
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    JupyterLab runs a notebook in its own folder, papermill in the caller's: both must find the same results.
+    """
+    here = (start or Path.cwd()).resolve()
+    return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
+
+
+def task_defaults(folder: Path) -> dict[str, dict[str, Any]]:
+    """Task -> names and literals of the cell tagged ``parameters`` of its notebook in ``folder``."""
+    found = {file.stem: _cell_tagged_parameters(file, file.stat().st_mtime_ns) for file in folder.glob("*.ipynb")}
+    return {task: values for task, values in sorted(found.items()) if "dpo_beta" in values}
+
+
+@cache
+def _cell_tagged_parameters(file: Path, changed: int) -> dict[str, Any]:
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+    tagged = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    values = _assigned("".join(next(tagged, "")))
+    return {name: ast.literal_eval(value) for name, value in values.items() if _is_literal(value)}
+
+
+def _is_literal(value: ast.expr) -> bool:
+    try:
+        ast.literal_eval(value)
+    except ValueError:
+        return False
+    return True
+
+
+def _tasks() -> dict[str, dict[str, Any]]:
+    """Of the project one works in, else of the checkout that the package came with."""
+    folders = (project_root() / "notebooks", Path(__file__).resolve().parents[1] / "notebooks")
+    return task_defaults(folders[1]) | task_defaults(folders[0])
+
+
+def _known_task(name: str) -> str:
+    if name not in (tasks := _tasks()):
+        raise ValueError(f"unknown task {name!r}{nearest(name, tasks)} (allowed: {', '.join(tasks)})")
+    return name
+
+
+#: A task has a notebook of its name.
+TaskName = Annotated[str, AfterValidator(_known_task)]
+DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
+PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+
+
+class RunParams(BaseModel):
+    """One run: a study x task x model x seed. Order, defaults and what they mean: the notebook of the task."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     task: TaskName
-    study: str = Field("mine", pattern=r"^[\w.-]+$")
-    model: str = Field("builtin/llama", min_length=1)
-    seed: int = Field(0, ge=0)
+    study: str = Field(pattern=r"^[\w.-]+$")
+    model: str = Field(min_length=1)
+    seed: Natural
     data: str = Field(min_length=1)
-    data_root: str = ""
-    results: str = "results"
-    n_train: int = Field(100, ge=0)
-    n_valid: int = Field(60, ge=0)
-    n_test: int = Field(200, ge=0)
-    split_seed: int = Field(0, ge=0)
-    overlong: Literal["error", "exclude", "truncate"] = "error"
-    few_shot_k: int = Field(1, ge=0, le=32)
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    quantization: Literal["none", "4bit"] = "none"
-    gradient_checkpointing: bool = False
-    batch_size: int = Field(8, ge=1)
-    processes: int = Field(1, ge=1)
-    sharded: bool = False
-    gradient_accumulation: int = Field(1, ge=1)
-    lora_rank: Count = 32
-    sft_learning_rate: Rate = 3e-3
-    sft_epochs: Positive = 8
-    sft_more_learning_rate: Rate = 3e-4
-    pair_source: PairSource = "own_errors"
-    pair_file: str = ""
-    samples_per_case: int = Field(6, ge=1)
-    pairs_per_case: int = Field(2, ge=1)
-    pair_counts: list[Annotated[int, Field(ge=1)]] = []
-    dpo_learning_rate: Rate = 3e-4
-    dpo_epochs: Positive = 1
-    dpo_beta: Positive = 0.1
-    dpo_loss: list[DpoLoss] = Field(["sigmoid", "sft"], min_length=1)
-    max_new_tokens: int = Field(48, ge=1)
-    eval_batch_size: int = Field(64, ge=1)
+    data_root: str
+    results: str
+    n_train: Natural
+    n_valid: Natural
+    n_test: Natural
+    split_seed: Natural
+    overlong: Literal["error", "exclude", "truncate"]
+    few_shot_k: int = Field(ge=0, le=32)
+    dtype: Literal["auto", "float32", "bfloat16"]
+    quantization: Literal["none", "4bit"]
+    gradient_checkpointing: bool
+    batch_size: Count
+    gradient_accumulation: Count
+    lora_rank: Count
+    sft_learning_rate: Rate
+    sft_epochs: Positive
+    sft_more_learning_rate: Rate
+    pair_source: PairSource
+    pair_file: str
+    samples_per_case: Count
+    pairs_per_case: Count
+    dpo_learning_rate: Rate
+    dpo_epochs: Positive
+    dpo_beta: Positive
+    dpo_loss: list[DpoLoss] = Field(min_length=1)
+    max_new_tokens: Count
+    eval_batch_size: Count
 
     @field_validator("dpo_loss", mode="before")
     @classmethod
@@ -139,44 +141,68 @@ class RunParams(BaseModel):
             )
         return self
 
-    @model_validator(mode="after")
-    def _processes_share_a_batch(self) -> RunParams:
-        if self.batch_size % self.processes:
-            raise ValueError(
-                f"batch_size = {self.batch_size} cannot be shared by processes = {self.processes}; make it a multiple"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _shards_need_processes(self) -> RunParams:
-        if self.sharded and self.processes == 1:
-            raise ValueError("sharded = True spreads the weights over processes; give processes = 2 or more")
-        if self.sharded and self.quantization != "none":
-            raise ValueError("sharded = True takes no 4-bit weights; use quantization = 'none', or one GPU")
-        return self
-
-    def trials(self, training: str) -> list[RunParams]:
-        """Every combination of the values to choose from for one training (`SEARCHED`); one, usually."""
-        names = SEARCHED[training]
-        values = [v if isinstance(v := getattr(self, name), list) else [v] for name in names]
-        chosen = itertools.product(*values)
-        return [self.model_copy(update=dict(zip(names, some, strict=True))) for some in chosen]
-
     @classmethod
-    def from_notebook(cls, task: str, namespace: Mapping[str, Any]) -> RunParams:
-        """Collect a notebook's flat parameters from ``globals()``.
+    def from_notebook(cls, task: str, namespace: Mapping[str, Any] | None = None) -> RunParams:
+        """Collect the parameters that stand as flat variables in the notebook that calls this.
 
-        Any other plain value found there can only be a misspelt parameter that papermill injected, so it
-        is refused: papermill itself only warns and goes on with the default. In a kernel where the
-        notebook has run before, its own variables are there too: then only what looks like a parameter is.
+        Every name that a parameters cell gives a plain value must be a parameter: papermill only warns of one
+        that it does not know, and goes on with the default.
+
+        Args:
+            task: the notebook's task.
+            namespace: names and values, with the executed cells as ``In``; None takes those of the notebook.
 
         Raises:
-            ParamsError: unknown, missing or malformed parameter.
+            ParamsError: unknown or malformed parameter.
         """
-        given = {k: v for k, v in namespace.items() if _is_parameter(k, v)}
-        if isinstance(namespace.get("params"), cls):
-            given = {k: v for k, v in given.items() if difflib.get_close_matches(k, cls.model_fields, 1, 0.85)}
-        return resolve(given | {"task": task})
+        if namespace is None:
+            from IPython import get_ipython
+
+            namespace = get_ipython().user_ns
+        given = {name for name in cls.model_fields if name in namespace}
+        given |= {name for name in _written(namespace) if isinstance(namespace.get(name), _PLAIN)}
+        return resolve({name: namespace[name] for name in given} | {"task": task})
+
+
+_PLAIN = (str, int, float, bool, list, dict, type(None))
+_CALL = "from_notebook"
+
+
+def _written(namespace: Mapping[str, Any]) -> list[str]:
+    """Names that the parameters cells since the last collection assign; without a record of cells, all names.
+
+    A parameters cell assigns and does nothing else: literals, or also a known parameter. Where none was run since,
+    as when a refused cell is run again, those before the last collection count.
+    """
+    cells = [text for text in namespace.get("In", []) if text.strip()]
+    if not cells or _CALL not in cells[-1]:
+        return [name for name in namespace if not name.startswith("_") and name not in ("In", "Out", "task")]
+    found: list[str] = []
+    for text in reversed(cells[:-1]):
+        if _CALL in text and found:
+            break
+        assigned = _assigned(text) or {}
+        if all(map(_is_literal, assigned.values())) or assigned.keys() & RunParams.model_fields.keys():
+            found += assigned
+    return found
+
+
+def _assigned(source: str) -> dict[str, ast.expr]:
+    """Name -> expression of a cell that assigns to single names and does nothing else; else empty."""
+    try:
+        lines = ast.parse(source).body
+    except SyntaxError:  # a cell with a magic
+        return {}
+    found: dict[str, ast.expr] = {}
+    for line in lines:
+        targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
+        value = getattr(line, "value", None)
+        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or value is None:
+            return {}
+        if not all(isinstance(target, ast.Name) for target in targets):
+            return {}
+        found |= {target.id: value for target in targets}
+    return found
 
 
 class StudyParams(BaseModel):
@@ -209,14 +235,7 @@ class StudyParams(BaseModel):
         if clash:
             said = ", ".join(f"{name} = {values[name]!r}" for name in clash)
             raise ParamsError(f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files")
-        found = resolve(values | fixed, where=str(self.folder / f"{task}.yaml"))
-        gpus = int(self.tasks[task].get("gpu", 0))
-        if gpus and gpus != found.processes:
-            raise ParamsError(
-                f"{self.folder}: {task} asks for gpu: {gpus} in study.yaml and has processes = "
-                f"{found.processes}; each process trains on one GPU, so make them equal"
-            )
-        return found
+        return resolve(values | fixed, where=str(self.folder / f"{task}.yaml"))
 
     def runs(self) -> list[RunParams]:
         """Every run of the study, in the order task, model, seed."""
@@ -239,8 +258,12 @@ def load_study(folder: str | Path) -> StudyParams:
 
 
 def resolve(values: Mapping[str, Any], where: str = "parameters") -> RunParams:
-    """Validate one run's values; ``where`` is named in the error."""
-    return _validate(RunParams, values, where)
+    """Validate one run's values, the rest from its notebook; ``where`` is named in the error."""
+    try:
+        task = _known_task(str(values.get("task")))
+    except ValueError as error:
+        raise ParamsError(f"{where}: {error}") from None
+    return _validate(RunParams, _tasks()[task] | values, where)
 
 
 def refuse_missing(params: RunParams) -> None:
@@ -290,13 +313,7 @@ def _explain(error: Any, kind: type[BaseModel], where: str) -> str:
         allowed = list(kind.model_fields)
         return f"{where}: unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
     if error["type"] == "missing":
-        return f"{where}: parameter '{name}' is missing"
+        return f"{where}: parameter '{name}' is missing, here and in the notebook"
     if error["loc"][-1] == "[key]":
         return f"{where}: {error['msg'].removeprefix('Value error, ')}"
     return f"{where}: {name} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
-
-
-def _is_parameter(name: str, value: Any) -> bool:
-    if name.startswith("_") or name in {"In", "Out", "task"} or isinstance(value, ModuleType):
-        return False
-    return isinstance(value, (str, int, float, bool, list, dict)) or value is None

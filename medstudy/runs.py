@@ -1,16 +1,20 @@
 """A run's folder: finished stages, provenance, and the files that tools outside the package read.
 
-A stage is keyed by the content of what it was made from (rows, trainer arguments, the adapter it
-continues, the code and library versions that make it), so a run that is started again redoes exactly
-what has changed, also when somebody edited a notebook cell instead of a parameter.
+A stage is keyed by the content of what it was made from (rows, trainer class and arguments, the adapter it
+continues, the code and library versions that make it), and every key has a folder of its own: a run that is
+started again redoes exactly what has changed, also when somebody edited a notebook cell instead of a parameter,
+and going back to an earlier value finds what was made with it.
 """
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
+import gc
 import hashlib
 import importlib.metadata
 import importlib.util
+import inspect
 import json
 import os
 import platform
@@ -27,27 +31,21 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from medstudy.batch.machine import release_memory
-from medstudy.params import RunParams
+from medstudy.params import RunParams, project_root
 
 if TYPE_CHECKING:
     from medstudy.data.card import DataCard
     from medstudy.data.cases import Case
 
 LIBRARIES = ("torch", "transformers", "trl", "peft")
-#: Folder of a stage that survives when the stage is killed and begun again.
-CHECKPOINTS = "checkpoints"
 #: Trainer arguments that say where and how loudly, not what: they do not change a result.
 COSMETIC = frozenset({"output_dir", "logging_dir", "run_name", "disable_tqdm", "log_level", "report_to"})
+#: What a run must have written of its own, besides the end marker.
+TABLES = ("metrics", "contrasts", "gates")
 
 
-def project_root(start: Path | None = None) -> Path:
-    """The nearest folder upwards that holds ``notebooks`` and ``params``; else the working folder.
-
-    JupyterLab runs a notebook in its own folder, papermill in the caller's: both must find the same results.
-    """
-    here = (start or Path.cwd()).resolve()
-    return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
+class RunError(RuntimeError):
+    """What a run would say of itself is not what it was made with; the message names the stage and the remedy."""
 
 
 def from_root(path: str | Path) -> Path:
@@ -85,20 +83,15 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def code_fingerprint(modules: tuple[str, ...]) -> str:
-    """Sources of ``medstudy.<module>`` and the versions of the libraries that train and generate."""
-    specs = [importlib.util.find_spec(f"medstudy.{name}") for name in modules]
-    sources = [Path(spec.origin).read_text(encoding="utf-8") for spec in specs if spec and spec.origin]
-    return fingerprint([sources, {name: importlib.metadata.version(name) for name in LIBRARIES}])
-
-
 def _plain(value: Any) -> Any:
-    """JSON-able form of rows, dataclasses, pydantic models and the libraries' config objects."""
+    """JSON-able form of rows, dataclasses, pydantic models, classes and the libraries' config objects."""
+    if isinstance(value, type):
+        return [value.__qualname__, _behaviour(value)]
     if isinstance(value, BaseModel):
         return _plain(value.model_dump())
     if hasattr(value, "to_dict"):
         return {k: _plain(v) for k, v in value.to_dict().items() if k not in COSMETIC}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+    if dataclasses.is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -111,11 +104,18 @@ def _plain(value: Any) -> Any:
     return str(getattr(value, "value", value))
 
 
-def _empty(folder: Path, keep: list[str]) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    for path in folder.iterdir():
-        if path.name not in keep:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _behaviour(made: type) -> str:
+    """Changes with the code of a class, if it stands in the notebook also with that of what it calls there."""
+    from datasets.fingerprint import Hasher
+
+    return Hasher.hash(made) if made.__module__ == "__main__" else inspect.getsource(made)
+
+
+def code_fingerprint(modules: tuple[str, ...]) -> str:
+    """Sources of ``medstudy.<module>`` and the versions of the libraries that train and generate."""
+    specs = [importlib.util.find_spec(f"medstudy.{name}") for name in modules]
+    sources = [Path(spec.origin).read_text(encoding="utf-8") for spec in specs if spec and spec.origin]
+    return fingerprint([sources, {name: importlib.metadata.version(name) for name in LIBRARIES}])
 
 
 class Stage:
@@ -123,62 +123,75 @@ class Stage:
 
     Attributes:
         key: what the stage depends on; a stage made from this one takes the key among its inputs.
+        folder: of this name and key; a stage that was begun and not finished may have left files in it.
+        start: the stage that it goes on from; None if from the base model.
+        made_with: parameter -> value that its trainer was given.
         done: an earlier start finished it, with the same key.
         facts: what was measured while it ran (seconds, steps, …), for gates, costs and provenance.
     """
 
-    def __init__(self, run: Run, name: str, key: str, begin: bool = True) -> None:
-        """``begin=False`` joins a stage that another process has begun, and touches nothing."""
-        self.run, self.name, self.key = run, name, key
-        self.folder = run.private / "stages" / name
-        self._marker, begun = self.folder / "stage.json", self.folder / "begun.txt"
-        self.reread()
-        if begin and not self.done:
-            # of what was begun with the same key, the checkpoints of a training are kept
-            same = begun.is_file() and begun.read_text(encoding="utf-8") == key
-            _empty(self.folder, keep=[CHECKPOINTS] if same else [])
-            begun.write_text(key, encoding="utf-8")
+    def __init__(self, run: Run, name: str, key: str, start: Stage | None = None) -> None:
+        self.run, self.name, self.key, self.start = run, name, key, start
+        self.folder = run.private / "stages" / name / key
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._marker = self.folder / "stage.json"
+        self.done = self._marker.is_file()
+        self.facts: dict[str, Any] = json.loads(self._marker.read_text(encoding="utf-8")) if self.done else {}
+        self.made_with: dict[str, Any] = {}
         self._started = time.monotonic()
         self.earlier = 0.0  # seconds of a start that was killed, where it is gone on with
-        run.stages[name] = self
-        if begin:
-            run.status(name, state="reused" if self.done else "running")
-
-    def reread(self) -> None:
-        """Look again whether the stage is finished, and with what facts."""
-        saved = json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.is_file() else {}
-        self.done = saved.get("key") == self.key
-        self.facts: dict[str, Any] = saved.get("facts", {}) if self.done else {}
 
     def finish(self, **facts: Any) -> None:
         """Mark the stage as done; its files must be complete by now."""
         seconds = self.earlier + time.monotonic() - self._started
         self.facts = {"seconds": round(seconds, 2), **facts}
-        write_json(self._marker, {"key": self.key, "facts": self.facts})
+        write_json(self._marker, self.facts)
         self.done = True
 
 
 class Run:
     """A run's folder. ``private/`` (mode 0700) holds everything that may hold a case's text."""
 
-    def __init__(self, params: RunParams, begin: bool = True) -> None:
-        """``begin=False`` joins a run that another process has begun, and touches nothing."""
+    def __init__(self, params: RunParams) -> None:
         self.params = params
         self.folder = run_folder(params)
         self.private = self.folder / "private"
+        self.private.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.private.chmod(0o700)
         self.stages: dict[str, Stage] = {}
         self.facts: dict[str, Any] = {}
+        self._kept: dict[str, Any] = {}
+        self._saved: dict[str, Any] = {}
+        self._arms: list[str] = []
         self._started = datetime.now(UTC)
-        if begin:
-            self.private.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.private.chmod(0o700)
-            # an old end marker must not vouch for this start
-            (self.folder / "run.json").unlink(missing_ok=True)
+        self._set_aside()
 
-    def stage(self, name: str, code: tuple[str, ...], **inputs: Any) -> Stage:
-        """Open the stage ``name``, made from ``inputs`` by the package modules ``code``."""
-        release_memory()  # of the stage before
-        return Stage(self, name, fingerprint([inputs, code_fingerprint(code)]))
+    def _set_aside(self) -> None:
+        """An old end marker must not vouch for this start; what it stood for stays, where it was another run's."""
+        marker = self.folder / "run.json"
+        if not marker.is_file():
+            return
+        old = json.loads(marker.read_text(encoding="utf-8"))
+        said, now = old.get("parameters", {}), self.params.model_dump()
+        other = sorted(name for name in now if said.get(name, now[name]) != now[name])
+        if other:
+            place = self.private / "earlier" / re.sub(r"\W", "", old["finished"])
+            place.mkdir(parents=True, exist_ok=True)
+            for file in (f for f in self.folder.glob("*.json") if f.name != "status.json"):
+                shutil.copy2(file, place)
+            print(  # noqa: T201
+                f"A finished run with another {', '.join(other)} was here. Its tables are kept in private/earlier/"
+                f"{place.name}, its trainings in private/stages; with another `study` both would stand side by side."
+            )
+        marker.unlink()
+
+    def stage(self, name: str, code: tuple[str, ...], start: Stage | None = None, **inputs: Any) -> Stage:
+        """Open the stage ``name``, made from ``inputs`` and ``start`` by the package modules ``code``."""
+        _release_memory()  # of the stage before
+        key = fingerprint([inputs, start.key if start else None, code_fingerprint(code)])
+        stage = self.stages[name] = Stage(self, name, key, start)
+        self.status(name, state="reused" if stage.done else "running")
+        return stage
 
     def keep_source(self, card: DataCard, cases: list[Case]) -> None:
         """Keep the cases in ``private/``, for the scan before a report, and note what the card says.
@@ -202,6 +215,18 @@ class Run:
         said = {"card": card.name, "shareable": card.shareable, "known": card.model_dump_json()}
         write_json(self.private / "source.json", said)
 
+    def keep(self, name: str, value: Any) -> None:
+        """Write the ``splits`` or ``pairs`` of this start into ``private/``, JSON lines."""
+        lines = (json.dumps(_plain(row), ensure_ascii=False) for row in (value if isinstance(value, list) else [value]))
+        (self.private / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        self._kept[name] = value
+
+    def split_of(self, cases: list[Case]) -> str:
+        """The split whose cases these are, all of them and in order; ``other`` for any others."""
+        if "splits" not in self._kept:
+            return "test"
+        return next((name for name, kept in vars(self._kept["splits"]).items() if kept == cases), "other")
+
     def status(self, stage: str, **progress: Any) -> None:
         """Where the run is now, for `medstudy status`; replaced at every call."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -210,9 +235,17 @@ class Run:
     def save(self, name: str, value: Any) -> None:
         """Write one of the contract's JSON files beside the notebook."""
         write_json(self.folder / f"{name}.json", value)
+        self._saved[name] = self._answered()
+        if name == "metrics":
+            self._arms = list(value)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
-        """Write run.json, the end marker, and return it."""
+        """Write run.json, the end marker, and return it.
+
+        Raises:
+            RunError: a table, an arm's answers or a training is not of this start, or not of these parameters.
+        """
+        self._refuse_mixtures()
         self.status("finished", state="ok")
         record = {
             "status": "ok",
@@ -225,8 +258,41 @@ class Run:
             **self.facts,
             **facts,
         }
-        self.save("run", record)
+        write_json(self.folder / "run.json", record)
         return record
+
+    def _answered(self) -> dict[str, str]:
+        return {name: stage.key for name, stage in self.stages.items() if name.startswith("answers_")}
+
+    def _refuse_mixtures(self) -> None:
+        """Cells can be run in any order: what run.json says must be what everything was made with."""
+        for name in ("splits", "pairs"):
+            if name not in self._kept:
+                raise RunError(f"the {name} are of an earlier start; run the cell that makes them, and those below it")
+        for name in TABLES:
+            if self._saved.get(name) != self._answered():
+                raise RunError(f"{name}.json is not of the answers as they are now; run the cell that saves it again")
+        for arm in self._arms:
+            stage = self.stages.get(f"answers_{arm}")
+            if stage is None:
+                raise RunError(f"the answers of {arm} are of an earlier start; run the cell that makes them again")
+            while stage.start:
+                self._refuse_other(stage, stage.start)
+                stage = stage.start
+
+    def _refuse_other(self, made: Stage, start: Stage) -> None:
+        now = self.params.model_dump()
+        for name, value in start.made_with.items():
+            if value != now[name]:
+                raise RunError(
+                    f"{start.name} was trained with {name} = {value!r}, but the parameters say {now[name]!r}: set it "
+                    "in the parameters cell, and run the notebook from there on"
+                )
+        if self.stages.get(start.name) is not start:
+            raise RunError(
+                f"{made.name} was made from a training {start.name} that is not the one of this start: "
+                f"run again from the cell that trains {start.name} on"
+            )
 
 
 def _strings(value: Any) -> list[str]:
@@ -235,6 +301,16 @@ def _strings(value: Any) -> list[str]:
         return [value]
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return [text for part in parts for text in _strings(part)]
+
+
+def _release_memory() -> None:
+    """Give back to the system what is no longer used; glibc would keep it for this process.
+
+    Trainers and their callbacks point at one another, so that only a collection frees them.
+    """
+    gc.collect()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def provenance() -> dict[str, Any]:

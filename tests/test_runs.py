@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 from peft import LoraConfig
 
-from medstudy.params import RunParams
-from medstudy.runs import Run, fingerprint, from_root, project_root, run_folder, slug, write_json
+from medstudy.data.cases import Case
+from medstudy.data.splits import Splits
+from medstudy.params import RunParams, project_root
+from medstudy.runs import Run, RunError, Stage, fingerprint, from_root, run_folder, slug, write_json
+from medstudy.training.preferences import Pair
 
 
 def test_a_path_is_looked_for_here_and_then_in_the_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,28 +31,30 @@ def test_a_path_is_looked_for_here_and_then_in_the_checkout(tmp_path: Path, monk
     assert from_root("params/mine/card.yaml").read_text() == "name: y"
 
 
-def test_a_finished_stage_is_reused_and_a_changed_input_redoes_it(params: RunParams) -> None:
+def test_a_finished_stage_is_reused_and_every_key_has_its_folder(params: RunParams) -> None:
     stage = Run(params).stage("sft", ("training",), rows=[1, 2])
     assert not stage.done
     (stage.folder / "adapter").write_text("weights")
     stage.finish(steps=3)
-    again = Run(params).stage("sft", ("training",), rows=[1, 2])
+    changed = Run(params).stage("sft", ("training",), rows=[1, 3])
+    assert not changed.done and changed.folder != stage.folder
+    again = Run(params).stage("sft", ("training",), rows=[1, 2])  # going back
     assert again.done
     assert again.facts["steps"] == 3
     assert (again.folder / "adapter").read_text() == "weights"
-    changed = Run(params).stage("sft", ("training",), rows=[1, 3])
-    assert not changed.done
-    assert not (changed.folder / "adapter").exists()
 
 
-def test_an_unfinished_stage_starts_empty(params: RunParams) -> None:
+def test_a_stage_that_was_begun_is_not_done_and_loses_nothing(params: RunParams) -> None:
     stage = Run(params).stage("sft", ("training",), rows=[1])
-    (stage.folder / "half").write_text("half")
     (stage.folder / "checkpoints").mkdir()
     again = Run(params).stage("sft", ("training",), rows=[1])
-    assert sorted(path.name for path in again.folder.iterdir()) == ["begun.txt", "checkpoints"]
-    other = Run(params).stage("sft", ("training",), rows=[2])
-    assert [path.name for path in other.folder.iterdir()] == ["begun.txt"]
+    assert not again.done and (again.folder / "checkpoints").is_dir()
+
+
+def test_what_a_stage_goes_on_from_is_part_of_its_key(params: RunParams) -> None:
+    run = Run(params)
+    one, two = (run.stage("sft", ("training",), rows=[row]) for row in (1, 2))
+    assert run.stage("dpo", ("training",), one).key != run.stage("dpo", ("training",), two).key
 
 
 def test_other_code_is_another_key(params: RunParams) -> None:
@@ -82,13 +88,100 @@ def test_private_is_closed_to_others(params: RunParams) -> None:
     assert run_folder(params) == run.folder
 
 
-def test_an_old_end_marker_does_not_vouch_for_a_new_start(params: RunParams) -> None:
-    run = Run(params)
-    record = run.finish(pairs=5)
+@pytest.fixture
+def told(params: RunParams, cases: list[Case]) -> Run:
+    """A run that has done all it must: sft, dpo on it, answers of both, tables."""
+    return all_done(Run(params), cases)
+
+
+def all_done(run: Run, cases: list[Case]) -> Run:
+    """Stages, answers and tables of a run, all of this start."""
+    run.keep("splits", Splits(cases[:4], cases[4:6], cases[6:]))
+    run.keep("pairs", [Pair("a", "b", [], "yes", "no", "own")])
+    sft = trained(run, "sft")
+    for name, adapter in (("base", None), ("sft", sft), ("dpo", trained(run, "dpo", sft))):
+        run.stage(f"answers_{name}", ("training",), adapter)
+    for name, value in (("metrics", {"base": 1, "sft": 1, "dpo": 1}), ("contrasts", []), ("gates", [])):
+        run.save(name, value)
+    return run
+
+
+def trained(run: Run, name: str, start: Stage | None = None, **made_with: Any) -> Stage:
+    """A training as `fit` registers it."""
+    beta = {"dpo_beta": run.params.dpo_beta} if name == "dpo" else {}
+    stage = run.stage(name, ("training",), start, made_with=beta | made_with)
+    stage.made_with = beta | made_with
+    return stage
+
+
+def test_the_end_marker_is_written_last_and_does_not_vouch_for_a_new_start(told: Run, params: RunParams) -> None:
+    record = told.finish(pairs=5)
     assert record["status"] == "ok"
-    assert json.loads((run.folder / "run.json").read_text())["pairs"] == 5
+    assert json.loads((told.folder / "run.json").read_text())["pairs"] == 5
+    assert (told.private / "splits.jsonl").is_file() and (told.private / "pairs.jsonl").is_file()
     Run(params)
-    assert not (run.folder / "run.json").exists()
+    assert not (told.folder / "run.json").exists()
+
+
+def test_what_another_run_left_is_kept_and_said(
+    told: Run, params: RunParams, cases: list[Case], capsys: pytest.CaptureFixture[str]
+) -> None:
+    told.finish()
+    Run(params.model_copy(update={"dpo_beta": 0.5}))
+    assert "A finished run with another dpo_beta was here" in capsys.readouterr().out
+    [kept] = (told.private / "earlier").glob("*/run.json")
+    assert json.loads(kept.read_text())["parameters"]["dpo_beta"] == 0.1
+    assert (kept.parent / "metrics.json").is_file()
+
+
+def test_a_training_with_another_value_than_run_json_would_say_is_named(told: Run) -> None:
+    sft = told.stages["sft"]
+    dpo = trained(told, "dpo", sft, dpo_beta=0.5)  # its arguments were edited, the parameters not
+    told.stage("answers_dpo", ("training",), dpo)
+    for name in ("metrics", "contrasts", "gates"):
+        told.save(name, {"dpo": 1} if name == "metrics" else [])
+    with pytest.raises(RunError, match="dpo was trained with dpo_beta = 0.5, but the parameters say 0.1"):
+        told.finish()
+    assert not (told.folder / "run.json").exists()
+
+
+def test_answers_of_a_training_of_an_earlier_start_are_named(told: Run, params: RunParams, cases: list[Case]) -> None:
+    new = Run(params.model_copy(update={"dpo_beta": 0.5}))
+    new.keep("splits", Splits(cases[:4], cases[4:6], cases[6:]))
+    with pytest.raises(RunError, match="the pairs are of an earlier start"):
+        new.finish()
+    new.keep("pairs", [])
+    for name in ("metrics", "contrasts", "gates"):
+        new.save(name, {"dpo": 1} if name == "metrics" else [])
+    with pytest.raises(RunError, match="the answers of dpo are of an earlier start"):
+        new.finish()
+    new.stage("answers_dpo", ("training",), told.stages["dpo"])
+    for name in ("metrics", "contrasts", "gates"):
+        new.save(name, {"dpo": 1} if name == "metrics" else [])
+    with pytest.raises(RunError, match="dpo was trained with dpo_beta = 0.1, but the parameters say 0.5"):
+        new.finish()
+
+
+def test_an_adapter_whose_start_was_trained_anew_is_named(told: Run) -> None:
+    trained(told, "sft", epochs=3)
+    with pytest.raises(RunError, match="answers_sft was made from a training sft that is not the one of this start"):
+        told.finish()
+
+
+@pytest.mark.parametrize("missing", ["metrics", "contrasts", "gates"])
+def test_a_table_that_was_not_saved_of_these_answers_stops_the_end_marker(told: Run, missing: str) -> None:
+    """An error in the gates' cell cannot be followed by ok, though an earlier gates.json is there."""
+    told.stage("answers_sft", ("training",), told.stages["sft"], prompts=["another"])
+    for name in {"metrics", "contrasts", "gates"} - {missing}:
+        told.save(name, {"base": 1, "sft": 1, "dpo": 1} if name == "metrics" else [])
+    with pytest.raises(RunError, match=f"{missing}.json is not of the answers as they are now"):
+        told.finish()
+
+
+def test_test_cases_are_told_from_others(told: Run, cases: list[Case]) -> None:
+    assert told.split_of(cases[6:]) == "test"
+    assert told.split_of(cases[4:6]) == "validation"
+    assert told.split_of(cases[6:7]) == "other"
 
 
 def test_a_file_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> None:

@@ -140,9 +140,8 @@ def _foretold(run: RunParams, tokens: Tokens, cases: tuple[int, int], gpus: int)
     made = forecast(run, shape, tokens, cases, processor_rate(), gpus > 0)
     where = f"{run.model}: {shape.weights / 1e6:,.0f} million weights; a run takes about {made.gigabytes:.1f} GB"
     if gpus:
-        minutes = made.operations / GPU_RATE / run.processes / 60
-        several = f" on each of {run.processes}" if run.processes > 1 else ""
-        return f"{where} of GPU memory{several} and {_minutes(minutes)} at {GPU_RATE / 1e12:.0f} TFLOP/s"
+        minutes = made.operations / GPU_RATE / 60
+        return f"{where} of GPU memory and {_minutes(minutes)} at {GPU_RATE / 1e12:.0f} TFLOP/s"
     return f"{where} and {_minutes(made.seconds / 60)} on one core here (within a factor of two)"
 
 

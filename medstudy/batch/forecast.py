@@ -118,26 +118,24 @@ def _config_file(model: str) -> Path:
 def forecast(
     params: RunParams, shape: Shape, tokens: Tokens, cases: tuple[int, int], rate: float, gpu: bool
 ) -> Forecast:
-    """Of one run. Answers to validation cases, where settings are searched, and learning curves come on top.
+    """Of one run.
 
     Args:
-        params: of the run; where a setting has several values, the first, as often as there are.
+        params: of the run.
         shape: the model's.
         tokens: of its cases.
         cases: how many train and are tested.
         rate: operations a second of a large matrix product on a core, see `processor_rate`.
         gpu: whether the run is given one.
     """
-    first = params.trials("sft")[0].trials("dpo")[0].trials("sft_more")[0]
-    tries = {arm: len(params.trials(arm)) for arm in ("sft", "dpo", "sft_more")}
     trained, tested = cases
     row = tokens.prompt + tokens.answer
-    pairs = trained * first.pairs_per_case
+    pairs = trained * params.pairs_per_case
     again = 2 if params.gradient_checkpointing else 0
-    dpo_rows = first.dpo_epochs * pairs * tries["dpo"]
+    dpo_rows = params.dpo_epochs * pairs
     weights = 2 * shape.weights
-    trainings = (2 + again / 2) * weights * first.sft_epochs * trained * row * tries["sft"]
-    trainings += (2 + again / 2) * weights * first.dpo_epochs * pairs * row * tries["sft_more"]
+    trainings = (2 + again / 2) * weights * params.sft_epochs * trained * row
+    trainings += (2 + again / 2) * weights * params.dpo_epochs * pairs * row
     # chosen and rejected share their prompt; the reference is one more way forward
     trainings += (3 + again / 2) * weights * dpo_rows * (row + tokens.answer)
     drawn = trained * params.samples_per_case if params.pair_source == "own_errors" else 0
@@ -146,8 +144,8 @@ def forecast(
     said = arms * tested * row
     reading = weights * (trained * bool(drawn) * tokens.prompt + drawn * tokens.answer + said)
     step = params.batch_size * params.gradient_accumulation
-    more = first.dpo_epochs * pairs * tries["sft_more"]
-    steps = (first.sft_epochs * trained * tries["sft"] + dpo_rows + more) / step
+    more = params.dpo_epochs * pairs
+    steps = (params.sft_epochs * trained + dpo_rows + more) / step
     batches = (drawn + arms * tested) / params.eval_batch_size
     # a batch is done when its longest answer is
     overhead = RUN_SECONDS + STEP_SECONDS * steps + TOKEN_SECONDS * batches * params.max_new_tokens
@@ -161,13 +159,8 @@ def _gigabytes(params: RunParams, shape: Shape, tokens: Tokens, gpu: bool) -> fl
     wide = 2 if params.dtype == "bfloat16" or (gpu and params.dtype == "auto") else 4
     linear = shape.weights - shape.embeddings
     held = shape.embeddings * wide + linear * (0.55 if params.quantization == "4bit" else wide)
-    if params.sharded:
-        # a share of all, and what is whole at a time: the ends of the model and two layers
-        held = held / params.processes + wide * (shape.embeddings + 2 * linear / shape.layers)
-    ranks = params.lora_rank if isinstance(params.lora_rank, list) else [params.lora_rank]
-    held += shape.adapter(max(ranks)) * (4 * 4 + 4)  # weight, gradient, two moments; the reference
-    rows = params.batch_size // params.processes
-    batch = rows * (tokens.longest + tokens.answer)
+    held += shape.adapter(params.lora_rank) * (4 * 4 + 4)  # weight, gradient, two moments; the reference
+    batch = params.batch_size * (tokens.longest + tokens.answer)
     layer = KEPT * (shape.hidden + shape.intermediate)
     kept = layer * shape.layers
     if params.gradient_checkpointing:

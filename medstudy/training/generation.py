@@ -46,7 +46,6 @@ def answer_cases(
     cases: list[Case],
     adapter: Stage | None = None,
     examples: list[Case] | None = None,
-    stage: str = "answers",
 ) -> list[str]:
     """Greedy answers of one arm to ``cases``, from its saved adapter; kept, and read back the next time.
 
@@ -56,17 +55,18 @@ def answer_cases(
         run: the run; answers are kept in its private folder.
         arm: base, few_shot, sft, sft_more or dpo.
         task: words the prompts.
-        cases: test cases, or validation cases.
+        cases: the test cases; or any others, which neither replace those answers nor are rechecked for the gates.
         adapter: the finished training stage, None for the base model.
         examples: worked examples put before each prompt.
-        stage: what keeps them; only ``answers``, those to test cases, are rechecked for the gates and get
-            label probabilities.
     """
-    tested = stage == "answers"
+    split = run.split_of(cases)
+    tested = split == "test"
     labels = task.card.labels.get("label", []) if tested else []
     decoding = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
     prompts = [task.messages(case, examples) for case in cases]
-    kept = _decode_stage(run, f"{stage}_{arm}", prompts, decoding, adapter, labels, recheck=tested)
+    kept = _decode_stage(
+        run, f"answers_{arm}" if tested else f"{split}_{arm}", prompts, decoding, adapter, labels, recheck=tested
+    )
     return [texts[0] for texts in _kept_texts(kept)]
 
 
@@ -193,7 +193,7 @@ def _decode_stage(
         code=("training.generation", "training.models"),
         model=model_fingerprint(run.params),
         dtype=[run.params.dtype, run.params.quantization],
-        adapter=adapter.key if adapter else None,
+        start=adapter,
         prompts=prompts,
         decoding=asdict(how),
         labels=labels,

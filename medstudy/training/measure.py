@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.training.length_buckets import row_length
 from medstudy.training.models import stop_tokens
 from medstudy.training.shared_prompt import share_prompts
 
@@ -17,6 +18,33 @@ if TYPE_CHECKING:
 MARGIN_ROWS = 64
 #: Pairs on which a DPO is looked at before its first step.
 FIRST_ROWS = 8
+
+
+@contextmanager
+def measured(trainer: Any) -> Iterator[dict[str, Any]]:
+    """Around ``trainer.train()``: what the gates need, in a dictionary that is filled on the way."""
+    score_labels_only()
+    adapters_in_fp32(trainer.model)
+    facts, unshare = facts_before(trainer), None
+    pairs = "chosen_ids" in trainer.train_dataset.column_names
+    if pairs:
+        unshare = share_prompts_if_equal(trainer)
+        first = rewards(trainer, FIRST_ROWS)
+        facts |= {"shared_prompts": unshare is not None, "first_loss": first["loss"], "first_reward": first["reward"]}
+    frozen, adapter = weight_hashes(trainer.model)
+    yield facts
+    frozen_after, adapter_after = weight_hashes(trainer.model)
+    if pairs:
+        last = rewards(trainer, MARGIN_ROWS)
+        # the reference is the model before: what an answer gained over it is the reward without beta
+        before = last["log_p"] - last["chosen"] / trainer.beta
+        facts |= {"last_margin": last["margin"], "last_log_p": last["log_p"], "first_log_p": before}
+    if unshare:
+        unshare()
+    facts["frozen_changed"] = sum(frozen_after[name] != value for name, value in frozen.items())
+    facts["adapter_changed"] = sum(adapter_after[name] != value for name, value in adapter.items())
+    facts["adapter_tensors"] = len(adapter)
+    trainer.model.eval()
 
 
 def score_labels_only() -> None:
@@ -58,7 +86,7 @@ def facts_before(trainer: Any) -> dict[str, Any]:
         "rows": len(rows),
         "tokens": sum(map(len, ids)),
         "longest": max(map(len, ids)),
-        "max_length": trainer.args.max_length,
+        "max_length": trainer.args.max_length or max(map(len, ids)),
         "bos_per_row": sorted({row.count(tokenizer.bos_token_id) for row in ids}),
         "rows_ending_with_stop": sum(bool(stops & set(row[-2:])) for row in ids),
         "sequences": len(ids),
@@ -136,36 +164,26 @@ def rewards(trainer: Any, rows: int) -> dict[str, float]:
     return total | {"reward": largest, "margin": total["chosen"] - total["rejected"]}
 
 
-def weight_hashes(model: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Exact hashes of the frozen weights and of the trained adapter's; of sharded ones, of what is here."""
-    import torch
-    from torch.distributed.fsdp import FSDPModule
+def row_length(row: dict[str, Any]) -> int:
+    """Tokens of a row, for a pair of its longer side."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
-    for module in model.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()  # the last ones stay whole after a pass without gradients
-    here = {name: p.to_local() if hasattr(p, "to_local") else p for name, p in model.named_parameters()}
-    hashes = {name: torch.hash_tensor(p.detach()).item() for name, p in here.items()}
+
+def weight_hashes(model: Any) -> tuple[dict[str, int], dict[str, int]]:
+    """Exact hashes of the frozen weights and of the trained adapter's."""
+    import torch
+
+    hashes = {name: torch.hash_tensor(p.detach()).item() for name, p in model.named_parameters()}
     # by name, not by requires_grad: a base weight left trainable must be seen; so must the reference adapter
     trained = {name for name in hashes if "lora_" in name and ".default." in name}
     frozen = {name: value for name, value in hashes.items() if name not in trained}
     return frozen, {name: hashes[name] for name in trained}
 
 
-def over_processes(trainer: Any, frozen_changed: int, adapter_changed: int) -> dict[str, int]:
-    """The worst of what several processes saw, each of its own shards of the weights."""
-    import torch
-
-    mine = torch.tensor([[frozen_changed, adapter_changed]], device=trainer.accelerator.device)
-    seen = trainer.accelerator.gather(mine)
-    return {"frozen_changed": int(seen[:, 0].max()), "adapter_changed": int(seen[:, 1].min())}
-
-
-def probe(trainer: Any) -> dict[str, torch.Tensor]:
-    """Logits of one prompt, to see later that the saved adapter reloads to the same model.
-
-    Shards are put together for it, so all processes come here.
-    """
+def save_probe(trainer: Any, folder: Path) -> None:
+    """Keep the logits of one prompt, to see later that the saved adapter reloads to the same model."""
     import torch
 
     row = trainer.train_dataset[0]
@@ -174,4 +192,4 @@ def probe(trainer: Any) -> dict[str, torch.Tensor]:
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     with torch.inference_mode():
         logits = model(input_ids=ids).logits[0, -1].float()
-    return {"input_ids": ids.cpu(), "logits": logits.cpu()}
+    torch.save({"input_ids": ids.cpu(), "logits": logits.cpu()}, folder / "probe.pt")

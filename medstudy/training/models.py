@@ -102,9 +102,6 @@ def load_model(
     arguments = _load_arguments(params, trainable)
     model = _reach(params, AutoModelForCausalLM.from_pretrained, locate(params), **arguments)
     model.config.use_cache = True
-    if params.sharded:
-        _check_spread(model, params)
-        model._tp_size = None  # 1 would have PEFT put the whole model together whenever it saves an adapter
     if adapter is not None:
         from peft import PeftModel
 
@@ -161,16 +158,8 @@ def _load_arguments(params: RunParams, trainable: bool) -> dict[str, Any]:
     import torch
 
     arguments: dict[str, Any] = {"dtype": compute_dtype(params)}
-    if params.sharded and "LOCAL_RANK" in os.environ:
-        from transformers.distributed import DistributedConfig
-
-        # each process reads its share of the weights alone; an adapter that is added is whole in each
-        arguments["distributed_config"] = DistributedConfig(fsdp_size=params.processes)
-    elif params.sharded and torch.cuda.is_available():
-        arguments["device_map"] = "auto"  # to answer: some layers on each GPU
-    elif torch.cuda.is_available():
-        # of several processes each has a GPU of its own
-        arguments["device_map"] = {"": int(os.environ.get("LOCAL_RANK", 0))}
+    if torch.cuda.is_available():
+        arguments["device_map"] = "auto"  # a model that is larger than one GPU is spread over those visible
     exact = arguments["dtype"] == torch.float32 and params.quantization == "none"
     if params.model in BUILTIN and trainable and exact and not torch.cuda.is_available():
         # measured: for sequences this short eager attention trains 1.5 times faster than SDPA on a CPU; SDPA
@@ -184,22 +173,6 @@ def _load_arguments(params: RunParams, trainable: bool) -> dict[str, Any]:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(params)
         )
     return arguments
-
-
-def _check_spread(model: Any, params: RunParams) -> None:
-    """Whether a model is really spread over GPUs, by layers to answer and within each layer to train."""
-    from torch.distributed.fsdp import FSDPModule
-
-    elsewhere = {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values()))
-    if elsewhere:
-        raise ModelError(
-            f"model = {params.model!r} does not fit the GPUs here: parts of it would be on {elsewhere}; "
-            "give the run more of them (`gpu` in the study file) or choose a smaller model"
-        )
-    layers = [m for m in model.modules() if type(m).__name__ in (model._no_split_modules or ())]
-    sharded = [m for m in model.modules() if isinstance(m, FSDPModule)]
-    if sharded and (layers or len(sharded) == 1):
-        raise ModelError(f"transformers has no plan to shard the layers of model = {params.model!r}")
 
 
 def _reach(params: RunParams, load: Any, source: str, **arguments: Any) -> Any:

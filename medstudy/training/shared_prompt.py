@@ -11,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medstudy.training.length_buckets import PADDED_TO
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     import torch
+
+#: Rows are padded to a multiple of so many tokens.
+PADDED_TO = 16
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerState
 from trl import DPOTrainer, SFTTrainer
 
 from medstudy.data.card import DataCard
@@ -21,7 +23,9 @@ from medstudy.params import RunParams
 from medstudy.runs import Run, Stage
 from medstudy.tasks import get_task
 from medstudy.training import gates
-from medstudy.training.fit import CODE, dpo_config, keep_adapter, lora_config, sft_config, train, training_log
+from medstudy.training.arguments import arguments_table, dpo_config, lora_config, sft_config
+from medstudy.training.callbacks import beside
+from medstudy.training.fit import fit, training_log
 from medstudy.training.generation import (
     Decoding,
     answer_cases,
@@ -30,38 +34,41 @@ from medstudy.training.generation import (
     reload_difference,
     sample_cases,
 )
-from medstudy.training.models import ModelError, load_model, load_tokenizer, stop_tokens
+from medstudy.training.models import load_model, load_tokenizer, stop_tokens
 from medstudy.training.preferences import Pair, Pairs, audit_pairs, pairs_from_own_errors
 from medstudy.training.prompts import fit_context, prompt_ids, sft_row, token_table
-from medstudy.training.search import choose, tried
 
 
-def sft_stage(run: Run, card: DataCard, cases: list[Case], name: str = "sft", params: RunParams | None = None) -> Stage:
+def sft_stage(run: Run, card: DataCard, cases: list[Case], trainer: Any = SFTTrainer) -> Stage:
     """Train the SFT arm on ``cases``."""
-    task, tokenizer = get_task("text_classification", card), load_tokenizer(run.params)
-    rows = [sft_row(task, case) for case in cases]
-    args, lora = sft_config(params or run.params, run, 200), lora_config(params or run.params)
-    stage = run.stage(name, CODE, args=args, lora=lora, rows=rows)
-    model = load_model(run.params, trainable=True)
-    trainer = SFTTrainer(
-        model, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=lora
-    )
-    train(trainer, stage, rows_in=len(rows))
-    return stage
-
-
-def dpo_trainer(run: Run, card: DataCard, cases: list[Case], sft: Stage) -> tuple[DPOTrainer, list]:
-    """A DPO trainer that goes on from ``sft``."""
     task = get_task("text_classification", card)
-    other = {"yes": "no", "no": "yes"}
+    rows = [sft_row(task, case) for case in cases]
+    return fit(run, "sft", trainer, sft_config(run.params, run), rows, start=lora_config(run.params))
+
+
+def pair_rows(card: DataCard, cases: list[Case]) -> list[Any]:
+    """The right label against the other."""
+    task, other = get_task("text_classification", card), {"yes": "no", "no": "yes"}
     pairs = [
         Pair(c.case_id, c.group_id, task.messages(c), c.gold["label"], other[c.gold["label"]], "gold") for c in cases
     ]
-    rows = [pair.row() for pair in pairs]
-    policy = load_model(run.params, sft.folder / "adapter", trainable=True)
-    args = dpo_config(run.params, run, 200)
-    data = Dataset.from_list(rows)
-    return DPOTrainer(policy, args=args, train_dataset=data, processing_class=load_tokenizer(run.params)), rows
+    return [pair.row() for pair in pairs]
+
+
+def dpo_stage(run: Run, card: DataCard, cases: list[Case], sft: Stage, trainer: Any = DPOTrainer) -> Stage:
+    """Train DPO from ``sft`` on."""
+    return fit(run, "dpo", trainer, dpo_config(run.params, run), pair_rows(card, cases), start=sft)
+
+
+def spoilt_by(spoil: Callable[[Any], None], kind: type = DPOTrainer) -> type:
+    """A trainer in which something is wrong before it trains."""
+
+    class Spoilt(kind):
+        def __init__(self, *args: Any, **given: Any) -> None:
+            super().__init__(*args, **given)
+            spoil(self)
+
+    return Spoilt
 
 
 @pytest.fixture
@@ -69,10 +76,7 @@ def trained(params: RunParams, card: DataCard, cases: list[Case]) -> tuple[Run, 
     """A run with its SFT and DPO stages."""
     run = Run(params)
     sft = sft_stage(run, card, cases)
-    dpo = run.stage("dpo", CODE, adapter=sft.key)
-    trainer, rows = dpo_trainer(run, card, cases, sft)
-    train(trainer, dpo, rows_in=len(rows))
-    return run, sft, dpo
+    return run, sft, dpo_stage(run, card, cases, sft)
 
 
 def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: tuple[Run, Stage, Stage]) -> None:
@@ -81,31 +85,99 @@ def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: tuple[
     assert gates.first_loss(dpo.facts).passed
     assert dpo.facts["last_margin"] != 0
     for arm, stage in (("sft", sft), ("dpo", dpo)):
-        log = training_log(stage)
+        log = pd.read_csv(run.folder / "training" / f"{arm}.csv")
         assert log["loss"].notna().all()
         assert len(log) == stage.facts["steps"] == 4
-        assert (run.folder / "training" / f"{arm}.csv").is_file()
+        assert log.equals(training_log(stage))
     assert {"rewards/margins", "logps/chosen", "logps/rejected"} <= set(training_log(dpo).columns)
     checked = [gates.tokens, gates.weights]
     assert all(gate({"sft": sft.facts, "dpo": dpo.facts}).passed for gate in checked)
     assert not (dpo.folder / "adapter" / "ref").exists()
 
 
+def test_arguments_are_those_of_the_parameters_and_shown_with_them(params: RunParams) -> None:
+    params = params.model_copy(update={"dpo_beta": 0.7, "dpo_learning_rate": 1e-4, "gradient_accumulation": 3})
+    args = dpo_config(params, Run(params))
+    args.lr_scheduler_type = "cosine"
+    shown = arguments_table(args, lora_config(params)).reset_index("argument").set_index("argument")
+    assert shown.loc["beta", ["value", "default", "parameter"]].tolist() == [0.7, 0.1, "dpo_beta"]
+    assert shown.loc["gradient_accumulation_steps", "value"] == 3
+    assert (shown.loc["r", "value"], shown.loc["lora_alpha", "value"]) == (2, 4)
+    assert shown.loc["lr_scheduler_type", "value"] == "cosine"
+    assert {"loss_type", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "bf16"} <= set(shown.index)
+    more = sft_config(params, Run(params), steps=7)
+    assert (more.max_steps, more.learning_rate) == (7, params.sft_more_learning_rate)
+
+
+def test_one_kernel_never_spreads_over_several_gpus(params: RunParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 4))
+    assert sft_config(params, Run(params))._n_gpu == dpo_config(params, Run(params))._n_gpu == 1
+
+
+@pytest.mark.parametrize("arm", ["sft", "dpo"])
+def test_batches_are_of_similar_length(arm: str, params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    """Without the column of lengths DPO's batches would be drawn without regard to them, with no word."""
+    many = [dataclasses.replace(cases[i % 8], case_id=f"c{i}", text="dysuria " * (1 + 13 * i % 89)) for i in range(96)]
+    params = params.model_copy(update={"batch_size": 4})
+    seen: list[list[int]] = []
+
+    def look(trainer: Any) -> None:
+        step = trainer.training_step
+        trainer.training_step = lambda model, inputs, *others: (
+            seen.append(inputs["attention_mask"].sum(1).tolist()) or step(model, inputs, *others)
+        )
+
+    run = Run(params)
+    if arm == "sft":
+        sft_stage(run, card, many, spoilt_by(look, SFTTrainer))
+    else:
+        dpo_stage(run, card, many, sft_stage(run, card, cases), spoilt_by(look))
+    whole = [length for lengths in seen for length in lengths]
+    assert len(seen) == 24
+    assert np.mean([max(lengths) - min(lengths) for lengths in seen]) < 0.25 * (max(whole) - min(whole))
+
+
+def test_a_trainer_of_ones_own_trains_and_another_one_trains_anew(
+    trained: tuple[Run, Stage, Stage], card: DataCard, cases: list[Case]
+) -> None:
+    run, sft, dpo = trained
+
+    class Doubled(DPOTrainer):
+        def compute_loss(self, *args: Any, **given: Any) -> Any:
+            return 2 * super().compute_loss(*args, **given)
+
+    own = dpo_stage(Run(run.params), card, cases, sft, Doubled)
+    assert own.key != dpo.key and own.facts["trainer"].endswith("Doubled")
+    assert training_log(own)["loss"][0] == pytest.approx(2 * training_log(dpo)["loss"][0], rel=1e-4)
+    assert dpo_stage(Run(run.params), card, cases, sft).key == dpo.key  # and is found again
+
+
+def test_going_back_to_an_earlier_value_finds_its_training(
+    trained: tuple[Run, Stage, Stage], card: DataCard, cases: list[Case]
+) -> None:
+    run, sft, dpo = trained
+    saved = (dpo.folder / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    other = Run(run.params.model_copy(update={"dpo_beta": 0.5}))
+    again = dpo_stage(other, card, cases, sft)
+    assert again.folder != dpo.folder and again.facts["arguments"]["beta"] == "0.5"
+    assert training_log(again)["rewards/margins"].tolist() != training_log(dpo)["rewards/margins"].tolist()
+    back = dpo_stage(Run(run.params), card, cases, sft)
+    assert (back.folder / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == saved
+
+
 def test_an_adapter_that_was_rounded_is_the_reference_again_before_it_trains(
     params: RunParams, card: DataCard, cases: list[Case]
 ) -> None:
-    run = Run(params)
-    sft = sft_stage(run, card, cases)
-    trainer, rows = dpo_trainer(run, card, cases, sft)
-    weights = dict(trainer.model.named_parameters())
-    rounded = [name for name, weight in weights.items() if weight.requires_grad]
-    for name in rounded:  # as TRL does on quantized weights, for which see the next test
-        weights[name].data = weights[name].data.to(torch.bfloat16)
-    assert rounded and all(weights[n.replace(".default.", ".ref.")].dtype == torch.float32 for n in rounded)
-    dpo = run.stage("dpo", CODE, adapter=sft.key)
-    train(trainer, dpo, rows_in=len(rows))
+    run, kept = Run(params), {}
+
+    def round_off(trainer: Any) -> None:  # as TRL does on quantized weights, for which see the next test
+        kept.update({name: w for name, w in trainer.model.named_parameters() if w.requires_grad})
+        for weight in kept.values():
+            weight.data = weight.data.to(torch.bfloat16)
+
+    dpo = dpo_stage(run, card, cases, sft_stage(run, card, cases), spoilt_by(round_off))
     assert dpo.facts["first_reward"] == 0 and gates.first_loss(dpo.facts).passed
-    assert {weights[name].dtype for name in rounded} == {torch.float32}
+    assert kept and {weight.dtype for weight in kept.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -117,36 +189,45 @@ def test_4bit_weights_pass_the_same_gates(params: RunParams, card: DataCard, cas
     model = load_model(run.params, sft.folder / "adapter")
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
     assert reload_difference(model, sft.folder) < gates.RELOAD_TOLERANCE
-    trainer, rows = dpo_trainer(run, card, cases, sft)
-    dpo = run.stage("dpo", CODE, adapter=sft.key)
-    train(trainer, dpo, rows_in=len(rows))
+    dpo = dpo_stage(run, card, cases, sft)
     assert gates.first_loss(dpo.facts).passed
     assert gates.weights({"sft": sft.facts, "dpo": dpo.facts}).passed
 
 
-def test_a_base_weight_that_trains_along_is_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
-    run = Run(params)
-    sft = sft_stage(run, card, cases)
+def test_a_base_weight_that_trains_along_is_seen(
+    trained: tuple[Run, Stage, Stage], card: DataCard, cases: list[Case]
+) -> None:
+    run, sft, _ = trained
     assert gates.weights({"sft": sft.facts}).passed
-    trainer, rows = dpo_trainer(run, card, cases, sft)
-    next(p for name, p in trainer.model.named_parameters() if "lora_" not in name).requires_grad_(True)
-    dpo = run.stage("dpo", CODE, adapter=sft.key)
-    train(trainer, dpo, rows_in=len(rows))
+
+    def free(trainer: Any) -> None:
+        next(p for name, p in trainer.model.named_parameters() if "lora_" not in name).requires_grad_(True)
+
+    dpo = dpo_stage(run, card, cases, sft, spoilt_by(free))
     assert dpo.facts["frozen_changed"] == 1
     assert not gates.weights({"dpo": dpo.facts}).passed
 
 
-def test_answers_without_a_stop_token_are_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
-    """A chat template that ends no turn: the model would learn to go on for ever."""
-    run, task, tokenizer = Run(params), get_task("text_classification", card), load_tokenizer(params)
-    tokenizer.chat_template = tokenizer.chat_template.replace("+ '<|end|>'", "")
-    rows = [sft_row(task, case) for case in cases]
-    args, lora = sft_config(params, run, 200), lora_config(params)
-    stage = run.stage("sft", CODE, rows=rows)
-    data, model = Dataset.from_list(rows), load_model(params, trainable=True)
-    trainer = SFTTrainer(model, args, train_dataset=data, processing_class=tokenizer, peft_config=lora)
-    with pytest.raises(ModelError, match="does not end an answer with a special token"):
-        train(trainer, stage, rows_in=len(rows))
+def test_a_wrong_reference_is_seen(trained: tuple[Run, Stage, Stage], card: DataCard, cases: list[Case]) -> None:
+    run, sft, _ = trained
+
+    def move(trainer: Any) -> None:
+        for name, weight in trainer.model.named_parameters():
+            if ".ref." in name and "lora_B" in name:
+                weight.data.add_(0.5)  # the reference is no longer the SFT model
+
+    assert not gates.first_loss(dpo_stage(run, card, cases, sft, spoilt_by(move)).facts).passed
+
+
+def test_rows_that_trl_cuts_are_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    run, task = Run(params), get_task("text_classification", card)
+    tokenizer = load_tokenizer(params)
+    longest = max(len(token_table(tokenizer, task.messages(c), task.target(c))) for c in cases)
+    args = sft_config(params, run)
+    args.max_length = longest - 1
+    stage = fit(run, "sft", SFTTrainer, args, [sft_row(task, case) for case in cases])
+    seen = {"sft": stage.facts}
+    assert not (gates.nothing_lost(seen, seen).passed and gates.tokens(seen).passed)
 
 
 def test_an_adapter_that_does_not_reload_is_seen(trained: tuple[Run, Stage, Stage]) -> None:
@@ -159,42 +240,6 @@ def test_an_adapter_that_does_not_reload_is_seen(trained: tuple[Run, Stage, Stag
                 weight += 1.0
     spoilt = {"reload_difference": reload_difference(model, sft.folder)}
     assert not gates.reload({"answers_sft": spoilt}).passed
-
-
-def test_a_wrong_reference_is_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
-    run = Run(params)
-    sft = sft_stage(run, card, cases)
-    trainer, rows = dpo_trainer(run, card, cases, sft)
-    for name, weight in trainer.model.named_parameters():
-        if ".ref." in name and "lora_B" in name:
-            weight.data.add_(0.5)  # the reference is no longer the SFT model
-    dpo = run.stage("dpo", CODE, adapter=sft.key)
-    train(trainer, dpo, rows_in=len(rows))
-    assert not gates.first_loss(dpo.facts).passed
-
-
-def test_rows_that_trl_cuts_or_drops_are_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
-    run = Run(params)
-    stage = run.stage("sft", CODE, rows=1)
-    task = get_task("text_classification", card)
-    rows = [sft_row(task, case) for case in cases]
-    args = sft_config(params, run, 16)
-    trainer = SFTTrainer(
-        load_model(params, trainable=True),
-        dataclasses.replace(args, max_length=task_length(params, task, cases) - 1),
-        train_dataset=Dataset.from_list(rows),
-        processing_class=load_tokenizer(params),
-        peft_config=lora_config(params),
-    )
-    train(trainer, stage, rows_in=len(rows))
-    seen = {"sft": stage.facts}
-    assert not (gates.nothing_lost(seen, seen).passed and gates.tokens(seen).passed)
-
-
-def task_length(params: RunParams, task: object, cases: list[Case]) -> int:
-    """Tokens of the longest whole row."""
-    tokenizer = load_tokenizer(params)
-    return max(len(token_table(tokenizer, task.messages(c), task.target(c))) for c in cases)
 
 
 def test_the_saved_adapter_answers_as_the_trained_model_did(
@@ -290,9 +335,9 @@ def test_log_probabilities_are_of_the_labels_alone_and_the_same(
     for way in (utils._use_triton, chunked_logprob._use_triton):
         run = Run(params.model_copy(update={"results": str(tmp_path / str(len(losses)))}))
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr("medstudy.training.fit.score_labels_only", lambda: None)
+            patched.setattr("medstudy.training.measure.score_labels_only", lambda: None)
             patched.setattr(utils, "_use_triton", way)
-            losses.append(training_log(sft_stage(run, card, cases, "sft", params))["loss"].tolist())
+            losses.append(training_log(sft_stage(run, card, cases))["loss"].tolist())
     assert losses[0] == losses[1]
 
 
@@ -328,21 +373,19 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_been(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     params = params.model_copy(update={"sft_epochs": 3, "dpo_epochs": 3})
+    cases = [dataclasses.replace(case, text="dysuria " * (i + 1)) for i, case in enumerate(cases)]
     sft = sft_stage(Run(params.model_copy(update={"results": str(tmp_path / "sft")})), card, cases)
 
     def trained(results: str) -> Stage:
         run = Run(params.model_copy(update={"results": str(tmp_path / results)}))
         if arm == "sft":
             return sft_stage(run, card, cases)
-        trainer, rows = dpo_trainer(run, card, cases, sft)
-        stage = run.stage("dpo", CODE, adapter=sft.key)
-        train(trainer, stage, rows_in=len(rows))
-        return stage
+        return dpo_stage(run, card, cases, sft)
 
     whole = trained("whole")
     monkeypatch.setattr("medstudy.training.fit.CHECKPOINT_MINUTES", 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr("medstudy.training.fit.progress", lambda stage: Killed())
+        patched.setattr("medstudy.training.fit.beside", killed_in_step_8)
         with pytest.raises(KeyboardInterrupt):
             trained("killed")
     [kept] = (tmp_path / "killed").rglob("checkpoint-*")
@@ -357,37 +400,16 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_been(
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[1])
 
 
-class Killed(TrainerCallback):
-    """In place of the progress line: a kill in the middle of a training, as it looks from inside."""
+def killed_in_step_8(stage: Stage, minutes: float) -> Any:
+    """A kill in the middle of a training, as it looks from inside."""
 
-    def on_step_begin(self, args: object, state: TrainerState, control: object, **kwargs: object) -> None:
+    def on_step_begin(args: Any, state: TrainerState, control: Any, **others: Any) -> None:
         if state.global_step == 7:
             raise KeyboardInterrupt
 
-
-def test_settings_are_chosen_on_validation_and_written_down(
-    params: RunParams, card: DataCard, cases: list[Case]
-) -> None:
-    task = get_task("text_classification", card)
-    # the tiny model cannot learn eight cases
-    some = {"model": "builtin/llama", "sft_learning_rate": [1e-9, 3e-3], "sft_epochs": 15, "lora_rank": 8}
-    listed = params.model_copy(update=some)
-    run, asked = Run(listed), []
-
-    def fit(name: str, trial: RunParams) -> Stage:
-        asked.append((name, trial.sft_learning_rate))
-        return sft_stage(run, card, cases, name, trial)
-
-    chosen, stage = choose(run, "sft", listed, task, cases, fit)
-    assert asked == [("sft-1", 1e-9), ("sft-2", 3e-3)]
-    table = tried(run, "sft")
-    assert chosen.sft_learning_rate == 3e-3
-    assert list(table["chosen"]) == [False, True]
-    assert table["validation_score"][1] > table["validation_score"][0]
-    assert (stage.name, run.stages["sft"]) == ("sft", stage)
-    assert run.facts["chosen"]["sft_learning_rate"] == 3e-3
-    choose(run, "sft", chosen, task, cases, lambda name, trial: stage)
-    assert tried(run, "sft") is None
+    callback = beside(stage, minutes)
+    callback.on_step_begin = on_step_begin
+    return callback
 
 
 def test_samples_are_the_same_for_the_same_seed(
@@ -404,8 +426,7 @@ def test_samples_are_the_same_for_the_same_seed(
 
 def test_an_arm_without_pairs_is_the_sft_model_and_says_so(trained: tuple[Run, Stage, Stage]) -> None:
     run, sft, _ = trained
-    idle = run.stage("idle", CODE, adapter=sft.key)
-    keep_adapter(idle, sft)
+    idle = fit(run, "idle", DPOTrainer, dpo_config(run.params, run), [], start=sft)
     assert idle.facts["steps"] == 0
     assert (idle.folder / "adapter" / "adapter_config.json").is_file()
     assert training_log(idle).empty

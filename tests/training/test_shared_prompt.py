@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_fit import dpo_trainer, sft_stage
+from test_fit import dpo_stage, sft_stage
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -23,9 +22,8 @@ from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
 from medstudy.params import RunParams
 from medstudy.runs import Run
-from medstudy.training import fit, measure
-from medstudy.training.fit import CODE, train, training_log
-from medstudy.training.length_buckets import similar_lengths
+from medstudy.training import arguments, measure
+from medstudy.training.fit import training_log
 from medstudy.training.shared_prompt import pack, share_prompts
 
 SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -100,39 +98,34 @@ def test_rows_beyond_a_sliding_window_are_left_alone() -> None:
 def test_dpo_is_the_same_training_with_and_without(
     params: RunParams, card: DataCard, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fit, "cpu_multiplies_bf16", lambda: False)
+    monkeypatch.setattr(arguments, "cpu_multiplies_bf16", lambda: False)
     sft = sft_stage(Run(params), card, cases)
     logs = []
     for how in ("shared", "alone"):
         run = Run(params.model_copy(update={"results": str(tmp_path / how)}))
-        trainer, rows = dpo_trainer(run, card, cases, sft)
-        stage = run.stage("dpo", CODE, adapter=sft.key)
         with monkeypatch.context() as patched:
             if how == "alone":
                 patched.setattr(measure, "share_prompts", not_itself)
-            train(trainer, stage, rows_in=len(rows))
+            stage = dpo_stage(run, card, cases, sft)
         assert stage.facts["shared_prompts"] == (how == "shared")
         logs.append(training_log(stage))
     for column in ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "grad_norm"):
         assert logs[0][column].tolist() == pytest.approx(logs[1][column].tolist(), rel=1e-3, abs=1e-5), column
 
 
-@pytest.mark.parametrize("reason", ["refuses the mask", "mixture of experts"])
 def test_a_model_that_cannot_share_is_trained_as_by_trl(
-    reason: str, params: RunParams, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+    params: RunParams, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sft = sft_stage(run := Run(params), card, cases)
-    trainer, rows = dpo_trainer(run, card, cases, sft)
-    if reason == "mixture of experts":
-        monkeypatch.setattr(trainer, "aux_loss_enabled", True)
-        assert measure.share_prompts_if_equal(trainer) is None
-        monkeypatch.undo()
-        return
     monkeypatch.setattr(measure, "share_prompts", refuses)
-    stage = run.stage("dpo", CODE, adapter=sft.key)
-    train(trainer, stage, rows_in=len(rows))
+    stage = dpo_stage(run, card, cases, sft)
     assert not stage.facts["shared_prompts"]
     assert training_log(stage)["loss"].notna().all()
+
+
+def test_a_mixture_of_experts_does_not_share() -> None:
+    trainer = type("Trainer", (), {"aux_loss_enabled": True})()
+    assert measure.share_prompts_if_equal(trainer) is None
 
 
 def refuses(model: Any) -> Any:
@@ -159,27 +152,3 @@ def not_itself(model: Any) -> Any:
 
     backbone.forward = wrong
     return lambda: setattr(backbone, "forward", forward)
-
-
-def test_rows_of_a_step_are_of_similar_length_in_random_order() -> None:
-    rng = random.Random(1)
-    lengths = [rng.randint(10, 300) for _ in range(203)]
-    order = similar_lengths(lengths, 8, random.Random(0))
-    assert sorted(order) == list(range(203))
-    steps = [order[i : i + 8] for i in range(0, 200, 8)]
-    spread = [max(lengths[i] for i in step) - min(lengths[i] for i in step) for step in steps]
-    assert max(spread) < 64  # of 290
-    means = [sum(lengths[i] for i in step) for step in steps]
-    assert means != sorted(means)
-    assert order == similar_lengths(lengths, 8, random.Random(0))
-    assert order != similar_lengths(lengths, 8, random.Random(1))
-
-
-def test_rows_of_one_length_are_drawn_as_by_a_shuffle() -> None:
-    """Which rows meet in a step is not decided by their place in the table."""
-    together: Counter[tuple[int, int]] = Counter()
-    for seed in range(400):
-        order = similar_lengths([50] * 16, 8, random.Random(seed))
-        together.update((a, b) for a in order[:8] for b in order[:8] if a < b)
-    assert len(together) == 120
-    assert max(together.values()) < 2 * min(together.values())

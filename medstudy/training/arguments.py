@@ -1,0 +1,113 @@
+"""Arguments for TRL's trainers, from the parameters, and how they are shown."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from medstudy.params import RunParams
+from medstudy.runs import COSMETIC, Run
+from medstudy.training.models import compute_dtype, cpu_multiplies_bf16
+from medstudy.training.shared_prompt import PADDED_TO
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from peft import LoraConfig
+    from trl import DPOConfig, SFTConfig
+
+#: Trainer argument -> the parameter that sets it.
+BOTH = {
+    "per_device_train_batch_size": "batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation",
+    "activation_checkpointing": "gradient_checkpointing",
+    "seed": "seed",
+}
+SFT = BOTH | {"learning_rate": "sft_learning_rate", "num_train_epochs": "sft_epochs"}
+SFT_MORE = BOTH | {"learning_rate": "sft_more_learning_rate"}
+DPO = BOTH | {"learning_rate": "dpo_learning_rate", "num_train_epochs": "dpo_epochs"}
+DPO |= {"beta": "dpo_beta", "loss_type": "dpo_loss"}
+#: Arguments that say how a machine is used or how a training is watched, not what is learnt.
+_OF_THE_MACHINE = {"use_cpu", "dataloader_pin_memory", "accelerator_config", "debug", "peft_version", "peft_type"}
+_OF_THE_MACHINE |= {"logging_steps", "save_strategy", "save_total_limit", "remove_unused_columns", "task_type"}
+_OF_THE_MACHINE |= {"gradient_checkpointing"}  # the old name of activation_checkpointing
+
+
+def set_by(args: Any) -> dict[str, str]:
+    """The parameters that set a trainer's arguments: argument -> parameter."""
+    return DPO if hasattr(args, "beta") else SFT if args.max_steps < 0 else SFT_MORE
+
+
+def lora_config(params: RunParams) -> LoraConfig:
+    """LoRA on every linear layer, alpha twice the rank, no dropout (DPO would switch it off, SFT not)."""
+    from peft import LoraConfig
+
+    rank = params.lora_rank
+    where = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
+    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, **where)
+
+
+def sft_config(params: RunParams, run: Run, steps: int = -1) -> SFTConfig:
+    """Arguments of `SFTTrainer`: for ``sft_epochs``, or for so many optimiser steps at ``sft_more_learning_rate``."""
+    from trl import SFTConfig
+
+    return _config(SFTConfig, params, run, SFT if steps < 0 else SFT_MORE, max_steps=steps)
+
+
+def dpo_config(params: RunParams, run: Run) -> DPOConfig:
+    """Arguments of `DPOTrainer`; its reference is the SFT adapter that the policy starts from."""
+    from trl import DPOConfig
+
+    # the column of lengths, by which batches are made, is none that DPOTrainer knows
+    return _config(DPOConfig, params, run, DPO, remove_unused_columns=False)
+
+
+def _config(kind: Any, params: RunParams, run: Run, named: dict[str, str], **others: Any) -> Any:
+    import torch
+
+    gpu = torch.cuda.is_available()
+    config = kind(
+        **{argument: getattr(params, name) for argument, name in named.items()},
+        **others,
+        output_dir=str(run.private / "trainer"),
+        max_length=None,  # nothing is cut off or dropped
+        # one tensor shape a multiple instead of one a length: a third less memory on a CPU
+        pad_to_multiple_of=PADDED_TO,
+        train_sampling_strategy="group_by_length",
+        bf16=compute_dtype(params) == torch.bfloat16 if gpu else cpu_multiplies_bf16(),
+        use_cpu=not gpu,
+        lr_scheduler_type="linear",
+        warmup_steps=0.05,
+        logging_steps=1,
+        save_strategy="no",  # saved by time, see `beside`
+        save_total_limit=1,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=gpu,
+    )
+    config._n_gpu = min(1, config.n_gpu)  # of several visible GPUs the trainer would use all, by DataParallel
+    return config
+
+
+def arguments_table(*configs: Any) -> pd.DataFrame:
+    """What trainer arguments and LoRA configs say, a row an argument: value, the library's default, our parameter.
+
+    Left out are those that nobody set, and those of this machine.
+    """
+    import pandas as pd
+
+    rows = [(type(config).__name__, *row) for config in configs for row in set_arguments(config)]
+    return pd.DataFrame(rows, columns=["", "argument", "value", "default", "parameter"]).set_index(["", "argument"])
+
+
+def set_arguments(config: Any) -> list[tuple[str, Any, Any, str]]:
+    """Argument, value, default and parameter of what a parameter sets or is not the default."""
+    named = set_by(config) if hasattr(config, "max_steps") else {"r": "lora_rank"}
+    rows = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        # of layers, peft makes a set
+        value = ", ".join(sorted(value)) if isinstance(value, set) else value
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        if field.name in named or (field.init and value != default and field.name not in COSMETIC | _OF_THE_MACHINE):
+            rows.append((field.name, value, default, named.get(field.name, "")))
+    return sorted(rows, key=lambda row: not row[-1])
