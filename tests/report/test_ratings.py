@@ -82,7 +82,7 @@ def test_ratings_become_pairs(run: Path) -> None:
     ids = pd.read_csv(file)["case_id"].unique()
     cases = [Case(i, i, "text", {"summary": "gold"}) for i in ids]
     words = {"task": "summarization", "data": "synthetic_dialogues", "pair_source": "ratings"}
-    params = resolve(words | {"pair_file": str(file)})
+    params = resolve(words | {"pair_file": str(file), "pairs_per_case": 2})
     made = make_pairs(params, get_task("summarization", load_card("synthetic_dialogues")), cases)
     assert len(made.pairs) == 10  # DPO's answer against the two others, five cases
 

@@ -25,7 +25,9 @@ DATA = {
 
 
 def params(source: str, file: Path | str = "", task: str = "text_classification") -> RunParams:
-    return resolve({"task": task, "data": DATA[task], "pair_source": source, "pair_file": str(file)})
+    return resolve(
+        {"task": task, "data": DATA[task], "pair_source": source, "pair_file": str(file), "pairs_per_case": 2}
+    )
 
 
 def some(task: str, n: int = 20):
