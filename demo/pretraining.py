@@ -1,34 +1,28 @@
 """The two built-in base models: a tokenizer and 2 million parameters each, pretrained on synthetic text.
 
-They make the offline default possible and are no medical models. Five minutes on two cores give no sound
-base (docs/settings.md), so weights ship with the package. `notebooks/base_model.ipynb` made them; it shows
-every step, repeats the first ones, and makes them anew when asked or when recipe or corpus have changed.
+They make the offline default possible and are no medical models. Their weights ship with the package
+(medstudy/base_models). `notebooks/base_model.ipynb` made them; it shows every step, repeats the first ones,
+and makes them anew when asked.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
-import json
-import os
 import random
 import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.runs import fingerprint, slug, write_json
+from medstudy.runs import write_json
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-#: Weights that come with the package, made by the notebook on two CPU cores.
-SHIPPED = Path(__file__).resolve().parents[1] / "medstudy" / "base_models"
 WEIGHTS = "model.safetensors"
 #: Documents read ahead, so that a batch holds rows of similar length.
 POOL = 512
@@ -65,40 +59,6 @@ RECIPES = {
     "builtin/llama": Recipe("llama", corpus_seed=1, key_value_heads=3),
     "builtin/mistral": Recipe("mistral", corpus_seed=2, heads=4, key_value_heads=2),
 }
-
-
-def builtin_path(name: str, results: Path) -> Path:
-    """A built-in model's folder: pretrained here, in ``results``, if that was done, else as shipped."""
-    here, shipped = results / "base_models" / slug(name), SHIPPED / slug(name)
-    return shipped if _is_todays(name, shipped) and not _is_todays(name, here) else here
-
-
-def is_built(name: str, results: Path) -> bool:
-    """Whether there are weights that today's recipe makes."""
-    return _is_todays(name, builtin_path(name, results))
-
-
-@cache
-def recipe_key(recipe: Recipe) -> str:
-    """Changes when the recipe does or the corpus, of which the first documents are read."""
-    from demo.corpus import documents
-
-    return fingerprint([recipe, list(itertools.islice(documents(recipe.corpus_seed), 2000))])
-
-
-def ensure_built(name: str, results: Path) -> Path:
-    """The model's folder; pretrains it, once, when it is not there. Two runs may call this at once."""
-    folder = results / "base_models"
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f".{slug(name)}.building").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not is_built(name, results):
-            print(f"{name} has no weights of today's recipe: pretraining it now, once; half an hour or less")
-            tokenizer = train_tokenizer(RECIPES[name])
-            model = new_model(RECIPES[name], tokenizer)
-            log = list(pretrain(model, tokenizer, RECIPES[name]))
-            save(name, model, tokenizer, log, results)
-    return builtin_path(name, results)
 
 
 def train_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
@@ -220,35 +180,18 @@ def pretrain(model: Any, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> 
     model.eval()
 
 
-def save(name: str, model: Any, tokenizer: PreTrainedTokenizerFast, log: list[dict], results: Path) -> Path:
-    """Write the model's folder whole: weights in bf16, tokenizer, loss curve and, last, its recipe."""
+def save(name: str, model: Any, tokenizer: PreTrainedTokenizerFast, log: list[dict], folder: Path) -> Path:
+    """Write a model's folder anew: weights in bf16, tokenizer, loss curve and, last, its recipe."""
     import pandas as pd
     import torch
 
-    folder = results / "base_models" / slug(name)
-    part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    model.to(torch.bfloat16).save_pretrained(part)
-    tokenizer.save_pretrained(part)
-    pd.DataFrame(log).round(4).to_csv(part / "pretraining.csv", index=False)
-    made = {
-        "key": recipe_key(RECIPES[name]),
-        "recipe": vars(RECIPES[name]),
-        "sha256": _sha256(part / WEIGHTS),
-    }
-    write_json(part / "recipe.json", made | log[-1])
     shutil.rmtree(folder, ignore_errors=True)
-    part.rename(folder)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    pd.DataFrame(log).round(4).to_csv(folder / "pretraining.csv", index=False)
+    sha256 = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    write_json(folder / "recipe.json", {"recipe": vars(RECIPES[name]), "sha256": sha256} | log[-1])
     return folder
-
-
-def _is_todays(name: str, folder: Path) -> bool:
-    marker = folder / "recipe.json"
-    return marker.is_file() and json.loads(marker.read_text("utf-8"))["key"] == recipe_key(RECIPES[name])
-
-
-def _sha256(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:

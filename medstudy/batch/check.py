@@ -77,12 +77,12 @@ def describe_data(runs: list[RunParams], gpus: int = 0) -> Iterator[str]:
     Raises:
         DataError: the data cannot be had or split.
     """
-    from demo.pretraining import RECIPES
     from medstudy.data.audit import audit
     from medstudy.data.load import load_card, load_cases
     from medstudy.data.splits import split_cases
     from medstudy.evaluation.statistics import smallest_detectable
     from medstudy.tasks import get_task
+    from medstudy.training.models import context_length
 
     first = runs[0]
     card = load_card(first.data)
@@ -122,9 +122,9 @@ def describe_data(runs: list[RunParams], gpus: int = 0) -> Iterator[str]:
     unused = len(loaded.cases) - len(splits[0].all())
     if first.n_train == 0 and unused:
         yield f"  note: {unused} cases go unused: the rest of groups that a split was cut through"
-    if first.model in BUILTIN and max(lengths) > RECIPES[first.model].context:
+    if first.model in BUILTIN and max(lengths) > (holds := context_length(first)):
         yield (
-            f"  note: {first.model} holds {RECIPES[first.model].context} tokens, the longest prompt about "
+            f"  note: {first.model} holds {holds} tokens, the longest prompt about "
             f"{max(lengths)}: see overlong (here '{first.overlong}')"
         )
     found = table[(table["topic"] == "overlap") & (table[["validation", "test"]].max(axis=1) > 0)]

@@ -12,7 +12,6 @@ from medstudy.data.cases import Case
 from medstudy.data.load import Loaded
 from medstudy.data.rows import answers_by_text, text_key
 from medstudy.data.splits import Splits
-from medstudy.tasks import OPEN_OUTCOMES
 
 #: Balanced accuracy from which a single value or word is suspected of giving the answer away.
 LEAK = 0.95
@@ -72,7 +71,7 @@ def _answers(loaded: Loaded, parts: Parts) -> Iterator[Line]:
     for outcome, labels in loaded.labels.items():
         for label in labels:
             yield _line(outcome, label, parts, lambda cases, o=outcome, a=label: sum(c.gold[o] == a for c in cases))
-    for outcome in sorted(OPEN_OUTCOMES & loaded.cases[0].gold.keys()):
+    for outcome in sorted(loaded.cases[0].open_outcomes):
         yield _line(outcome, "different answers", parts, lambda cases, o=outcome: len({c.gold[o] for c in cases}))
 
 
@@ -125,7 +124,7 @@ def _leaks(loaded: Loaded) -> Iterator[Line]:
 
     And cases whose text holds the open answer, of four words or more, word for word.
     """
-    for outcome in sorted(OPEN_OUTCOMES & loaded.cases[0].gold.keys()):
+    for outcome in sorted(loaded.cases[0].open_outcomes):
         held = sum(_holds(case.text, case.gold[outcome]) for case in loaded.cases)
         if held:
             yield {"topic": "leak?", "measure": f"cases whose text holds the {outcome}", "source": held}

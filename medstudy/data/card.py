@@ -1,7 +1,7 @@
 """The data card: one YAML file says what a source is, where it lies and how a row becomes a case.
 
 Every value of a card is read as text (`no`, `1` and `007` stay as written), then typed here. What is
-wrong with a card is found before any data is read.
+wrong with a card is found before any data is read. docs/data_cards.md explains the keys.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from medstudy.data.cases import DataError
 from medstudy.params import TaskName, nearest
 from medstudy.runs import from_root
-from medstudy.tasks import OPEN_OUTCOMES, TASK_TYPES
+from medstudy.tasks import TASK_TYPES
 
 SplitName = Literal["train", "validation", "test"]
+Text = Annotated[str, Field(min_length=1)]
 CARDS = Path(__file__).resolve().parents[2] / "params" / "data"
-_PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
 
 
 class Section(BaseModel):
@@ -38,14 +38,6 @@ class Section(BaseModel):
         return values
 
 
-class Synthetic(Section):
-    """Cases made by the task's own generator."""
-
-    kind: Literal["synthetic"]
-    n: int = Field(ge=1)
-    seed: int = Field(0, ge=0)
-
-
 class BreastCancer(Section):
     """The 569 real patients that come with scikit-learn; needs no network."""
 
@@ -55,20 +47,16 @@ class BreastCancer(Section):
 class File(Section):
     """One file: its name (with sub-folders, if that tells it from others), and where to get it."""
 
-    path: str = Field(min_length=1)
+    path: Text
     split: SplitName | None = None
     url: str = Field("", pattern=r"^(https?://\S+)?$")
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
 
 class Format(Section):
-    """How a file is read by pandas. `names`: for files without a header line; `na_values`: in any column.
+    """How a file is read by pandas. `names`: for files without a header line; `na_values`: in any column."""
 
-    `json` is a list of objects, or one object: its keys become the column `key`; a value that is no object
-    becomes the column `value`, a list a row an element.
-    """
-
-    format: Literal["csv", "json", "jsonl", "parquet", "xlsx"]
+    format: Literal["csv", "json", "jsonl", "parquet", "xlsx"] = "csv"
     sep: str = ","
     encoding: str = "utf-8-sig"
     decimal: Literal[".", ","] = "."
@@ -79,9 +67,8 @@ class Format(Section):
 class Join(Format):
     """A second table, of one row a key, whose columns are added to every row that has its key `on`."""
 
-    format: Literal["csv", "json", "jsonl", "parquet", "xlsx"] = "csv"
     file: File
-    on: str = Field(min_length=1)
+    on: Text
 
 
 class Files(Format):
@@ -142,28 +129,26 @@ class Extract(Section):
     """A part of a text column as a column of its own: from behind `start` to before the next of `end`."""
 
     column: str
-    start: str = Field(min_length=1)
+    start: Text
     end: list[str] = []
 
 
 class SplitBy(Section):
-    """Splits by a column, such as year, date or site: each row goes where its value is listed or falls.
+    """Splits by a column: `test` and `validation` list values, `test_from` is the first value of the test split.
 
-    A list names values; `test_from` sends values from that one on (as numbers, else as texts, so dates as
-    YYYY-MM-DD) to the test split. What is not named is for training.
+    Values are compared as numbers where `test_from` is one, else as dates YYYY-MM-DD. The rest is for training.
     """
 
     column: str
     validation: list[str] = []
     test: list[str] = []
-    test_from: str = ""
+    test_from: str = Field("", pattern=r"^(\d+(\.\d+)?|\d{4}-\d\d-\d\d)?$")
 
     @model_validator(mode="after")
     def _names_a_test_split(self) -> SplitBy:
         if bool(self.test) == bool(self.test_from):
             raise ValueError("give one of test (values) and test_from (the first value)")
-        both = set(self.test) & set(self.validation)
-        if both:
+        if both := set(self.test) & set(self.validation):
             raise ValueError(f"'{min(both)}' is in validation and in test")
         return self
 
@@ -179,13 +164,10 @@ class Gold(Section):
 class Columns(Section):
     """How a row becomes a case.
 
-    ``text`` holds ``{Column}`` placeholders, and ``{fields}`` where the fields go. ``missing`` lists, per
-    column, values that mean "no value". ``exclude`` names columns that would give the answer away.
-    ``repeats: drop`` leaves out further copies of a text, and every copy where their answers differ;
-    ``keep`` has them all, in one group. Without ``group_id`` a group is the cases of one text.
-    ``extract`` makes new columns out of parts of a text. ``rejected`` says where answers stand that were
-    given and are known to be worse than gold (a nurse's level, a machine's note): pairs of ``pair_source:
-    card``. ``split_by`` draws no splits but takes them from a column.
+    ``text`` holds ``{Column}`` placeholders, and ``{fields}`` where the fields go. ``exclude`` names columns
+    that would give the answer away. ``rejected`` says where answers stand that were given and are known to be
+    worse than gold. ``repeats: drop`` leaves out further copies of a text, and every copy where their answers
+    differ; ``keep`` has them all, in one group. Without ``group_id`` a group is the cases of one text.
     """
 
     text: str = "{fields}"
@@ -204,7 +186,7 @@ class Columns(Section):
     @property
     def placeholders(self) -> list[str]:
         """Columns named in the text, in order."""
-        return [name for name in _PLACEHOLDER.findall(self.text) if name != "fields"]
+        return [name for name in re.findall(r"\{([^{}]+)\}", self.text) if name != "fields"]
 
     @property
     def shown(self) -> list[str]:
@@ -212,18 +194,21 @@ class Columns(Section):
         return [*self.placeholders, *(f.column for f in self.fields), *self.details.values()]
 
     @property
+    def answers(self) -> list[str]:
+        """Columns that hold a right or a worse answer."""
+        return [g.column for g in (*self.gold.values(), *self.rejected.values())]
+
+    @property
     def used(self) -> list[str]:
-        """Every column that the card speaks of."""
-        answers = [g.column for g in (*self.gold.values(), *self.rejected.values())]
-        split = [self.split_by.column] if self.split_by else []
-        named = [*self.shown, *answers, *split, self.case_id, self.group_id, *self.exclude, *self.missing]
-        return [c for c in dict.fromkeys(named) if c]
+        """Every column that a case is made of."""
+        named = [*self.shown, *self.answers, self.split_by.column if self.split_by else "", self.case_id, self.group_id]
+        return [name for name in dict.fromkeys(named) if name]
 
     @property
     def read(self) -> list[str]:
-        """Columns that the source itself must have."""
-        parts = [part.column for part in self.extract.values()]
-        return list(dict.fromkeys([*(c for c in self.used if c not in self.extract), *parts]))
+        """Columns that every file must have."""
+        named = [c for c in (*self.used, *self.missing) if c not in self.extract]
+        return list(dict.fromkeys([*named, *(part.column for part in self.extract.values())]))
 
     @model_validator(mode="after")
     def _text_and_no_leak(self) -> Columns:
@@ -231,8 +216,7 @@ class Columns(Section):
             raise ValueError("fields go where text says {fields}: give both, or a text with {Column} placeholders")
         if not self.shown:
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
-        answers = (g.column for g in (*self.gold.values(), *self.rejected.values()))
-        answers = {*self.exclude, *answers}
+        answers = {*self.exclude, *self.answers}
         # a part of a note that is the answer is in the note, too
         whole = {self.extract[name].column for name in answers if name in self.extract}
         leaks = (answers | whole).intersection(self.shown)
@@ -256,60 +240,57 @@ class DataCard(Section):
     citation: str = ""
     shareable: bool = False
     synthetic: bool = False
-    question: str = Field(min_length=1)
+    question: Text
     labels: dict[str, list[str]] = {}
     positive: str | None = None
     show_options: bool = True
-    load: Annotated[Synthetic | BreastCancer | Files | Hub, Field(discriminator="kind")]
-    columns: Columns | None = None
+    load: Annotated[BreastCancer | Files | Hub, Field(discriminator="kind")]
+    columns: Columns
+    _folder: Path = PrivateAttr(default=CARDS)
 
-    @field_validator("labels")
-    @classmethod
-    def _labels_differ(cls, labels: dict[str, list[str]]) -> dict[str, list[str]]:
-        for outcome, names in labels.items():
-            if len({n.casefold().strip() for n in names}) < max(2, len(names)):
-                raise ValueError(f"'{outcome}' needs two labels or more, all different: {names}")
-        return labels
+    @property
+    def folder(self) -> Path:
+        """Where the card lies; its files are looked for beside it, too."""
+        return self._folder
+
+    @property
+    def open_outcomes(self) -> frozenset[str]:
+        """Outcomes answered in free words; the others choose from `labels`."""
+        return frozenset(self.columns.gold) - frozenset(self.labels)
 
     @model_validator(mode="after")
     def _fits_task(self) -> DataCard:
-        outcomes = TASK_TYPES[self.task].outcomes
-        _same_keys("labels", self.labels, [o for o in outcomes if o not in OPEN_OUTCOMES], self.task)
-        if self.positive is not None and self.positive not in self.labels.get("label", []):
-            raise ValueError(f"positive '{self.positive}' is not one of labels.label {self.labels.get('label', [])}")
-        if isinstance(self.load, Synthetic) != (self.columns is None):
-            raise ValueError("columns: needed for every source but kind synthetic, which has none")
-        if isinstance(self.load, Synthetic) and not self.synthetic:
-            raise ValueError("kind synthetic: the card must say `synthetic: true`")
-        if self.columns:
-            _same_keys("columns.gold", self.columns.gold, outcomes, self.task)
-            unknown = set(self.columns.rejected) - set(outcomes)
-            if unknown:
-                raise ValueError(f"columns.rejected.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})")
-            self._check_maps(self.columns)
-            self._check_splits(self.columns)
+        task = TASK_TYPES[self.task]
+        closed = [name for name in task.outcomes if name not in task.open_outcomes]
+        if not task.outcomes and len(self.labels) != 1:
+            raise ValueError(f"labels must name one outcome in the task {self.task}, not {list(self.labels)}")
+        if task.outcomes:
+            _same_keys("labels", self.labels, closed, self.task)
+        for outcome, names in self.labels.items():
+            if len({n.casefold().strip() for n in names}) < max(2, len(names)):
+                raise ValueError(f"labels.{outcome} needs two labels or more, all different: {names}")
+        only = next(iter(self.labels.values())) if len(self.labels) == 1 else []
+        if self.positive is not None and self.positive not in only:
+            raise ValueError(f"positive '{self.positive}' is not one of the outcome's labels {only}")
+        self._check_columns(task.outcomes or list(self.labels))
         return self
 
-    def _check_splits(self, columns: Columns) -> None:
-        files = self.load.files if isinstance(self.load, Files) else []
+    def _check_columns(self, outcomes: Any) -> None:
+        columns, files = self.columns, self.load.files if isinstance(self.load, Files) else []
+        _same_keys("columns.gold", columns.gold, outcomes, self.task)
+        unknown = set(columns.rejected) - set(outcomes)
+        if unknown:
+            raise ValueError(f"columns.rejected.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})")
+        for kind, specs in (("gold", columns.gold), ("rejected", columns.rejected)):
+            for outcome, answer in ((o, a) for o, g in specs.items() for a in g.map.values() if o in self.labels):
+                if answer not in (known := self.labels[outcome]):
+                    wrong = f"columns.{kind}.{outcome}.map: '{answer}' is not one of labels.{outcome} {known}"
+                    raise ValueError(wrong + nearest(answer, known))
         if columns.split_by and (isinstance(self.load, Hub) or any(f.split for f in files)):
             raise ValueError("columns.split_by and splits of the source: keep one of the two")
-
-    def _check_maps(self, columns: Columns) -> None:
-        for kind, outcome, labels in (
-            (kind, outcome, labels) for kind in ("gold", "rejected") for outcome, labels in self.labels.items()
-        ):
-            said = getattr(columns, kind).get(outcome)
-            for answer in said.map.values() if said else ():
-                if answer not in labels:
-                    raise ValueError(
-                        f"columns.{kind}.{outcome}.map: '{answer}' is not one of labels.{outcome} {labels}"
-                        + nearest(answer, labels)
-                    )
-        if self.task == "numeric_classification":
-            bare = [f.column for f in columns.fields if not (f.map or f.is_number)]
-            if bare or not columns.fields:
-                raise ValueError(f"numeric_classification needs fields with unit, decimals or map; without: {bare}")
+        bare = [f.column for f in columns.fields if not (f.map or f.is_number)]
+        if self.task == "numeric_classification" and (bare or not columns.fields and "features" not in columns.details):
+            raise ValueError(f"numeric_classification needs fields with unit, decimals or map; without: {bare}")
 
 
 def load_card(name_or_path: str | Path) -> DataCard:
@@ -324,12 +305,13 @@ def load_card(name_or_path: str | Path) -> DataCard:
         known = sorted(p.stem for p in CARDS.glob("*.yaml"))
         raise DataError(f"no data card {path}{nearest(path.stem, known)} (cards that ship: {', '.join(known)})")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader)
-        return DataCard.model_validate(values)
+        card = DataCard.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid YAML: {error}") from None
     except ValidationError as error:
         raise DataError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from None
+    card._folder = path.resolve().parent
+    return card
 
 
 class _TextLoader(yaml.BaseLoader):

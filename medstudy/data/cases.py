@@ -26,6 +26,7 @@ class Case:
         details: what only some tasks have, JSON-able: ``features`` (numeric), ``findings``, ``synonyms``
             and ``options`` (reasoning), ``facts`` (summarization).
         split: ``train``, ``validation`` or ``test`` where the source fixes it, else None.
+        open_outcomes: those of ``gold`` that are free words and no label of a list.
     """
 
     case_id: str
@@ -34,3 +35,4 @@ class Case:
     gold: Mapping[str, str]
     details: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
+    open_outcomes: frozenset[str] = frozenset()

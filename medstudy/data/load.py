@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from medstudy.data.card import DataCard, Synthetic, load_card
+import pandas as pd
+
+from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import Case, DataError
-from medstudy.data.rows import Row, RowDropped, answers_by_text, text_key, to_case
+from medstudy.data.rows import Row, RowDropped, answers_by_text, text_key
 from medstudy.data.tables import Table, read_tables
 
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
+_ORDER = {None: 0, "train": 0, "validation": 1, "test": 2}
 
 
 @dataclass(frozen=True)
@@ -38,145 +41,111 @@ class Loaded:
     unmatched: dict[str, int] = field(default_factory=dict)
 
 
-_Kept = list[tuple[str, Case]]
-
-
 def load_cases(card: DataCard, data_root: str | Path = "") -> Loaded:
     """Read the card's source. With `data_root`, files are looked for there and no network is used.
 
     Raises:
         DataError: a file, column or value is missing or wrong, there are no cases, or all have one answer.
     """
-    unmatched: Counter[str] = Counter()
-    if isinstance(card.load, Synthetic):
-        kept = [(case.case_id, case) for case in _generate(card.task, card.load)]
-        dropped: list[Dropped] = []
-    else:
-        kept, dropped = _read_rows(card, read_tables(card, str(data_root)), unmatched)
+    tables = list(read_tables(card, str(data_root)))
+    _check_columns(card, tables)
+    kept: dict[str, Case] = {}
+    dropped: list[Dropped] = []
+    for table in tables:
+        stem = PurePath(table.name).with_suffix("").as_posix()
+        for number, values in enumerate(table.frame.to_dict("records"), start=1):
+            row = Row.read(card, {"source_file": stem} | values, f"{table.name} row {number}")
+            try:
+                kept[row.where] = row.case(f"{stem}-{number}", table.split)
+            except RowDropped as reason:
+                dropped.append(Dropped(row.where, str(reason)))
     rows_in = len(kept) + len(dropped)
     _check_ids(card, kept)
     _check_split_by(card, kept)
-    if card.columns and card.columns.repeats == "drop":
-        kept = _apart(kept, dropped, "same text, different answers", _conflicting(kept))
-    kept = _apart(kept, dropped, "its group (patient or text) is in a later split too", _straddling(kept))
-    if card.columns and card.columns.repeats == "drop":
-        kept = _apart(kept, dropped, "repeats an earlier text", _repeated(kept))
-    cases = [case for _, case in kept]
-    _check_answers(card, cases, dropped)
-    return Loaded(cases, rows_in, dropped, card.labels, dict(unmatched))
-
-
-def _generate(task: str, load: Synthetic) -> list[Case]:
-    from demo import (
-        clinical_reasoning,
-        clinical_triage,
-        numeric_classification,
-        summarization,
-        text_classification,
-    )
-
-    generators: dict[str, Callable[[int, int], list[Case]]] = {
-        "text_classification": text_classification.generate,
-        "numeric_classification": numeric_classification.generate,
-        "clinical_reasoning": clinical_reasoning.generate,
-        "summarization": summarization.generate,
-        "clinical_triage": clinical_triage.generate,
-    }
-    return generators[task](load.n, load.seed)
-
-
-def _read_rows(card: DataCard, tables: Iterable[Table], unmatched: Counter[str]) -> tuple[_Kept, list[Dropped]]:
-    kept: _Kept = []
-    dropped: list[Dropped] = []
+    for reason, out in _further_reasons(card):
+        gone = [where for where, leave in zip(kept, out(list(kept.values())), strict=True) if leave]
+        dropped += [Dropped(where, reason) for where in gone]
+        kept = {where: case for where, case in kept.items() if where not in set(gone)}
+    _check_answers(card, list(kept.values()), dropped)
+    unmatched: Counter[str] = Counter()
     for table in tables:
-        _check_columns(card, table)
         unmatched.update(dict(table.unmatched))
-        stem = PurePath(table.name).with_suffix("").as_posix()
-        for number, values in enumerate(table.frame.to_dict("records"), start=1):
-            row = Row({"source_file": stem} | values, f"{table.name} row {number}")
-            try:
-                kept.append((row.where, to_case(row, card, f"{stem}-{number}", table.split)))
-            except RowDropped as reason:
-                dropped.append(Dropped(row.where, str(reason)))
-    return kept, dropped
+    return Loaded(list(kept.values()), rows_in, dropped, card.labels, dict(unmatched))
 
 
-def _check_columns(card: DataCard, table: Table) -> None:
-    if table.frame.empty:
-        raise DataError(f"{table.name} of data card '{card.name}' has no rows")
-    names = [*table.frame.columns, "source_file"]
-    for wanted in card.columns.read if card.columns else ():
-        if wanted not in names:
-            near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5)
+def _further_reasons(card: DataCard) -> list[tuple[str, Callable[[list[Case]], list[bool]]]]:
+    """Why a case is left out that is sound by itself, in the order in which this is looked at."""
+    apart = [("its group (patient or text) is in a later split too", _straddling)]
+    if card.columns.repeats == "keep":
+        return apart
+    return [("same text, different answers", _conflicting), *apart, ("repeats an earlier text", _repeated)]
+
+
+def _straddling(cases: list[Case]) -> list[bool]:
+    """In a later given split is a case of the same group: test stays whole, training gives way."""
+    last: dict[str, int] = {}
+    for case in cases:
+        last[case.group_id] = max(last.get(case.group_id, 0), _ORDER[case.split])
+    return [_ORDER[case.split] < last[case.group_id] for case in cases]
+
+
+def _conflicting(cases: list[Case]) -> list[bool]:
+    answers = answers_by_text(cases)
+    return [len(answers[text_key(case.text)]) > 1 for case in cases]
+
+
+def _repeated(cases: list[Case]) -> list[bool]:
+    return pd.Series([text_key(case.text) for case in cases], dtype=object).duplicated().tolist()
+
+
+def _check_columns(card: DataCard, tables: list[Table]) -> None:
+    """Every file has the columns that are read; one of them each that would give the answer away."""
+    everywhere = {name for table in tables for name in table.frame.columns}
+    for table in tables:
+        if table.frame.empty:
+            raise DataError(f"{table.name} of data card '{card.name}' has no rows")
+        names = [*table.frame.columns, "source_file"]
+        absent = [name for name in card.columns.read if name not in names]
+        absent += [name for name in card.columns.exclude if name not in everywhere]
+        if absent:
+            near = difflib.get_close_matches(absent[0], names, n=3, cutoff=0.5)
             hint = f"; nearest: {', '.join(near)}" if near else ""
+            # a file without a header line has a patient's cells for names
+            known = ", ".join(names[:40]) if card.shareable or near else f"{len(names)}, not shown: is there a header?"
             alone = "; only one column was found: is load.sep right?" if len(names) == 2 else ""
-            raise DataError(f"{table.name}: no column '{wanted}'{hint}{alone} (columns: {', '.join(names[:40])})")
+            raise DataError(f"{table.name}: no column '{absent[0]}'{hint}{alone} (columns: {known})")
 
 
-def _check_split_by(card: DataCard, kept: _Kept) -> None:
-    by = card.columns.split_by if card.columns else None
-    if by is None:
-        return
-    splits = Counter(case.split for _, case in kept)
-    wanted = ["train", "test", *(["validation"] if by.validation else [])]
-    empty = [name for name in wanted if not splits[name]]
-    if empty:
-        asked = f"test_from = {by.test_from!r}" if by.test_from else f"test = {by.test}"
+def _check_split_by(card: DataCard, kept: dict[str, Case]) -> None:
+    by = card.columns.split_by
+    splits = Counter(case.split for case in kept.values())
+    wanted = ["train", "test", *(["validation"] if by and by.validation else [])]
+    if by and not all(splits[name] for name in wanted):
+        empty = " and ".join(name for name in wanted if not splits[name])
         raise DataError(
-            f"data card '{card.name}': columns.split_by on '{by.column}' ({asked}, "
-            f"validation = {by.validation}) leaves no case for {' and '.join(empty)}; "
-            "are the values written as in the file?"
+            f"data card '{card.name}': columns.split_by ({by.model_dump(exclude_defaults=True)}) leaves no case for"
+            f" {empty}; are the values written as in the file?"
         )
 
 
-def _check_ids(card: DataCard, kept: _Kept) -> None:
+def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
     seen: dict[str, str] = {}
-    for where, case in kept:
+    for where, case in kept.items():
         if case.case_id in seen:
+            name = f"'{case.case_id}'" if card.shareable else "(not shown: the card is private)"
             raise DataError(
-                f"data card '{card.name}': case id '{case.case_id}' in {seen[case.case_id]} and {where};"
+                f"data card '{card.name}': case id {name} in {seen[case.case_id]} and {where};"
                 " leave out columns.case_id to number the rows, or use group_id for several rows a patient"
             )
         seen[case.case_id] = where
-
-
-def _apart(kept: _Kept, dropped: list[Dropped], reason: str, out: set[str]) -> _Kept:
-    """Move the cases whose id is in `out` to `dropped`."""
-    dropped += [Dropped(where, reason) for where, case in kept if case.case_id in out]
-    return [(where, case) for where, case in kept if case.case_id not in out]
-
-
-def _conflicting(kept: _Kept) -> set[str]:
-    answers = answers_by_text(case for _, case in kept)
-    return {case.case_id for _, case in kept if len(answers[text_key(case.text)]) > 1}
-
-
-def _straddling(kept: _Kept) -> set[str]:
-    """Cases of a group that is in a later given split too: test stays whole, training gives way."""
-    order = {None: 0, "train": 0, "validation": 1, "test": 2}
-    last: dict[str, int] = {}
-    for _, case in kept:
-        last[case.group_id] = max(last.get(case.group_id, 0), order[case.split])
-    return {case.case_id for _, case in kept if order[case.split] < last[case.group_id]}
-
-
-def _repeated(kept: _Kept) -> set[str]:
-    first: dict[str, str] = {}
-    for _, case in kept:
-        first.setdefault(text_key(case.text), case.case_id)
-    return {case.case_id for _, case in kept if first[text_key(case.text)] != case.case_id}
 
 
 def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) -> None:
     if not cases:
         reasons = "; ".join(f"{n} x {reason}" for reason, n in Counter(d.reason for d in dropped).items())
         raise DataError(f"data card '{card.name}': no case is left of {len(dropped)} rows ({reasons})")
-    for outcome, labels in card.labels.items():
+    for outcome in card.labels:
         answers = {case.gold[outcome] for case in cases}
-        if not answers <= set(labels):
-            raise DataError(
-                f"data card '{card.name}': {sorted(answers - set(labels))} not in labels.{outcome} {labels}"
-            )
         if len(answers) < 2:
             raise DataError(
                 f"data card '{card.name}': all {len(cases)} cases have one {outcome}, '{answers.pop()}';"

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 
 from medstudy.data.cases import Case, DataError
-from medstudy.tasks import OPEN_OUTCOMES
 
 #: Shares taken where the source fixes no split and the number asked for is 0.
 TEST_SHARE, VALIDATION_SHARE = 0.25, 0.1
@@ -78,7 +77,7 @@ def _shuffled(cases: Sequence[Case], seed: int) -> list[Case]:
 
 def _stratum(cases: list[Case]) -> str:
     """The answers that most of a group's cases have; open answers do not count."""
-    answers = [json.dumps({k: v for k, v in c.gold.items() if k not in OPEN_OUTCOMES}, sort_keys=True) for c in cases]
+    answers = [json.dumps({k: v for k, v in c.gold.items() if k not in c.open_outcomes}, sort_keys=True) for c in cases]
     return Counter(answers).most_common(1)[0][0]
 
 
@@ -100,7 +99,7 @@ def _carve(name: str, cases: list[Case], n: int, share: float) -> tuple[list[Cas
 
 
 def _check_answers(cases: Sequence[Case], train: list[Case], test: list[Case]) -> None:
-    for outcome in cases[0].gold.keys() - OPEN_OUTCOMES:
+    for outcome in cases[0].gold.keys() - cases[0].open_outcomes:
         for name, split in (("train", train), ("test", test)):
             answers = {case.gold[outcome] for case in split}
             if len(answers) == 1:

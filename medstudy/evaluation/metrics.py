@@ -26,7 +26,7 @@ def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric
     """The metrics of ``task``; F1 of the positive label replaces macro-F1 where there are two labels."""
     if task not in TASK_TYPES:
         raise ValueError(f"unknown task '{task}'; choose one of {', '.join(TASK_TYPES)}")
-    metrics = TASK_TYPES[task].metrics
+    metrics = TASK_TYPES[task].measured(labels)
     if positive is None or len(labels.get("label", [])) != 2:
         return [m for m in metrics if m.kind != "auroc"]
     if positive not in labels["label"]:

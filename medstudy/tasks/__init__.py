@@ -21,8 +21,6 @@ TASK_TYPES: dict[str, type[Task]] = {
     "summarization": Summarization,
     "clinical_triage": ClinicalTriage,
 }
-#: Outcomes answered in free words; the others choose from the card's labels.
-OPEN_OUTCOMES = frozenset(name for task in TASK_TYPES.values() for name in task.open_outcomes)
 
 
 def get_task(name: str, card: DataCard) -> Task:

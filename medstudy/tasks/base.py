@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from medstudy.data.cases import Case
+from medstudy.tasks.reading import normalise
 
 if TYPE_CHECKING:
     from medstudy.data.card import DataCard
@@ -27,7 +27,8 @@ class Metric:
         name: key in metrics.json.
         kind: ``f1``; ``share`` of all cases; ``share_of_parsed`` cases; ``mean`` of a per-case score;
             ``auroc``, the share of pairs of a positive and a negative case that the score puts in order.
-        source: outcome whose labels are compared (``f1``), or the per-case column that is averaged.
+        source: outcome whose labels are compared (``f1``; empty: the only one that has labels), or the
+            per-case column that is averaged.
         primary: the verdict rests on it.
         label: F1 of this one label; None is the macro mean.
         bounded: values lie in [0, 1].
@@ -54,27 +55,35 @@ UNPARSED = Metric("unparsed", "share", "unparsed")
 class Answer:
     """What was understood of a model's output: ``value`` maps each outcome to its answer.
 
-    ``unparsed``: the asked-for form was not found. ``out_of_range``: the form was there, with an answer
-    that is not allowed. In both cases ``value`` is empty and the case counts as wrong.
+    ``unparsed``: no answer was found, or two. ``out_of_range``: one that is not allowed. In both cases
+    ``value`` is empty and the case counts as wrong. ``exact`` is false where an answer was understood that
+    is not in the asked-for form.
     """
 
     status: Status
     value: Mapping[str, str] = field(default_factory=dict)
+    exact: bool = True
 
 
 class Task(ABC):
     """A task, worded by a data card. Subclasses are stateless but for the card.
 
-    ``outcomes`` are what a case is asked for, ``open_outcomes`` those of them that are answered in free
-    words and not by a label of the card; ``metrics`` are what the arms are measured by.
+    ``outcomes`` are what a case is asked for (empty: one, which the card names under ``labels``),
+    ``open_outcomes`` those of them that are answered in free words and not by a label of the card;
+    ``metrics`` are what the arms are measured by.
     """
 
-    outcomes: ClassVar[tuple[str, ...]]
+    outcomes: ClassVar[tuple[str, ...]] = ()
     open_outcomes: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]]
 
     def __init__(self, card: DataCard) -> None:
         self.card = card
+
+    @classmethod
+    def measured(cls, labels: Mapping[str, list[str]]) -> list[Metric]:
+        """`metrics`, with the outcome's name, from a card's ``labels``, where the task leaves it to the card."""
+        return [m if m.source else replace(m, source=next(iter(labels))) for m in cls.metrics]
 
     @abstractmethod
     def prompt(self, case: Case) -> str:
@@ -96,6 +105,12 @@ class Task(ABC):
     def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
         """Answers in the right form that are wrong for ``case``, in random order; ``cases`` lend theirs."""
 
+    def understood(self, text: str, value: Mapping[str, str]) -> Answer:
+        """``value`` as the answer; exact where each line of the asked-for form stands in ``text`` as a line."""
+        form = self.target(Case("", "", "", value)).splitlines()
+        exact = {normalise(line) for line in form} <= {normalise(line) for line in text.splitlines()}
+        return Answer("parsed", value, exact)
+
     def messages(self, case: Case, examples: list[Case] | None = None) -> list[Message]:
         """The prompt as chat turns; worked examples, if any, come first."""
         turns = [
@@ -104,20 +119,3 @@ class Task(ABC):
             for role, content in (("user", self.prompt(example)), ("assistant", self.target(example)))
         ]
         return [*turns, {"role": "user", "content": self.prompt(case)}]
-
-
-def normalise(text: str) -> str:
-    """Lower case, no punctuation at the ends, single blanks: how answers are compared."""
-    return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!\"'*").casefold()
-
-
-def choose(text: str, labels: list[str]) -> str | None:
-    """The label that ``text`` states after normalisation, or None."""
-    wanted = normalise(text)
-    return next((label for label in labels if normalise(label) == wanted), None)
-
-
-def field_of(text: str, name: str) -> str | None:
-    """The rest of the first line that starts with ``name:``, or None."""
-    match = re.search(rf"^\s*{re.escape(name)}\s*:[ \t]*(\S.*)$", text, re.IGNORECASE | re.MULTILINE)
-    return match.group(1).strip() if match else None

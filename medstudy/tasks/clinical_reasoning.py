@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import random
+import re
 from dataclasses import replace
 
 from medstudy.data.cases import Case
-from medstudy.tasks.base import ACCURACY, UNPARSED, Answer, Task, field_of, normalise
+from medstudy.tasks.base import ACCURACY, UNPARSED, Answer, Task
+from medstudy.tasks.reading import field_of, normalise, plain, said
+
+_ASKED = re.compile(r"^\s*Diagnosis\s*:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
+_FIELDS = ("final diagnosis", "diagnosis", "final answer", "answer")
+_PHRASE = re.compile(r"^(?:(?:it|this) is|(?:most )?likely|probably)\s+(?:an?\s)?")
+_REASON = re.compile(r",?\s(?:because|since|as the|given)\s.*|\.\s(?=(?:\S+\s){3}).*|\s\((?!or\b)[^()]*\)$", re.DOTALL)
+_OPTION = re.compile(r"(?:option\s)?\(?([a-z])(?:[).:]+|\s-|$)\s*(.*)")
+#: A text of more words than this that names no field is no bare diagnosis.
+LONGEST = 6
 
 
 class ClinicalReasoning(Task):
@@ -24,17 +34,23 @@ class ClinicalReasoning(Task):
         return (f"Findings: {'; '.join(findings)}\n" if findings else "") + f"Diagnosis: {case.gold['diagnosis']}"
 
     def parse(self, text: str) -> Answer:
-        diagnosis = field_of(text, "Diagnosis")
-        return Answer("parsed", {"diagnosis": diagnosis}) if diagnosis else Answer("unparsed")
+        asked = {line.strip() for line in _ASKED.findall(said(text))}
+        value = asked.pop() if len(asked) == 1 else field_of(text, _FIELDS, ("findings",))
+        if value is None and not asked and len(plain(text).split()) <= LONGEST:
+            value = plain(text)  # the name or the letter alone
+        return self.understood(text, {"diagnosis": value}) if value else Answer("unparsed")
 
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
-        said = normalise(answer.value.get("diagnosis", ""))
-        return {"correct": float(bool(said) and said in self._accepted(case))}
+        names = {normalise(plain(n)) for n in (case.gold["diagnosis"], *case.details.get("synonyms", []))}
+        letters = {letter for letter, text in self._options(case).items() if normalise(plain(text)) in names}
+        letters = {letter.casefold() for letter in letters}
+        accepted = names | letters | {f"{letter}. {name}" for letter in letters for name in names}
+        return {"correct": float(bool(accepted & self._readings(answer.value.get("diagnosis", ""))))}
 
     def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
         """The other options where the source has some, else diagnoses of other cases."""
         names = list(case.details.get("options", {}).values()) or [c.gold["diagnosis"] for c in cases]
-        accepted = self._accepted(case)
+        accepted = {normalise(n) for n in (case.gold["diagnosis"], *case.details.get("synonyms", []))}
         wrong = sorted({name for name in names if normalise(name) not in accepted})
         answers = [replace(case, gold={"diagnosis": name}) for name in rng.sample(wrong, len(wrong))]
         return [self.target(answer) for answer in answers]
@@ -42,8 +58,9 @@ class ClinicalReasoning(Task):
     def _options(self, case: Case) -> dict[str, str]:
         return case.details.get("options", {}) if self.card.show_options else {}
 
-    def _accepted(self, case: Case) -> set[str]:
-        """Gold, its listed synonyms and, where options were shown, its letter alone or with its text."""
-        names = {normalise(n) for n in (case.gold["diagnosis"], *case.details.get("synonyms", []))}
-        letters = {letter.casefold() for letter, text in self._options(case).items() if normalise(text) in names}
-        return names | letters | {f"{letter}. {name}" for letter in letters for name in names}
+    def _readings(self, value: str) -> set[str]:
+        """The answer as it stands, and without a phrase before it or a reason behind; ``(B) x`` is ``b. x``."""
+        whole = normalise(plain(value))
+        read = {whole, normalise(_REASON.sub("", _PHRASE.sub("", whole)))} - {""}
+        options = [_OPTION.fullmatch(text) for text in read] if self.card.show_options else []
+        return read | {normalise(f"{o[1]}. {o[2]}") for o in options if o}

@@ -6,7 +6,8 @@ import random
 from dataclasses import replace
 
 from medstudy.data.cases import Case
-from medstudy.tasks.base import UNPARSED, Answer, Metric, Task, choose, field_of
+from medstudy.tasks.base import UNPARSED, Answer, Metric, Task
+from medstudy.tasks.reading import field_of, labels_in, said
 
 
 class ClinicalTriage(Task):
@@ -31,13 +32,14 @@ class ClinicalTriage(Task):
         return "\n".join(f"{name.capitalize()}: {case.gold[name]}" for name in self.outcomes)
 
     def parse(self, text: str) -> Answer:
-        said = {name: field_of(text, name) for name in self.outcomes}
-        if not all(said.values()):
+        if not said(text):
             return Answer("unparsed")
-        chosen = {name: choose(value or "", self.card.labels[name]) for name, value in said.items()}
-        if not all(chosen.values()):
-            return Answer("out_of_range")
-        return Answer("parsed", {name: label for name, label in chosen.items() if label})
+        fields = {name: field_of(text, name, self.outcomes) for name in self.outcomes}
+        # without a line of its own the whole text is read: "see a nurse soon"
+        found = {name: labels_in(value or text, self.card.labels[name]) for name, value in fields.items()}
+        if all(len(labels) == 1 for labels in found.values()):
+            return self.understood(text, {name: labels[0] for name, labels in found.items()})
+        return Answer("out_of_range" if all(fields.values()) and not all(found.values()) else "unparsed")
 
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
         right = {name: float(answer.value.get(name) == case.gold[name]) for name in self.outcomes}

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.params import BUILTIN, RunParams, refuse_missing
-from medstudy.runs import fingerprint, from_root, results_root
+from medstudy.runs import fingerprint, from_root, slug
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+#: Weights that come with the package; notebooks/base_model.ipynb made them.
+BASE_MODELS = Path(__file__).resolve().parents[1] / "base_models"
 
 
 class ModelError(RuntimeError):
@@ -21,13 +24,9 @@ class ModelError(RuntimeError):
 
 
 def locate(params: RunParams) -> str:
-    """What `from_pretrained` is given: a folder or a hub id. Builds a built-in model on first use."""
-    if not params.model.startswith("builtin/"):
-        folder = from_root(params.model)
-        return str(folder) if folder.is_dir() else params.model
-    from demo.pretraining import ensure_built
-
-    return str(ensure_built(params.model, results_root(params)))
+    """What `from_pretrained` is given: a folder or a hub id. Built-in models lie in the package."""
+    folder = BASE_MODELS / slug(params.model) if params.model in BUILTIN else from_root(params.model)
+    return str(folder) if folder.is_dir() else params.model
 
 
 def model_fingerprint(params: RunParams) -> str:

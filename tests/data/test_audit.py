@@ -15,6 +15,7 @@ def case(number, text, label="no", group=None, **details):
     return Case(f"c{number}", group or f"g{number}", text, {"label": label}, details)
 
 
+OPEN = {"open_outcomes": frozenset({"summary"})}
 WORDS = [
     "fever",
     "cough",
@@ -89,7 +90,7 @@ def test_no_case_text_is_in_the_table(table):
 
 
 def test_open_answers_are_counted_and_not_shown():
-    cases = [Case(f"c{i}", f"g{i}", f"dialogue {i}", {"summary": f"secret number {i}"}) for i in range(6)]
+    cases = [Case(f"c{i}", f"g{i}", f"dialogue {i}", {"summary": f"secret number {i}"}, **OPEN) for i in range(6)]
     table = audit(Loaded(cases, 6, []), Splits(cases[:2], cases[2:4], cases[4:]))
     assert numbers(table, "different answers") == [6, 2, 2, 2]
     assert "secret" not in table.to_csv()
@@ -136,7 +137,7 @@ def test_a_number_that_is_one_of_five_labels_in_disguise_is_found():
 def test_a_text_that_holds_its_own_summary_is_counted():
     part = "take your tablets every morning"
     cases = [
-        Case(f"c{i}", f"g{i}", f"Course {i}. {part if i < 3 else ''}", {"summary": part.capitalize()})
+        Case(f"c{i}", f"g{i}", f"Course {i}. {part if i < 3 else ''}", {"summary": part.capitalize()}, **OPEN)
         for i in range(30)
     ]
     table = audit(Loaded(cases, 30, []), Splits(cases[:10], cases[10:20], cases[20:]))

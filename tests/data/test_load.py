@@ -42,6 +42,7 @@ def card(columns=None, files=(("ward.csv", None),), **load):
             "title": "A ward",
             "task": "text_classification",
             "question": "Infection?",
+            "shareable": True,
             "labels": {"label": ["no", "yes"]},
             "load": {"kind": "files", "format": "csv", "files": listed} | load,
             "columns": base | (columns or {}),
@@ -160,12 +161,6 @@ def test_a_star_drops_every_other_answer(tmp_path):
     ]
 
 
-def test_a_generator_may_not_leave_the_cards_labels():
-    data = load_card("synthetic_uti").model_copy(update={"labels": {"label": ["no", "perhaps"]}})
-    with pytest.raises(DataError, match=r"\['yes'\] not in labels.label \['no', 'perhaps'\]"):
-        load_cases(data)
-
-
 REPEATS = "note,uti\nSame  text,1\nsame text,1\nTwo answers,0\ntwo answers,1\nOther,0\n"
 
 
@@ -275,27 +270,10 @@ def test_a_join_that_cannot_be_meant_is_refused(tmp_path, stays, visits, on, sai
     assert all(words in str(error.value) for words in said), str(error.value)
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        [{"key": "a", "note": "one", "uti": 1}, {"key": "b", "note": "two", "uti": 0}],
-        {"a": {"note": "one", "uti": 1}, "b": {"note": "two", "uti": 0}},
-    ],
-)
-def test_json_objects_by_key_and_lists_of_them(tmp_path, data):
+def test_json_is_a_list_of_objects(tmp_path):
+    data = [{"key": "a", "note": "one", "uti": 1}, {"key": "b", "note": "two", "uti": 0}]
     cases = load({"case_id": "key"}, tmp_path, json.dumps(data), format="json").cases
     assert [(c.case_id, c.text, c.gold["label"]) for c in cases] == [("a", "one", "yes"), ("b", "two", "no")]
-
-
-def test_json_lists_by_label_give_a_row_an_element(tmp_path):
-    columns = {"text": "{value}", "gold": {"label": {"column": "key"}}}
-    data = json.dumps({"yes": ["dysuria", "burning"], "no": ["cough"]})
-    cases = load(columns, tmp_path, data, format="json").cases
-    assert [(c.text, c.gold["label"]) for c in cases] == [
-        ("dysuria", "yes"),
-        ("burning", "yes"),
-        ("cough", "no"),
-    ]
 
 
 def test_a_part_of_a_note_becomes_a_column(tmp_path):
@@ -332,13 +310,12 @@ def test_splits_by_a_column(tmp_path, by, splits):
     [
         (
             {"column": "when", "test": ["nort"]},
-            ["test = ['nort']", "no case for test", "written as in the file"],
+            ["'test': ['nort']", "no case for test", "written as in the file"],
         ),
-        ({"column": "when", "test_from": "3000"}, ["test_from = '3000'", "no case for test"]),
+        ({"column": "when", "test_from": "3000"}, ["'test_from': '3000'", "no case for test"]),
         ({"column": "when", "test_from": "1000"}, ["no case for train"]),
         ({"column": "when", "test": ["2019"], "validation": ["x"]}, ["no case for validation"]),
         ({"column": "german", "test_from": "2020-01-01"}, ["'21.05.2017'", "YYYY-MM-DD"]),
-        ({"column": "german", "test_from": "01.01.2020"}, ["'21.05.2017'", "YYYY-MM-DD"]),
         (
             {"column": "day", "test_from": "2019"},
             ["row 1, column 'day': '2018-01-02'", "'2019'", "YYYY-MM-DD"],
@@ -414,8 +391,8 @@ BROKEN = {
     "no parquet": ({}, CSV, {"format": "parquet"}, ["cannot be read as parquet"]),
     "no excel sheet": ({}, CSV, {"format": "xlsx"}, ["cannot be read as xlsx"]),
     "broken json": ({}, '{"note": ', {"format": "jsonl"}, ["cannot be read as jsonl", "line 1"]),
-    "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "a list or an object"]),
-    "json list of texts": ({}, '["a"]', {"format": "json"}, ["element 1 is not a JSON object"]),
+    "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "list of JSON objects"]),
+    "json list of texts": ({}, '["a"]', {"format": "json"}, ["list of JSON objects"]),
     "json cut short": ({}, '{"a": ', {"format": "json"}, ["ward.csv cannot be read as json"]),
     "part of a column that is not there": (
         {"text": "{plan}", "extract": {"plan": {"column": "notes", "start": "Plan:"}}},
@@ -441,7 +418,7 @@ BROKEN = {
         {},
         ["row 1, column 'code': 'y'", "columns.rejected.label.map"],
     ),
-    "json list": ({}, '{"note": "a", "uti": 1}\n[1]', {"format": "jsonl"}, ["line 2 is not a JSON object"]),
+    "json list": ({}, '{"note": "a", "uti": 1}\n[1]', {"format": "jsonl"}, ["one object a line"]),
     "empty file": ({}, "", {}, ["cannot be read"]),
     "header only": ({}, "note,uti\n", {}, ["no rows"]),
     "cells without a name": ({}, "note,uti\na,b,1\nc,d,0\n", {}, ["more cells than the header"]),
@@ -456,13 +433,13 @@ BROKEN = {
         {},
         "note,uti\na,1\nb,7\n",
         {},
-        ["row 2, column 'uti': '7'", "allowed: 0, 1", ".drop"],
+        ["row 2, column 'uti': '7'", "allowed (0, 1)", ".drop"],
     ),
     "not one of the labels": (
         {"gold": {"label": {"column": "uti"}}},
         "note,uti\na,yes\nb,Yes!\n",
         {},
-        ["row 2", "'Yes!'", "allowed: no, yes"],
+        ["row 2", "'Yes!'", "allowed (no, yes)"],
     ),
     "not a number": (
         NUMBER,
@@ -475,7 +452,7 @@ BROKEN = {
         {"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
         "sex,uti\n1,1\n2,0\n",
         {},
-        ["row 2, column 'sex': '2' is not among the allowed (allowed: 1)"],
+        ["row 2, column 'sex': '2' is not among the allowed (1)"],
     ),
     "case id twice": (
         {"case_id": "id"},
@@ -503,9 +480,9 @@ def test_files_are_found_by_name_in_sub_folders(ward):
 
 
 def test_a_missing_file_names_the_path_and_both_remedies(tmp_path):
-    with pytest.raises(DataError, match=r"ward\.csv or a folder below; set data_root .* or leave data_root empty"):
+    with pytest.raises(DataError, match=r"ward\.csv or a folder below, nor beside the card; set data_root .* or leave"):
         load({}, tmp_path)
-    with pytest.raises(DataError, match=r"no file .*nowhere\.csv; set data_root"):
+    with pytest.raises(DataError, match=r"no file .*nowhere\.csv, nor beside the card; set data_root"):
         load_cases(card(files=[("nowhere.csv", None)]))
     with pytest.raises(DataError, match="is not a folder"):
         load({}, tmp_path / "nowhere")
@@ -589,24 +566,6 @@ def test_breast_cancer_comes_with_scikit_learn():
     assert sum(c.gold["label"] == "malignant" for c in loaded.cases) == 212
     assert all(len(c.details["features"]) == 10 for c in loaded.cases)
     assert loaded.cases[0].text.startswith("Radius: 18.0\nTexture: 10.4\n")
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "synthetic_uti",
-        "synthetic_urosepsis",
-        "synthetic_vignettes",
-        "synthetic_dialogues",
-        "synthetic_messages",
-    ],
-)
-def test_synthetic_cards_have_labels_and_groups_enough(name):
-    data = load_card(name)
-    loaded = load_cases(data)
-    assert loaded.rows_in == len(loaded.cases) == data.load.n
-    assert all({c.gold[o] for c in loaded.cases} == set(labels) for o, labels in data.labels.items())
-    assert len({c.group_id for c in loaded.cases}) >= 20
 
 
 @pytest.mark.network

@@ -6,28 +6,20 @@ import itertools
 import math
 import re
 from collections import Counter, defaultdict
+from pathlib import Path
 
 import pytest
 
-from demo import (
-    clinical_reasoning,
-    clinical_triage,
-    medicine,
-    numeric_classification,
-    summarization,
-    text_classification,
-)
+from demo import clinical_triage, medicine, numeric_classification
+from demo.cases import CASES, FOLDER, SEED, lines
+from demo.cases import GENERATORS as FILES
 from demo.corpus import documents
 from demo.writing import asked, bare, unlike
+from medstudy.data.card import load_card
 from medstudy.data.cases import DataError
+from medstudy.data.load import load_cases
 
-GENERATORS = {
-    "text_classification": text_classification.generate,
-    "numeric_classification": numeric_classification.generate,
-    "clinical_reasoning": clinical_reasoning.generate,
-    "summarization": summarization.generate,
-    "clinical_triage": clinical_triage.generate,
-}
+GENERATORS = {load_card(f"synthetic_{file}").task: generate for file, generate in FILES.items()}
 FORBIDDEN = ("Diagnosis:", "Findings:", "Provider:", "Urgency:", "Question:", "Answer with")
 
 
@@ -46,6 +38,26 @@ def corpus():
 
 def words(text):
     return set(re.findall(r"[a-z]+", text.lower()))
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_files_that_ship_are_what_the_generators_write(file: str, tmp_path: Path, monkeypatch) -> None:
+    """Red after a change of a generator: `python -m demo.cases`, and all results of the demo are others."""
+    made = FILES[file](CASES, SEED)
+    assert (FOLDER / f"{file}.jsonl").read_text(encoding="utf-8") == lines(made)
+    monkeypatch.chdir(tmp_path)  # a card's files are found from any folder, with any data_root
+    card = load_card(f"synthetic_{file}")
+    for data_root in ("", str(tmp_path)):
+        read = load_cases(card, data_root)
+        assert read.rows_in == CASES and not read.dropped
+        assert [(c.case_id, c.group_id, c.text, c.gold, c.details, c.split) for c in read.cases] == [
+            (c.case_id, c.group_id, c.text, c.gold, c.details, c.split) for c in made
+        ]
+
+
+def test_nothing_in_the_package_imports_the_demo() -> None:
+    sources = (FOLDER.parents[2] / "medstudy").rglob("*.py")
+    assert [p.name for p in sources if re.search(r"^\s*(from|import) demo\b", p.read_text("utf-8"), re.MULTILINE)] == []
 
 
 @pytest.mark.parametrize("name", GENERATORS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import hashlib
 import itertools
 import json
@@ -14,25 +13,22 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from demo import chats, pretraining
 from demo.pretraining import (
     ASSISTANT,
     END,
     PAD,
     RECIPES,
     USER,
+    WEIGHTS,
     batches,
-    builtin_path,
-    ensure_built,
-    is_built,
     new_model,
     pretrain,
+    save,
     train_tokenizer,
 )
-from medstudy.batch.run_notebook import lock_of
 from medstudy.params import ParamsError, RunParams, resolve
-from medstudy.runs import results_root
-from medstudy.training.models import ModelError, load_tokenizer, model_fingerprint
+from medstudy.runs import slug
+from medstudy.training.models import BASE_MODELS, ModelError, load_model, load_tokenizer, locate, model_fingerprint
 
 SMALL = {
     "vocabulary": 400,
@@ -46,13 +42,6 @@ SMALL = {
     "tokens": 30_000,
     "tokenizer_documents": 100,
 }
-
-
-@pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both recipes, made tiny, so that the weights that ship are not theirs."""
-    tiny = {name: dataclasses.replace(recipe, **SMALL) for name, recipe in RECIPES.items()}
-    monkeypatch.setattr(pretraining, "RECIPES", tiny)
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
@@ -87,12 +76,11 @@ def test_a_row_is_one_document_and_what_users_say_counts_little() -> None:
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_the_weights_that_ship_are_those_of_todays_recipe(name: str, tmp_path: Path) -> None:
+def test_the_weights_that_ship_are_those_of_todays_recipe(name: str) -> None:
     """Red after a change of corpus or recipe: make them anew with `make base-models`."""
-    folder = builtin_path(name, tmp_path)
-    assert folder.is_relative_to(pretraining.SHIPPED)
+    folder = BASE_MODELS / slug(name)
     made = json.loads((folder / "recipe.json").read_text())
-    assert made["sha256"] == hashlib.sha256((folder / pretraining.WEIGHTS).read_bytes()).hexdigest()
+    assert made["sha256"] == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     recipe = RECIPES[name]
     tokenizer = train_tokenizer(recipe)
     steps = pretrain(new_model(recipe, tokenizer), tokenizer, recipe)
@@ -110,27 +98,35 @@ def test_the_real_recipes_are_small_and_of_their_architecture(name: str) -> None
     assert model.config.model_type == name.removeprefix("builtin/")
 
 
-def test_it_is_built_once_and_rebuilt_when_the_recipe_changes(
-    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_built_in_model_is_read_from_the_package_wherever_one_works(
+    params: RunParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = ensure_built("builtin/llama", tmp_path)
-    first = (folder / "recipe.json").stat().st_mtime_ns
-    assert is_built("builtin/llama", tmp_path)
-    ensure_built("builtin/llama", tmp_path)
-    assert (folder / "recipe.json").stat().st_mtime_ns == first
-    other = dataclasses.replace(pretraining.RECIPES["builtin/llama"], learning_rate=0.01)
-    monkeypatch.setitem(pretraining.RECIPES, "builtin/llama", other)
-    assert not is_built("builtin/llama", tmp_path)
-
-
-def test_a_built_in_model_loads_through_the_same_function(small: None, params: RunParams) -> None:
+    monkeypatch.chdir(tmp_path)
     builtin = params.model_copy(update={"model": "builtin/mistral"})
     tokenizer = load_tokenizer(builtin)
     turns = [{"role": "user", "content": "7.2?"}, {"role": "assistant", "content": "yes"}]
     assert tokenizer.apply_chat_template(turns, tokenize=False) == "<s><|user|>7.2?<|end|><|assistant|>yes<|end|>"
     assert len(tokenizer("1234", add_special_tokens=False)["input_ids"]) == 4
-    built = builtin_path("builtin/mistral", results_root(builtin))
-    assert model_fingerprint(builtin) == json.loads((built / "recipe.json").read_text())["sha256"]
+    assert locate(builtin) == str(BASE_MODELS / "builtin-mistral")
+    assert (
+        model_fingerprint(builtin)
+        == json.loads((BASE_MODELS / "builtin-mistral" / "recipe.json").read_text())["sha256"]
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_saved_loads_and_holds_its_own_hash(params: RunParams, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPES["builtin/llama"], **SMALL)
+    tokenizer = train_tokenizer(recipe)
+    model = new_model(recipe, tokenizer)
+    folder = save(
+        "builtin/llama", model, tokenizer, list(itertools.islice(pretrain(model, tokenizer, recipe), 2)), tmp_path / "a"
+    )
+    made = json.loads((folder / "recipe.json").read_text())
+    assert made["sha256"] == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() and made["step"] == 2
+    saved = params.model_copy(update={"model": str(folder)})
+    assert load_tokenizer(saved).get_vocab() == tokenizer.get_vocab()
+    assert torch.equal(load_model(saved).model.norm.weight, model.model.norm.weight.float())
 
 
 def test_models_that_cannot_be_had_are_named_with_a_remedy(
@@ -142,23 +138,3 @@ def test_models_that_cannot_be_had_are_named_with_a_remedy(
     for missing in ("nobody/no-such-model", str(tmp_path / "nowhere")):
         with pytest.raises(ModelError, match="cannot be loaded; give a local folder"):
             load_tokenizer(params.model_copy(update={"model": missing}))
-
-
-def test_the_recipe_key_knows_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A corpus that has changed would leave stale weights in use, without a word."""
-    recipe = RECIPES["builtin/llama"]
-    key = pretraining.recipe_key(recipe)
-    monkeypatch.setattr(chats, "_yes", lambda truth: "yes")
-    pretraining.recipe_key.cache_clear()
-    assert pretraining.recipe_key(recipe) != key
-    monkeypatch.undo()
-    pretraining.recipe_key.cache_clear()
-    assert pretraining.recipe_key(recipe) == key
-
-
-def test_a_notebook_that_builds_a_model_does_not_wait_for_its_own_lock(small: None, tmp_path: Path) -> None:
-    folder = tmp_path / "base_models"
-    folder.mkdir()
-    with lock_of(folder / "builtin-llama.ipynb").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        assert ensure_built("builtin/llama", tmp_path).is_dir()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
-from medstudy.data.card import load_card
+from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import Case, DataError
 from medstudy.data.load import load_cases
+from medstudy.data.splits import split_cases
+from medstudy.evaluation.predictions import predictions_table
 from medstudy.tasks import TASK_TYPES, get_task
 from medstudy.tasks.summarization import factual_overlap, sentences
 
@@ -17,18 +21,6 @@ CARDS = {
     "summarization": "synthetic_dialogues",
     "clinical_triage": "synthetic_messages",
 }
-
-
-@pytest.mark.parametrize("name", list(TASK_TYPES))
-def test_the_gold_answer_of_every_case_parses_and_scores_full_marks(name: str) -> None:
-    card = load_card(CARDS[name])
-    task = get_task(name, card)
-    for case in load_cases(card).cases[:200]:
-        answer = task.parse(task.target(case))
-        assert answer.status == "parsed"
-        assert task.score(answer, case)["correct"] == 1.0
-        if name in ("clinical_reasoning", "summarization"):  # the others list the labels in the prompt
-            assert task.target(case) not in task.prompt(case)
 
 
 @pytest.mark.parametrize("name", list(TASK_TYPES))
@@ -47,40 +39,26 @@ def test_a_card_for_another_task_is_refused() -> None:
         get_task("summarization", load_card("synthetic_uti"))
 
 
-@pytest.mark.parametrize(
-    ("text", "status", "label"),
-    [
-        ("yes", "parsed", "yes"),
-        (" Yes. ", "parsed", "yes"),
-        ("no\nbecause there is no dysuria", "parsed", "no"),
-        ("perhaps", "out_of_range", None),
-        ("yes and no", "out_of_range", None),
-    ],
-)
-def test_classification_reads_the_label_alone(text: str, status: str, label: str | None) -> None:
-    answer = get_task("text_classification", load_card("synthetic_uti")).parse(text)
-    assert (answer.status, answer.value.get("label")) == (status, label)
+def test_an_outcome_has_the_name_that_its_card_gives_it() -> None:
+    values = load_card("synthetic_uti").model_dump() | {"labels": {"diagnosis": ["no", "yes"]}}
+    values["columns"]["gold"] = {"diagnosis": {"column": "label"}}
+    card = DataCard.model_validate(values)
+    task, case = get_task("text_classification", card), load_cases(card).cases[0]
+    answer = task.parse(task.target(case))
+    assert answer.value == case.gold and set(case.gold) == {"diagnosis"}
+    assert task.score(answer, case) == {"correct": 1.0}
+    assert task.wrong_answers(case, [], random.Random(0)) == ["no" if case.gold["diagnosis"] == "yes" else "yes"]
+    assert [m.source for m in task.measured(card.labels) if m.kind == "f1"] == ["diagnosis"]
+    table = predictions_table(task, [case], {"sft": ["Answer: " + case.gold["diagnosis"]]})
+    assert table["score_correct"].tolist() == [1.0]
+    # no outcome in free words: it is what the splits are drawn by
+    splits = split_cases(load_cases(card).cases, 100, 50, 100, 0, 0)
+    assert abs(sum(c.gold["diagnosis"] == "yes" for c in splits.train) - 50) <= 2
 
 
 def vignette(**details: object) -> Case:
     """A case of gout."""
     return Case("c", "g", "a red big toe", {"diagnosis": "gout"}, details)
-
-
-@pytest.mark.parametrize(
-    ("text", "correct"),
-    [
-        ("Findings: toe\nDiagnosis: Gout.", 1.0),
-        ("diagnosis: podagra", 1.0),
-        ("Diagnosis: cellulitis", 0.0),
-        ("It is gout", 0.0),
-        ("Diagnosis: gout or cellulitis", 0.0),
-    ],
-)
-def test_reasoning_accepts_gold_and_synonyms_on_the_diagnosis_line(text: str, correct: float) -> None:
-    task = get_task("clinical_reasoning", load_card("synthetic_vignettes"))
-    case = vignette(synonyms=["podagra"])
-    assert task.score(task.parse(text), case)["correct"] == correct
 
 
 def test_reasoning_shows_options_only_where_the_card_says_so() -> None:
@@ -89,9 +67,6 @@ def test_reasoning_shows_options_only_where_the_card_says_so() -> None:
     choice = get_task("clinical_reasoning", load_card("medqa"))
     assert "cellulitis" not in open_ended.prompt(case)
     assert "A. cellulitis\nB. gout" in choice.prompt(case)
-    for text, correct in [("B", 1.0), ("B. gout", 1.0), ("A", 0.0), ("A. gout", 0.0)]:
-        assert choice.score(choice.parse(f"Diagnosis: {text}"), case)["correct"] == correct
-    assert open_ended.score(open_ended.parse("Diagnosis: B"), case)["correct"] == 0.0
 
 
 def note(facts: list[str] | None) -> Case:
@@ -129,20 +104,3 @@ def test_a_decimal_point_ends_no_sentence() -> None:
         "denies fever",
         "- rash",
     ]
-
-
-@pytest.mark.parametrize(
-    ("text", "status"),
-    [
-        ("Provider: nurse\nUrgency: soon", "parsed"),
-        ("urgency: SOON\nprovider: Nurse.", "parsed"),
-        ("Provider: nurse", "unparsed"),
-        ("Provider: nurse\nUrgency: whenever", "out_of_range"),
-    ],
-)
-def test_triage_needs_both_outcomes(text: str, status: str) -> None:
-    task = get_task("clinical_triage", load_card("synthetic_messages"))
-    case = Case("c", "g", "a message", {"provider": "nurse", "urgency": "soon"})
-    answer = task.parse(text)
-    assert answer.status == status
-    assert task.score(answer, case)["correct"] == float(status == "parsed")
