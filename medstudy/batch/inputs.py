@@ -40,7 +40,7 @@ def data_files(run: RunParams) -> list[str]:
     local = [run.pair_file] if run.pair_file else []
     for file in named:
         with contextlib.suppress(DataError):  # said by the notebook, with what helps
-            local.append(str(find_file(file.path, run.data_root)))
+            local.append(str(find_file(file.path, run.data_root, card.folder)))
     return [os.path.relpath(path), *(file for file in local if Path(file).is_file())]
 
 
