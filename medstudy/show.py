@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 #: Key in the metadata of a tagged output; its value names the forms that were tagged.
 TAG = "medstudy"
+#: Stands where a text of a case would stand.
+NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
 _NO_TEXT = re.compile(r"\s*[<>=±]?\s*[-+\u2212]?[\d.,]+(e[-+]?\d+)?\s*%?\s*|hidden|true|false|nan|none|", re.IGNORECASE)
 Made = TypeVar("Made")
 

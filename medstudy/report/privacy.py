@@ -1,109 +1,272 @@
-"""Keeps what belongs to a patient out of what is sent: a scan of everything that lies outside ``private/``.
+"""What of a private source may leave ``private/``: the package's own tables and figures, and its own words.
 
-The scan looks for known text of a study's own cases and for a few patterns. It finds copies, not
-paraphrases, and says nothing of pixels: finding nothing is no proof that a file is de-identified.
+Decided by construction, cell by cell: an output leaves if `show.aggregate` tagged it, a source if the committed
+notebooks have that cell. Everything else is withheld and named, unless somebody who has looked tagged the cell
+``release``. What leaves is then scanned for words of the cases (`medstudy.report.scan`), a second net.
 """
 
 from __future__ import annotations
 
-import html
+import ast
+import contextlib
 import json
 import re
-import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-#: So many words of a case in a row count as a copy.
-WORDS = 6
-#: Wording that more than this share of the groups has (and more than COMMON_GROUPS) is no patient's.
-COMMON_SHARE, COMMON_GROUPS = 0.05, 5
-#: Never to be sent, whoever wrote it.
-PATTERNS = {
-    "e-mail address": r"\b[\w.+-]+@[\w-]+(\.[\w-]+)*\.[a-z]{2,}\b",
-    "US social security number": r"\b\d{3}-\d{2}-\d{4}\b",
-    "access token": r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|AKIA[A-Z0-9]{16})\b",
-}
-_BINARY = {".parquet", ".pdf", ".safetensors", ".pt", ".lock"}
+from medstudy.data.card import DataCard
+from medstudy.data.cases import SMALLEST_COUNT, DataError
+from medstudy.data.load import load_card
+from medstudy.params import RunParams
+from medstudy.report.scan import PATTERNS, RULES, Guard, svg_words
+from medstudy.runs import private_folder, project_root, slug
+from medstudy.show import NOT_SHOWN, TAG
+
+#: Tag of a cell whose output and source somebody has looked at and found fit to be seen.
+RELEASE = "release"
+WITHHELD = "withheld: not one of the package's tables or figures"
+SOURCE_WITHHELD = "withheld: not a cell of the committed notebooks"
+RELEASED = "released by hand (cell tag `release`)"
+#: What a run's folder holds beside ``private/`` and ``training/``.
+OWN_FILES = {f"{name}.json" for name in ("run", "metrics", "contrasts", "gates", "baselines", "ratings", "status")}
+OWN_FILES |= {"notebook.ipynb", "learning_curve.csv", ".gitignore"}
+#: Parameters that hold paths.
+PATHS = ("data_root", "data", "pair_file")
+UNKNOWN = "withheld: the cases were not known yet"
+_KEPT_TAGS = {"parameters", "injected-parameters", RELEASE}
+_RULE = "|".join(map(re.escape, (*RULES, *PATTERNS)))
+#: What a released copy says in the place of what was withheld; it may be released again.
+_SAID = (
+    rf"({re.escape(WITHHELD)}|{re.escape(SOURCE_WITHHELD)}|{re.escape(UNKNOWN)}|{re.escape(RELEASED)}"
+    rf"|[A-Za-z]{{1,40}}: withheld|withheld: ({_RULE})(, ({_RULE}))*)"
+)
 
 
-@dataclass(frozen=True)
-class Hit:
-    """A place where something of a case was found, and by which rule; never what was found."""
+def release(working: Path, output: Path, runs: Iterable[Path]) -> list[str]:
+    """Write what may be seen of an executed notebook of private cases to ``output``.
 
-    file: str
-    place: str
-    rule: str
+    What else lies beside ``output`` and is none of the package's files goes to ``private/put_away``, unread.
 
-    def __str__(self) -> str:
-        return f"{self.file}{f', {self.place}' if self.place else ''}: {self.rule}"
+    Args:
+        working: the executed notebook, in ``private/``.
+        output: where the copy goes.
+        runs: folders of the runs whose cases it may hold. If one of them is not known yet, a crash came before
+            its cases were read, and no output leaves.
+
+    Returns:
+        What was withheld or released by hand: cell and rule, never what was found.
+    """
+    import nbformat
+
+    runs = list(runs)
+    notebook = nbformat.read(working, as_version=4)
+    said = Filter(guard_of(runs), shipped_cells(), nothing=not all(map(_is_known, runs))).notebook(notebook)
+    nbformat.write(notebook, output)
+    return said + (put_away(output.parent) if output.parent in runs else [])
 
 
-@dataclass
-class Guard:
-    """What is known of the cases that must not be seen: runs of words, and identifier-like tokens.
+class Review:
+    """What of a study's results may go into its report; ``kept_back`` names the rest, never what is in it."""
 
-    ``cases`` holds the (card, case id) pairs that it has learnt.
+    def __init__(self, study: Path) -> None:
+        self.study, self.runs = study, run_folders(study)
+        self.guard = guard_of(self.runs)
+        self.filter = Filter(self.guard, shipped_cells())
+        self.kept_back: list[str] = []
+        for run in filter(is_private, self.runs):
+            put_away(run)
+        away = [file.suffix or "file" for file in study.glob("**/private/put_away/**/*") if file.is_file()]
+        self.kept_back += [f"{n} {kind} put into private/, not looked at" for kind, n in Counter(away).items()]
+        for file in _text_files(study):
+            broken = self.guard.rules_broken(_words_of(file), numbers=False)
+            self.kept_back += [f"{file.relative_to(study)} {_because(broken)}"] if broken else []
+
+    def notebook(self, file: Path) -> Any:
+        """An executed notebook, without what may not be seen of private runs."""
+        import nbformat
+
+        notebook = nbformat.read(file, as_version=4)
+        runs = [file.parent] if file.parent in self.runs else self.runs
+        if any(map(is_private, runs)):
+            name = file.relative_to(self.study)
+            self.kept_back += [f"{name}, {what}" for what in self.filter.notebook(notebook)]
+        return notebook
+
+    def sentence(self) -> str:
+        """What may be said of what was looked for, and what was not."""
+        if not self.guard.cases:
+            return "All sources of this study may be shown: their data cards say so."
+        return (
+            "Of private sources this report holds only the package's own tables and figures, counts below "
+            f"{SMALLEST_COUNT} hidden. A scan for words of {len(self.guard.cases)} cases went over the texts as a second "
+            "net. It does not see paraphrases or pictures; what it found, and what was not looked at, is named here."
+        )
+
+
+def put_away(run: Path) -> list[str]:
+    """Move what the package did not write out of a private run's folder into ``private/put_away``."""
+    moved = []
+    for file in sorted(path for path in run.rglob("*") if path.is_file()):
+        place = file.relative_to(run)
+        own = place.parts[0] in ("private", "training") or place.name in OWN_FILES or place.suffix in (".log", ".lock")
+        if not own or (place.parts[0] == "training" and place.suffix != ".csv"):
+            target = private_folder(run / "private" / "put_away") / "_".join(place.parts)
+            file.replace(target)
+            moved.append(f"{place.suffix or 'a file'} put into private/put_away, not looked at")
+    return moved
+
+
+class Filter:
+    """Takes out of notebooks what may not be seen.
+
+    Attributes:
+        guard: what is known of the cases.
+        shipped: sources of the committed notebooks' cells.
+        nothing: no output may leave.
+        public: the notebook's own cases may be shown; it is only scanned, for those of other runs.
     """
 
-    runs: set[int] = field(default_factory=set)
-    marks: set[str] = field(default_factory=set)
-    cases: set[tuple[str, str]] = field(default_factory=set)
+    def __init__(self, guard: Guard, shipped: frozenset[str], nothing: bool = False, public: bool = False) -> None:
+        self.guard, self.shipped, self.nothing, self.public = guard, shipped, nothing, public
 
-    def add(self, table: Any, card: str = "", known: str = "") -> None:
-        """Learn the cases of a ``cases.parquet`` (`Run.keep_source`).
+    def notebook(self, notebook: Any) -> list[str]:
+        """Clean a notebook in place; returns what was withheld or released, by cell."""
+        kept = {name: notebook.metadata[name] for name in ("kernelspec", "language_info") if name in notebook.metadata}
+        notebook.metadata = type(notebook.metadata)(kept)
+        said = []
+        for number, cell in enumerate(notebook.cells, start=1):
+            said += [f"cell {number}, {what}" for what in (*self._outputs(cell), *self._source(cell))]
+            tags = [tag for tag in cell.metadata.get("tags", []) if tag in _KEPT_TAGS]
+            times = {k: v for k, v in cell.metadata.get("papermill", {}).items() if k in ("duration", "status")}
+            cell.metadata = type(cell.metadata)(tags=tags, papermill=times)
+            cell.pop("attachments", None)
+            cell.id = f"cell-{number}"
+        return said
 
-        Wording that many groups share is the form and no patient's, and so are the words of the card.
+    def _source(self, cell: Any) -> list[str]:
+        tags = cell.metadata.get("tags", [])
+        if {"parameters", "injected-parameters"} & set(tags):
+            cell.source = cell.source if self.public else parameters_shown(cell.source)
+        elif _trimmed(cell.source) in self.shipped or re.fullmatch(rf"(# |\*){_SAID}\*?", cell.source):
+            return []
+        elif RELEASE not in tags and not self.public:
+            return [f"source {self._replace(cell, SOURCE_WITHHELD)}"]
+        broken = self.guard.rules_broken(cell.source)
+        return [f"source {self._replace(cell, _because(broken))}"] if broken else []
 
-        Args:
-            table: columns case_id, group_id, texts, ids.
-            card: name of the data card.
-            known: what the card itself says (question, labels, column names).
-        """
-        groups: dict[str, dict[Any, set[str]]] = {"runs": {}, "marks": {}}
-        for row in table.to_dict("records"):
-            for text in row["texts"]:
-                for run in _runs(text):
-                    groups["runs"].setdefault(run, set()).add(row["group_id"])
-                for mark in _marks(text):
-                    groups["marks"].setdefault(mark, set()).add(row["group_id"])
-            # an identifier is one however often it comes; four digits alone are any number
-            self.marks |= {i for i in map(str.casefold, row["ids"]) if len(i) >= (6 if i.isdigit() else 4)}
-            self.cases.add((card, row["case_id"]))
-        most = max(COMMON_GROUPS, COMMON_SHARE * table["group_id"].nunique())
-        own = set(_tokens(known))
-        self.runs |= {run for run, seen in groups["runs"].items() if len(seen) <= most}
-        self.marks |= {m for m, seen in groups["marks"].items() if len(seen) <= most and m not in own}
+    def _replace(self, cell: Any, why: str) -> str:
+        cell.source = f"# {why}" if cell.cell_type == "code" else f"*{why}*"
+        return why
 
-    def rules_broken(self, text: str) -> list[str]:
-        """Names of the rules that ``text`` breaks, as it stands or without markup."""
-        return sorted({rule for form in (text, _plain(text)) for rule in self._broken(form)})
+    def _outputs(self, cell: Any) -> list[str]:
+        outputs, by_hand = cell.get("outputs", []), RELEASE in cell.metadata.get("tags", [])
+        kept, said = [], []
+        for output in outputs:
+            shown, why = self._seen(output, by_hand)
+            kept += [shown] if shown else []
+            said += [f"output {why}"] if why else []
+        # a sentence may be spread over several outputs
+        if broken := self._broken(" ".join(map(_text, kept)), own=not (by_hand or self.public)):
+            kept, said = [], [f"output {_because(broken)}"]
+        notes = [_note(one) for one in dict.fromkeys(said)]
+        if outputs or "outputs" in cell:
+            cell.outputs = [*kept, *notes]
+        return list(dict.fromkeys(said))
 
-    def _broken(self, text: str) -> list[str]:
-        broken = [name for name, pattern in PATTERNS.items() if re.search(pattern, text, re.IGNORECASE)]
-        # a guard that knows no cases need not take texts apart
-        if self.runs and not self.runs.isdisjoint(_runs(text, scanned=True)):
-            broken.append(f"{WORDS} words in a row of a case")
-        if self.marks and not self.marks.isdisjoint(_tokens(text)):
-            broken.append("identifier, date or number of a case")
-        return broken
+    def _seen(self, output: Any, by_hand: bool) -> tuple[Any, str]:
+        """The output as it may be seen, or None; and why not, or that somebody released it."""
+        if output.output_type == "error":
+            return None, f"{re.sub(r'[^A-Za-z]', '', output.ename)}: withheld"
+        if output.output_type == "stream" and re.fullmatch(rf"(output {_SAID}\n)+", output.text):
+            return None if RELEASED in output.text else output, ""  # said at an earlier release
+        if output.output_type == "stream" and not output.text.replace(NOT_SHOWN, "").strip():
+            return output, ""
+        if self.nothing:
+            return None, UNKNOWN
+        tagged = [form for form in output.get("metadata", {}).get(TAG, []) if form in output.get("data", {})]
+        if not tagged and (by_hand or self.public):
+            shown = output.copy()
+            if "data" in output:
+                shown.metadata = type(output.metadata)()
+            return shown, RELEASED if by_hand else ""
+        if not tagged:
+            return None, WITHHELD
+        shown = output.copy()
+        shown.data = type(output.data)({form: output.data[form] for form in tagged})
+        shown.metadata = type(output.metadata)({TAG: tagged})
+        broken = self._broken(_text(shown), own=True)
+        return (None, _because(broken)) if broken else (shown, "")
 
-    def scan(self, file: Path, name: str) -> list[Hit]:
-        """What is found in one file; notebooks cell by cell."""
-        return [Hit(name, place, rule) for place, text in _texts(file) for rule in self.rules_broken(text)]
+    def _broken(self, text: str, own: bool) -> list[str]:
+        return self.guard.rules_broken(text, numbers=not own)
 
 
-def guard_of(run_folders: Iterable[Path]) -> Guard:
-    """A guard that knows the cases of every run, finished or not, whose source is not shareable."""
+def shipped_cells(start: Path | None = None) -> frozenset[str]:
+    """Sources of all cells of the notebooks as git has them; none where git cannot tell."""
+    root = project_root(start)
+
+    def ask(*words: str) -> str:
+        try:
+            done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, encoding="utf-8")
+        except OSError:
+            return ""
+        return done.stdout if done.returncode == 0 else ""
+
+    names = [
+        name for name in ask("ls-tree", "--name-only", "HEAD", "notebooks/").split("\n") if name.endswith(".ipynb")
+    ]
+    notebooks = [json.loads(ask("show", f"HEAD:./{name}") or '{"cells": []}') for name in names]
+    return frozenset(_trimmed("".join(cell["source"])) for notebook in notebooks for cell in notebook["cells"])
+
+
+def parameters_shown(source: str) -> str:
+    """A parameters cell as plain assignments, without comments, and without the paths of a private source."""
+    return "\n".join(f"{name} = {value!r}" for name, value in without_paths(_assigned(source)).items())
+
+
+def _assigned(source: str) -> dict[str, Any]:
+    """The parameters that a cell sets; other names in it may hold anything."""
+    values: dict[str, Any] = {}
+    with contextlib.suppress(SyntaxError, ValueError):
+        for line in ast.parse(source).body:
+            target = getattr(line, "target", None) or getattr(line, "targets", [None])[0]
+            if isinstance(target, ast.Name) and target.id in (*RunParams.model_fields, "margin"):
+                values[target.id] = ast.literal_eval(line.value)  # type: ignore[attr-defined]
+    return values
+
+
+def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[str, Any]:
+    """Parameters of a private run as they may be seen: names of files and folders may be a patient's.
+
+    ``card`` stands for a path to the data card; the name of a card in params/data stays.
+    """
+    shown = dict(parameters)
+    for name in PATHS:
+        value = shown.get(name)
+        named = name == "data" and value and not re.search(r"[/\\.]", value)
+        if value and not named:
+            shown[name] = card if name == "data" else "private"
+    return shown
+
+
+def guard_of(folders: Iterable[Path]) -> Guard:
+    """A guard that knows the cases of every run, finished or not, whose source is not shareable today."""
     import pandas as pd
 
     guard = Guard()
-    for folder in run_folders:
-        source, cases = (folder / "private" / name for name in ("source.json", "cases.parquet"))
-        if source.is_file() and not (said := json.loads(source.read_text(encoding="utf-8")))["shareable"]:
-            guard.add(pd.read_parquet(cases), said["card"], said["known"])
+    for folder in folders:
+        if _is_known(folder) and is_private(folder):
+            said = _source(folder)
+            guard.add(pd.read_parquet(folder / "private" / "cases.parquet"), said["card"], said["known"])
     return guard
+
+
+def is_private(run: Path) -> bool:
+    """Whether a run's cases may not be shown: by what its card says today, and by what it said then."""
+    return not (_source(run).get("shareable") and card_of(run, {}).shareable)
 
 
 def run_folders(study: Path) -> list[Path]:
@@ -111,136 +274,92 @@ def run_folders(study: Path) -> list[Path]:
     return [file.parents[1] for file in sorted(study.glob("*/*/seed*/private/source.json"))]
 
 
-def files_outside_private(study: Path) -> list[Path]:
-    """Every file of a study's results that may be sent, in order."""
-    found = (path for path in sorted(study.rglob("*")) if path.is_file())
-    return [path for path in found if "private" not in path.relative_to(study).parts]
-
-
-def scan_study(study: Path, guard: Guard) -> tuple[list[Hit], int]:
-    """Hits in all files of a study outside ``private/``, and how many files were read."""
-    files = [path for path in files_outside_private(study) if path.suffix not in _BINARY]
-    return [hit for path in files for hit in guard.scan(path, str(path.relative_to(study)))], len(files)
-
-
 def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, int]:
-    """Write a copy of an executed notebook without what repeats a case of any run in ``results``.
-
-    For notebooks that ran in JupyterLab or by plain papermill, which nobody looked at before.
+    """Write a copy of an executed notebook as `release` does: for one that ran in JupyterLab or by papermill.
 
     Returns:
-        Places and rules of what was taken out, how many runs were found, and how many private cases they
-        have; without any run there is nothing to compare with, and no copy is written.
-    """
-    runs = [folder for study in sorted(results.glob("*")) for folder in run_folders(study)]
-    guard = guard_of(runs)
-    return withhold(notebook, target, guard) if runs else [], len(runs), len(guard.cases)
+        What was withheld, how many runs it was compared with, and how many private cases they have.
 
-
-def withhold(notebook: Path, target: Path, guard: Guard) -> list[str]:
-    """Write a copy of an executed notebook without what must not leave ``private/``.
-
-    Of a cell that raised only the kind of error is left: its message may quote a case. Widgets' state,
-    attachments and the metadata of outputs go unread and are left out.
-
-    Returns:
-        Places and rules of other outputs, and of sources, that were taken out.
+    Raises:
+        DataError: the notebook's own run is not in ``results``, so that there is nothing to compare with.
     """
     import nbformat
 
     content = nbformat.read(notebook, as_version=4)
-    content.metadata.pop("widgets", None)
-    taken = []
-    for number, cell in enumerate(content.cells, start=1):
-        cell.pop("attachments", None)
-        outputs = cell.get("outputs", [])
-        raised = [output for output in outputs if output.output_type == "error"]
-        said = list(map(_output_text, outputs))
-        # a sentence may be spread over several outputs
-        broken = sorted({rule for text in [*said, " ".join(said)] for rule in guard.rules_broken(text)})
-        if raised:
-            cell.outputs = [_stream(f"{raised[0].ename}: withheld")]
-        elif broken:
-            cell.outputs = [_stream(f"withheld: {', '.join(broken)}")]
-            taken.append(f"cell {number}: {', '.join(broken)}")
-        for output in cell.get("outputs", []):
-            if "metadata" in output:
-                output.metadata = {}
-        if typed := guard.rules_broken(cell.source):
-            cell.source = f"# withheld: {', '.join(typed)}"
-            taken.append(f"cell {number}, source: {', '.join(typed)}")
+    runs = [folder for study in sorted(results.glob("*")) for folder in run_folders(study)]
+    own = _own_runs(content, runs, results)
+    if not own:
+        raise DataError(f"the run of {notebook.name} is not in {results}: nothing to compare it with; give --results")
+    guard, public = guard_of(runs), not any(map(is_private, own))
+    said = Filter(guard, shipped_cells(notebook.resolve().parent), public=public).notebook(content)
     nbformat.write(content, target)
-    return taken
+    return said, len(runs), len(guard.cases)
 
 
-def _stream(text: str) -> Any:
+def _own_runs(notebook: Any, runs: list[Path], results: Path) -> list[Path]:
+    """Runs that the notebook's parameters name: its own, or all of the study that it compares."""
+    values: dict[str, Any] = {}
+    for cell in notebook.cells:
+        if {"parameters", "injected-parameters"} & set(cell.metadata.get("tags", [])):
+            values |= _assigned(cell.source)
+    named = [run for run in runs if run.parents[2] == results / str(values.get("study"))]
+    if "model" not in values:
+        return named
+    where = (slug(values["model"]), f"seed{values['seed']}")
+    return [run for run in named if (run.parents[1].name, run.name) == where]
+
+
+def card_of(run: Path, parameters: Mapping[str, Any]) -> DataCard:
+    """The card of a run's source as it is today; where it is gone, as it was."""
+    file = run / "private" / "source.json"
+    said = _source(run) if file.is_file() else {}
+    try:
+        return load_card(said.get("data") or parameters["data"])
+    except (DataError, KeyError):
+        if not said:
+            raise
+        return DataCard.model_validate_json(said["known"])
+
+
+def _source(run: Path) -> dict[str, Any]:
+    return json.loads((run / "private" / "source.json").read_text(encoding="utf-8"))
+
+
+def _is_known(run: Path) -> bool:
+    return all((run / "private" / name).is_file() for name in ("source.json", "cases.parquet"))
+
+
+def _trimmed(source: str) -> str:
+    return "\n".join(line.rstrip() for line in source.strip().split("\n"))
+
+
+def _because(broken: list[str]) -> str:
+    return f"withheld: {', '.join(broken)}"
+
+
+def _text_files(study: Path) -> Iterator[Path]:
+    """What is written outside ``private/`` but notebooks, which are looked at cell by cell, and the report."""
+    for file in sorted(study.rglob("*")):
+        hidden = {"private", "report"} & set(file.relative_to(study).parts)
+        if file.is_file() and not hidden and file.suffix in (".json", ".csv", ".md", ".tex", ".txt", ".svg", ".jsonl"):
+            yield file
+
+
+def _words_of(file: Path) -> str:
+    text = file.read_text(encoding="utf-8", errors="replace")
+    return svg_words(text) if file.suffix == ".svg" else text
+
+
+def _note(text: str) -> Any:
     import nbformat
 
-    return nbformat.v4.new_output("stream", name="stderr", text=f"{text}\n")
+    return nbformat.v4.new_output("stream", name="stdout", text=f"{text}\n")
 
 
-def _texts(file: Path) -> Iterator[tuple[str, str]]:
-    if file.suffix == ".png":
-        yield "metadata", " ".join(_png_text(file.read_bytes()))
-        return
-    text = file.read_text(encoding="utf-8", errors="ignore")
-    if file.suffix != ".ipynb":
-        yield "", text
-        return
-    notebook = json.loads(text)
-    yield "metadata", json.dumps(notebook["metadata"], ensure_ascii=False)
-    for number, cell in enumerate(notebook["cells"], start=1):
-        parts = ["".join(cell["source"]), *map(_output_text, cell.get("outputs", []))]
-        yield f"cell {number}", "\n".join(parts)
-
-
-def _output_text(output: Any) -> str:
-    parts = [output.get("text", ""), output.get("evalue", ""), *output.get("traceback", [])]
-    parts += [value for kind, value in output.get("data", {}).items() if not kind.startswith("image/p")]
-    return "\n".join("".join(part) if isinstance(part, list) else str(part) for part in parts)
-
-
-def _plain(text: str) -> str:
-    """Without markup, embedded images and terminal colours."""
-    text = re.sub(r"data:image/[^;]+;base64,[A-Za-z0-9+/=\s]+|\x1b\[[0-9;]*m", " ", text)
-    return html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", " ", text, flags=re.DOTALL))
-
-
-def _png_text(data: bytes) -> Iterator[str]:
-    place = 8
-    while place + 8 <= len(data):
-        length, kind = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
-        body = data[place + 8 : place + 8 + length]
-        if kind in (b"tEXt", b"iTXt"):
-            yield body.decode("utf-8", "ignore")
-        elif kind == b"zTXt":
-            yield zlib.decompress(body.split(b"\0", 1)[1][1:]).decode("utf-8", "ignore")
-        place += 12 + length
-
-
-def _runs(text: str, scanned: bool = False) -> Iterator[int]:
-    """Hashes of all runs of `WORDS` words. A text of four or five words counts as a whole.
-
-    ``scanned``: where such a short text may stand anywhere.
-    """
-    words = re.findall(r"\w+", text.casefold())
-    short = (4, 5) if scanned else (len(words),) if len(words) in (4, 5) else ()
-    for size in (*short, WORDS):
-        for i in range(len(words) - size + 1):
-            yield hash(tuple(words[i : i + size]))
-
-
-def _marks(text: str) -> list[str]:
-    """Tokens that look like an identifier or a date: six characters at least, a digit, no plain decimal."""
-    return [
-        token
-        for token in _tokens(text)
-        if len(token) >= 6 and re.search(r"\d", token) and not re.fullmatch(r"-?\d+\.\d+", token)
-    ]
-
-
-def _tokens(text: str) -> list[str]:
-    """Words in lower case, with the signs that hold identifiers and dates together, and without."""
-    patterns = (r"[\w./:+-]+", r"[^\W_]+(?:[.-][^\W_]+)*", r"[^\W_]+(?:-[^\W_]+)*")
-    found = (token for pattern in patterns for token in re.findall(pattern, str(text).casefold()))
-    return [token.strip(".:+-/") for token in found]
+def _text(output: Any) -> str:
+    """What can be read in an output; of a figure what is written in it."""
+    parts = [output.get("text", "")]
+    for kind, value in output.get("data", {}).items():
+        text = "".join(value) if isinstance(value, list) else str(value)
+        parts += [svg_words(text) if kind == "image/svg+xml" else text] if not kind.startswith("image/p") else []
+    return "\n".join(parts)

@@ -16,14 +16,17 @@ import nbformat
 import pandas as pd
 import pytest
 import yaml
+from IPython.core.formatters import DisplayFormatter
 
 from medstudy.batch.cli import main
 from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
 from medstudy.evaluation.predictions import show_counts
 from medstudy.report.pages import ReportError, build
-from medstudy.report.privacy import Guard, files_outside_private, withhold
+from medstudy.report.privacy import RELEASED, SOURCE_WITHHELD, WITHHELD, Filter
+from medstudy.report.scan import RULES, Guard
 from medstudy.runs import Run
+from medstudy.show import aggregate
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "the zebrafish keeper from Ulverston swallowed a marble on Friday"
@@ -175,73 +178,124 @@ def test_a_killed_run_shows_nothing(checkout: Path) -> None:
     assert seen_outside(checkout, *said) == []
 
 
-def guard(*texts: str, ids: tuple[str, ...] = (), group: str = "", known: str = "") -> Guard:
+NAMED = "Grobblestone, Ferdinand"
+NOTES = {
+    "AB 1234503": f"Seen 17.03.2019: {SENTENCE}.",
+    "48213": "Anrufe an Fr\u00e4ulein Quittenbaum, Tel. 0551 / 77 31 04",
+    NAMED: "患者は山田太郎、昨日から発熱。",
+    "P#9-b": "acute on chronic failure",
+}
+
+
+@pytest.fixture(scope="module")
+def known() -> Guard:
+    """A guard of four patients whose card asks one question."""
+    rows = [{"case_id": i, "group_id": i, "texts": [text], "ids": [i]} for i, text in NOTES.items()]
     made = Guard()
-    rows = [
-        {"case_id": f"c{i}", "group_id": group or f"g{i}", "texts": [text], "ids": list(ids)}
-        for i, text in enumerate(texts)
-    ]
-    made.add(pd.DataFrame(rows), known=known)
+    made.add(pd.DataFrame(rows), "ours", '{"question": "Is it an infection of the keeper?"}')
     return made
+
+
+COPY, WORD, NUMBER = RULES
 
 
 @pytest.mark.parametrize(
     ("text", "rule"),
     [
-        (f"<p>{SENTENCE.upper()}</p>", "6 words in a row of a case"),
-        ("the <b>zebrafish</b> keeper\nfrom Ulverston swallowed", "6 words in a row of a case"),
-        (f"Temp <36.0, {SENTENCE}, CRP >100", "6 words in a row of a case"),
-        ("on 17.03.2019", "identifier, date or number of a case"),
-        ("notes/p1-2.txt", "identifier, date or number of a case"),
-        ("case:P1-2_b", "identifier, date or number of a case"),
-        ("Diagnosis: acute on chronic failure", "6 words in a row of a case"),
-        ("id=P1-2", "identifier, date or number of a case"),
+        ("<p>THE ZEBRAFISH</p>", WORD),
+        ("zebra\u00adfish, zebra\u200bfish", WORD),
+        ("name_Ulverston_2.csv", WORD),
+        (r"['swallowed\na marble\non Friday']", WORD),
+        ("Frau\u0308lein Quittenbaum", WORD),
+        (json.dumps("Fr\u00e4ulein"), WORD),
+        ("<text x='1'>Ferdinand</text>", WORD),
+        ("山田太", WORD),
+        ("on 17/03/2019", NUMBER),
+        ("2019-03-17T10:00", NUMBER),
+        ("AB-1234503", NUMBER),
+        ("ab1234503", NUMBER),
+        ("id 48213", NUMBER),
+        ("call 0551-773104 or 0551/77-31-04", NUMBER),
+        ("P9b p#9-B", NUMBER),
         ("write to anna@ward.example", "e-mail address"),
         ("token hf_abcdefghijklmnopqrstuvwx", "access token"),
     ],
 )
-def test_each_rule_finds_what_it_is_for(tmp_path: Path, text: str, rule: str) -> None:
-    known = guard(f"{SENTENCE}, 17.03.2019", "acute on chronic failure", ids=("P1-2",))
-    (tmp_path / "a.html").write_text(text)
-    assert [hit.rule for hit in known.scan(tmp_path / "a.html", "a.html")] == [rule]
-    (tmp_path / "a.html").write_text("a zebrafish keeper on a Friday, 0.123456, p < 0.001")
-    assert known.scan(tmp_path / "a.html", "a.html") == []
+def test_each_rule_finds_what_it_is_for(known: Guard, text: str, rule: str) -> None:
+    assert rule in known.rules_broken(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "the keeper of an infection: accuracy 0.123456 [0.11, 0.20], p < 0.001, n 40, step 1720",
+        "SFT is enough. DPO +0.010 [-0.020, +0.040] over SFT; 200 cases, 3 seeds",
+        "<svg><path d='M 48213 17.03 2019 L 48213 0'/><text>DPO</text></svg>",
+        '{"finished": "2026-11-26T01:44:37", "seconds": 48.213}',
+    ],
+)
+def test_the_packages_own_words_and_numbers_are_nobodys(known: Guard, text: str) -> None:
+    assert known.rules_broken(text, numbers=False) == []
 
 
 def test_wording_that_most_cases_share_is_no_patients() -> None:
-    form = "The patient was seen in the clinic today because of"
-    known = guard(*(f"{form} complaint number {i} and nothing else" for i in range(50)))
-    assert known.rules_broken(form) == []
-    copied = guard(*[f"{SENTENCE} {i}" for i in range(50)], group="one patient")
-    assert copied.rules_broken(SENTENCE) == ["6 words in a row of a case"]
-    assert guard("grade-3 tumour", known='{"labels": ["grade-3"]}').rules_broken("grade-3") == []
-    assert known.rules_broken("today because of complaint number 7 and") == ["6 words in a row of a case"]
+    form = "The gentleman was seen in the outpatient clinic today because of"
+    rows = [(i, f"{form} complaint number {i} and nothing else") for i in range(50)]
+    made = Guard()
+    made.add(pd.DataFrame([{"case_id": i, "group_id": i, "texts": [t], "ids": [str(i)]} for i, t in rows]))
+    assert made.rules_broken(form) == [] and made.rules_broken("case 17") == []
+    one = Guard()
+    one.add(pd.DataFrame([{"case_id": i, "group_id": "one", "texts": [t], "ids": []} for i, t in rows]))
+    assert COPY in one.rules_broken(form)
 
 
-def leaky() -> nbformat.NotebookNode:
-    """A notebook that prints a case, quotes one in an error, and has one in its source."""
-    cells = [nbformat.v4.new_code_cell(source) for source in ("1", "2", f"x = '{SENTENCE}'")]
-    cells[0].outputs = [nbformat.v4.new_output("stream", text=SENTENCE)]
-    cells[1].outputs = [nbformat.v4.new_output("error", ename="KeyError", evalue=SENTENCE, traceback=[SENTENCE])]
-    half = SENTENCE.split()
-    cells.append(nbformat.v4.new_code_cell("4"))
-    cells[3].outputs = [
-        nbformat.v4.new_output("stream", text=" ".join(half[:5])),
-        nbformat.v4.new_output("display_data", {"text/plain": " ".join(half[5:])}),
+def executed() -> nbformat.NotebookNode:
+    """A notebook as a user might leave it: shipped cells, edited ones, and outputs of every kind."""
+    v4 = nbformat.v4
+    own = aggregate(pd.DataFrame({"arm": ["dpo"], "n": [40]}), ["arm"])
+    data, tag = DisplayFormatter().format(own)
+    tagged = v4.new_output("display_data", data | {"application/x": SENTENCE}, metadata=tag | {"x": SENTENCE})
+    cells = [
+        v4.new_markdown_cell("## Data", attachments={"a": {"text/plain": SENTENCE}}),
+        v4.new_code_cell("1", outputs=[tagged], metadata={"papermill": {"exception": SENTENCE}, "name": SENTENCE}),
+        v4.new_code_cell("cases[cases.name == 'Ferdinand']", outputs=[v4.new_output("stream", text="Ferdinand")]),
+        v4.new_code_cell("1", outputs=[v4.new_output("execute_result", {"image/png": "Zm9v", "text/plain": "zebra"})]),
+        v4.new_code_cell(
+            "1", outputs=[v4.new_output("error", ename="KeyError", evalue=SENTENCE, traceback=[SENTENCE])]
+        ),
+        v4.new_markdown_cell("Ferdinand"),
+        v4.new_code_cell(
+            "len(cases)", outputs=[v4.new_output("stream", text="4 cases")], metadata={"tags": ["release"]}
+        ),
+        v4.new_code_cell("names", outputs=[v4.new_output("stream", text="Ferdinand")], metadata={"tags": ["release"]}),
+        v4.new_code_cell(f"data_root = '/data/Ferdinand'  # {SENTENCE}\nseed = 3\nname = 'Ferdinand'"),
     ]
-    cells.append(nbformat.v4.new_code_cell("5"))
-    cells[4].outputs = [nbformat.v4.new_output("display_data", {"text/plain": "7"}, metadata={"x": SENTENCE})]
-    cells.append(nbformat.v4.new_markdown_cell("![a](attachment:a)", attachments={"a": {"text/plain": SENTENCE}}))
-    return nbformat.v4.new_notebook(cells=cells, metadata={"widgets": {"state": SENTENCE}})
+    cells[-1].metadata["tags"] = ["parameters"]
+    return v4.new_notebook(cells=cells, metadata={"widgets": {"state": SENTENCE}, "title": SENTENCE})
 
 
-def test_withheld_outputs_say_which_cell_and_why(tmp_path: Path) -> None:
-    nbformat.write(leaky(), tmp_path / "a.ipynb")
-    taken = withhold(tmp_path / "a.ipynb", tmp_path / "b.ipynb", guard(SENTENCE))
-    rule = "6 words in a row of a case"
-    assert taken == [f"cell 1: {rule}", f"cell 3, source: {rule}", f"cell 4: {rule}"]
-    assert "zebrafish" not in (tmp_path / "b.ipynb").read_text()
-    assert "KeyError" in (tmp_path / "b.ipynb").read_text()
+def test_only_tagged_outputs_and_committed_sources_leave(known: Guard) -> None:
+    notebook = executed()
+    said = Filter(known, frozenset({"1", "## Data"})).notebook(notebook)
+    text = nbformat.writes(notebook)
+    assert not [word for word in ("zebra", "Ferdinand", "Zm9v", "Ulverston") if word in text]
+    outputs = ["".join(str(o.get("data", o.get("text"))) for o in c.get("outputs", [])) for c in notebook.cells]
+    assert "dpo" in outputs[1] and "KeyError: withheld" in outputs[4]
+    assert outputs[6] == f"4 casesoutput {RELEASED}\n"
+    assert notebook.cells[6].source == "len(cases)"
+    assert notebook.cells[8].source == "data_root = 'private'\nseed = 3"
+    assert said[:3] == [f"cell 3, output {WITHHELD}", f"cell 3, source {SOURCE_WITHHELD}", f"cell 4, output {WITHHELD}"]
+    assert f"cell 8, output withheld: {WORD}" in said
+    again = nbformat.from_dict(json.loads(text))
+    Filter(known, frozenset({"1", "## Data"})).notebook(again)
+    assert nbformat.writes(again) == text
+
+
+def test_before_the_cases_are_known_no_output_leaves() -> None:
+    notebook = executed()
+    Filter(Guard(), frozenset(), nothing=True).notebook(notebook)
+    text = nbformat.writes(notebook)
+    assert not [word for word in ("zebra", "Ferdinand", "dpo", "4 cases") if word in text]
 
 
 def test_a_notebook_that_ran_elsewhere_can_be_shared(tmp_path: Path, params, card, capsys) -> None:

@@ -1,0 +1,162 @@
+"""The second net: looks in texts that may leave ``private/`` for words of the cases. What leaves is decided elsewhere.
+
+It finds copies, not paraphrases, and says nothing of pixels: finding nothing is no proof that a text is de-identified.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+#: So many words of a case in a row count as a copy; fewer, where a case's whole text has no more.
+WORDS = 6
+#: Words and wording that more than this share of the groups has (and more than COMMON_GROUPS) are the form's.
+COMMON_SHARE, COMMON_GROUPS = 0.2, 5
+#: Never to be sent, whoever wrote it.
+PATTERNS = {
+    "e-mail address": r"\b[\w.+-]+@[\w-]+(\.[\w-]+)*\.[a-z]{2,}\b",
+    "US social security number": r"\b\d{3}-\d{2}-\d{4}\b",
+    "access token": r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|AKIA[A-Z0-9]{16})\b",
+}
+RULES = (f"{WORDS} words in a row of a case", "rare word of a case", "identifier, date or number of a case")
+#: Letters of scripts that put no blank between words: each two neighbours are taken for a word.
+_UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uac00-\ud7af]"
+_TOKEN = re.compile(rf"{_UNSPACED}+|\d+|[^\W\d_]+")
+#: Dates, telephone and record numbers: two or more groups of digits, or letters and digits in one.
+_NUMBERS = re.compile(r"\d+(?:[ ./:+()#-]{1,2}\d+)+|[a-z]+[-#/ ]?\d{3,}[\w-]*|\d{5,}|\d+[a-z]{2,}\d*", re.IGNORECASE)
+
+
+@dataclass
+class Guard:
+    """What is known of the cases that may not be seen; ``cases`` holds the (card, case id) pairs."""
+
+    runs: set[int] = field(default_factory=set)
+    words: set[str] = field(default_factory=set)
+    marks: set[tuple[str, ...]] = field(default_factory=set)
+    cases: set[tuple[str, str]] = field(default_factory=set)
+
+    def add(self, table: Any, card: str = "", known: str = "") -> None:
+        """Learn the cases of a ``cases.parquet`` (`Run.keep_source`).
+
+        Args:
+            table: columns case_id, group_id, texts, ids.
+            card: name of the data card.
+            known: what the card and the parameters say themselves (question, labels, names of columns).
+        """
+        seen: tuple[dict[Any, set[str]], ...] = ({}, {}, {})
+        for row in table.to_dict("records"):
+            for text in map(_flat, row["texts"]):
+                tokens = _tokens(text)
+                for found, what in zip(seen, (_runs(tokens), tokens, _marks(text)), strict=True):
+                    for one in what:
+                        found.setdefault(one, set()).add(row["group_id"])
+            self.cases.add((card, row["case_id"]))
+        most = max(COMMON_GROUPS, COMMON_SHARE * table["group_id"].nunique())
+        runs, words, marks = ({one for one, groups in found.items() if len(groups) <= most} for found in seen)
+        own = _tokens(_flat(known))
+        self.runs |= runs - set(_runs(own, short=True))
+        self.words |= {w for w in words if _is_word(w)} - set(own) - own_words()
+        self.marks |= marks - set(_spans(own, {len(mark) for mark in marks}))
+        self.marks |= set(_identifiers(table["ids"]))
+
+    def rules_broken(self, text: str, numbers: bool = True) -> list[str]:
+        """Names of the rules that ``text`` breaks, as it stands or without markup.
+
+        ``numbers=False``: of the package's own tables, whose numbers are counts, rates and times.
+        """
+        return sorted({rule for form in {text, plain(text)} for rule in self._broken(_flat(form), numbers)})
+
+    def _broken(self, text: str, numbers: bool) -> Iterator[str]:
+        yield from (name for name, pattern in PATTERNS.items() if re.search(pattern, text, re.IGNORECASE))
+        if not self.cases:
+            return
+        tokens = _tokens(text)
+        marks = self.marks.intersection(_spans(tokens, {len(mark) for mark in self.marks}))
+        found = (
+            not self.runs.isdisjoint(_runs(tokens, short=True)),
+            not self.words.isdisjoint(tokens),
+            any(numbers or not "".join(mark).isdigit() for mark in marks),
+        )
+        yield from (rule for rule, broken in zip(RULES, found, strict=True) if broken)
+
+
+@cache
+def own_words() -> frozenset[str]:
+    """Words that the package itself writes: those of its sources and templates."""
+    package = Path(__file__).parents[1]
+    files = (file for pattern in ("**/*.py", "**/*.j2", "**/*.csv") for file in sorted(package.glob(pattern)))
+    return frozenset(token for file in files for token in _tokens(_flat(file.read_text(encoding="utf-8"))))
+
+
+def plain(text: str) -> str:
+    """Without markup, embedded images and terminal colours; of an SVG only what is written or named in it."""
+    text = re.sub(r"data:image/[^;]+;base64,[A-Za-z0-9+/=\s]+|\x1b\[[0-9;]*m", " ", text)
+    return html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", " ", text, flags=re.DOTALL))
+
+
+def svg_words(svg: str) -> str:
+    """What is written in an SVG and what its parts are called: no paths, no coordinates."""
+    written = re.findall(r"<(?:text|tspan|title|desc)\b[^>]*>([^<]*)|<!--(.*?)-->", svg, re.DOTALL)
+    named = [name for name in re.findall(r'\b(?:id|gid|aria-label)="([^"]*)"', svg) if not _MADE_ID.fullmatch(name)]
+    return html.unescape(" \n ".join([*(part for pair in written for part in pair), *named]))
+
+
+_MADE_ID = re.compile(r"[a-z]+[A-Z]?[a-z]*_?\d*|[mpcC]\w{8,12}|DejaVu\w*-[\w-]*", re.ASCII)
+
+
+def _flat(text: str) -> str:
+    """Lower case without accents, invisible signs and escapes, so that one word is written in one way."""
+    text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), str(text))
+    text = unicodedata.normalize("NFKD", re.sub(r"\\[nrt]", " ", text))
+    return "".join(sign for sign in text if unicodedata.category(sign) not in ("Cf", "Mn")).casefold()
+
+
+def _is_word(token: str) -> bool:
+    return not token.isdigit() and (len(token) > 2 or bool(re.match(_UNSPACED, token)))
+
+
+def _tokens(text: str) -> list[str]:
+    """Words, numbers, and neighbours in scripts without blanks."""
+    tokens: list[str] = []
+    for token in _TOKEN.findall(text):
+        pairs = len(token) > 1 and re.match(_UNSPACED, token)
+        tokens += [token[i : i + 2] for i in range(len(token) - 1)] if pairs else [token]
+    return tokens
+
+
+def _runs(tokens: list[str], short: bool = False) -> Iterator[int]:
+    """Hashes of all runs of `WORDS` words; a text of four or five words counts whole (``short``: wherever it is)."""
+    for size in (4, 5) if short else (len(tokens),) if len(tokens) in (4, 5) else ():
+        yield from (hash(span) for span in _spans(tokens, {size}))
+    yield from (hash(span) for span in _spans(tokens, {WORDS}))
+
+
+def _spans(tokens: list[str], sizes: set[int]) -> Iterator[tuple[str, ...]]:
+    return (tuple(tokens[i : i + size]) for size in sizes for i in range(len(tokens) - size + 1))
+
+
+def _marks(text: str) -> Iterator[tuple[str, ...]]:
+    """Tokens of what looks like a date, a telephone or a record number; of a date also the other order."""
+    for found in _NUMBERS.findall(text):
+        mark = tuple(_tokens(found))
+        if sum(sign.isalnum() for sign in found) >= 5:
+            yield mark
+            if len(mark) == 3 and all(part.isdigit() for part in mark):
+                yield mark[::-1]
+
+
+def _identifiers(columns: Any) -> Iterator[tuple[str, ...]]:
+    """Tokens of the cases' identifiers. Row numbers and numbers of up to three digits are nobody's."""
+    ids = {_flat(one) for row in columns for one in row}
+    whole = sorted(int(one) for one in ids if one.isdigit())
+    counted = bool(whole) and whole[-1] - whole[0] < 2 * len(whole)
+    for one in ids:
+        mark = tuple(_tokens(one))
+        if mark and len("".join(mark)) >= 4 and not (counted and one.isdigit()):
+            yield mark
