@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from medstudy.data.card import DataCard
     from medstudy.data.cases import Case
 
+#: Parameters that hold paths.
+PATH_PARAMETERS = ("data_root", "data", "pair_file")
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 #: Trainer arguments that say where and how loudly, not what: they do not change a result.
 COSMETIC = frozenset({"output_dir", "logging_dir", "run_name", "disable_tqdm", "log_level", "report_to"})
@@ -67,6 +69,28 @@ def results_root(params: RunParams) -> Path:
 def run_folder(params: RunParams) -> Path:
     """``<results>/<study>/<model-slug>/<task>/seed<k>``."""
     return results_root(params) / params.study / slug(params.model) / params.task / f"seed{params.seed}"
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner can read and that git leaves alone, wherever it lies; return it."""
+    path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.chmod(0o700)
+    (path / ".gitignore").write_text("*\n", encoding="utf-8")
+    return path
+
+
+def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[str, Any]:
+    """Parameters of a private run as they may be seen: names of files and folders may be a patient's.
+
+    ``card`` stands for a path to the data card; the name of a card in params/data stays.
+    """
+    shown = dict(parameters)
+    for name in PATH_PARAMETERS:
+        value = shown.get(name)
+        named = name == "data" and value and not re.search(r"[/\\.]", value)
+        if value and not named:
+            shown[name] = card if name == "data" else "private"
+    return shown
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -155,14 +179,15 @@ class Run:
     def __init__(self, params: RunParams) -> None:
         self.params = params
         self.folder = run_folder(params)
-        self.private = self.folder / "private"
-        self.private.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.private.chmod(0o700)
+        self.private = private_folder(self.folder / "private")
+        # until the cases are read anew, nobody knows what to look for in what this start shows
+        (self.private / "source.json").unlink(missing_ok=True)
         self.stages: dict[str, Stage] = {}
         self.facts: dict[str, Any] = {}
         self._kept: dict[str, Any] = {}
         self._saved: dict[str, Any] = {}
         self._arms: list[str] = []
+        self._card = "private"  # its name, once it is known
         self._started = datetime.now(UTC)
         self._set_aside()
 
@@ -172,7 +197,9 @@ class Run:
         if not marker.is_file():
             return
         old = json.loads(marker.read_text(encoding="utf-8"))
-        said, now = old.get("parameters", {}), self.params.model_dump()
+        whole = self.private / "parameters.json"
+        said = json.loads(whole.read_text(encoding="utf-8")) if whole.is_file() else old.get("parameters", {})
+        now = self.params.model_dump()
         other = sorted(name for name in now if said.get(name, now[name]) != now[name])
         if other:
             place = self.private / "earlier" / re.sub(r"\W", "", old["finished"])
@@ -213,12 +240,16 @@ class Run:
         pd.DataFrame(rows).to_parquet(self.private / "cases.parquet")
         self.facts |= {"shareable": card.shareable, "labels": card.labels, "positive": card.positive}
         said = {"card": card.name, "shareable": card.shareable, "known": card.model_dump_json()}
-        write_json(self.private / "source.json", said)
+        write_json(self.private / "source.json", said | {"data": self.params.data})
+        self._card = card.name
 
     def keep(self, name: str, value: Any) -> None:
         """Write the ``splits`` or ``pairs`` of this start into ``private/``, JSON lines."""
         lines = (json.dumps(_plain(row), ensure_ascii=False) for row in (value if isinstance(value, list) else [value]))
-        (self.private / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        file = self.private / f"{name}.jsonl"
+        file.touch(mode=0o600)
+        file.chmod(0o600)
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self._kept[name] = value
 
     def split_of(self, cases: list[Case]) -> str:
@@ -247,9 +278,11 @@ class Run:
         """
         self._refuse_mixtures()
         self.status("finished", state="ok")
+        parameters = self.params.model_dump()
+        write_json(self.private / "parameters.json", parameters)
         record = {
             "status": "ok",
-            "parameters": self.params.model_dump(),
+            "parameters": parameters if self.facts.get("shareable") else without_paths(parameters, self._card),
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": {name: stage.facts.get("seconds") for name, stage in self.stages.items()},

@@ -26,8 +26,16 @@ _PAIR_SOURCES = {
     "ratings": "pairs of a better- and a worse-rated answer",
     "file": "pairs given in a file",
 }
-_SETTINGS = ("lora_rank", "sft_learning_rate", "sft_epochs", "dpo_loss", "dpo_beta", "dpo_learning_rate")
-_SETTINGS += ("dpo_epochs", "sft_more_learning_rate")
+_SETTINGS = {
+    "lora_rank": "rank",
+    "sft_learning_rate": "SFT rate",
+    "sft_epochs": "SFT epochs",
+    "dpo_loss": "DPO loss",
+    "dpo_beta": "beta",
+    "dpo_learning_rate": "DPO rate",
+    "dpo_epochs": "DPO epochs",
+    "sft_more_learning_rate": "control's rate",
+}
 
 
 def write_documents(report: Path, runs: list[FinishedRun], verdicts: pd.DataFrame) -> None:
@@ -60,7 +68,9 @@ def study_facts(runs: list[FinishedRun]) -> dict[str, Any]:
         "pair_sources": _listed(_PAIR_SOURCES.get(a["pair_source"], a["pair_source"]) for a in asked),
         "settings": "; ".join(_settings(task, model, members) for (task, model), members in _cells(runs).items()),
         "sources": "; ".join(f"{card.title} ({card.licence or 'licence not given'})" for card in cards.values()),
-        "availability": "; ".join(f"{c.title}: {'may be shared' if c.shareable else 'private'}" for c in cards.values()),
+        "availability": "; ".join(
+            f"{c.title}: {'may be shared' if c.shareable else 'private'}" for c in cards.values()
+        ),
         "synthetic": all(card.synthetic for card in cards.values()),
         "built_in": all(a["model"].startswith("builtin/") for a in asked),
         "sizes": "; ".join(sorted(sizes)),
@@ -97,7 +107,7 @@ def model_card(runs: list[FinishedRun], verdicts: list[dict[str, Any]]) -> str:
         pairs=first.record["pairs"],
         pair_source=_PAIR_SOURCES.get(asked["pair_source"], asked["pair_source"]),
         shareable=source.shareable,
-        verdicts=[row | {"values": [number(row[arm], 3) for arm in ("sft", "sft_more", "dpo")]} for row in verdicts],
+        verdicts=[row | {"shown": [number(row[arm], 3) for arm in ("sft", "sft_more", "dpo")]} for row in verdicts],
     )
     return f"{str(card).rstrip()}\n"
 
@@ -108,7 +118,7 @@ def _settings(task: str, model: str, runs: list[FinishedRun]) -> str:
     def said(value: Any) -> str:
         return " + ".join(map(str, value)) if isinstance(value, list) else f"{value:g}"
 
-    values = (f"{name} {_listed(said(run.parameters[name]) for run in runs)}" for name in _SETTINGS)
+    values = (f"{words} {_listed(said(run.parameters[name]) for run in runs)}" for name, words in _SETTINGS.items())
     return f"{task.replace('_', ' ')} on {model}: {', '.join(values)}"
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.evaluation.comparison import FinishedRun, finished_runs
-from medstudy.evaluation.metrics import metric_name
+from medstudy.evaluation.verdict import METRIC_NAMES
 from medstudy.report.privacy import Review
 from medstudy.runs import slug
 
@@ -68,8 +68,14 @@ def environment() -> jinja2.Environment:
 
     loader = jinja2.FileSystemLoader(TEMPLATES)
     made = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True)
-    made.filters |= {"words": _words, "page": page_of, "slug": slug, "metric": metric_name, "number": number}
-    made.filters["kind"] = lambda verdict: next((k for start, k in _KINDS.items() if verdict.startswith(start)), "plain")
+    made.filters |= {
+        "words": _words,
+        "page": page_of,
+        "slug": slug,
+        "metric": lambda name: METRIC_NAMES.get(name, name),
+        "number": number,
+        "kind": _kind,
+    }
     return made
 
 
@@ -116,20 +122,24 @@ def _index(study: Path, runs: list[FinishedRun], verdicts: pd.DataFrame, review:
         kinds[kind] = kinds.get(kind, 0) + 1
     worth = kinds.pop("DPO worth it", 0)
     dates = sorted({run.record["finished"][:10] for run in runs})
-    return environment().get_template("index.html.j2").render(
-        title=f"{study.name}: is DPO worth it?",
-        study=study.name,
-        worth=worth,
-        others=", ".join(f"{kind} {n}" for kind, n in kinds.items()),
-        cells=cells,
-        figure=_inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals"),
-        runs=runs,
-        dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
-        devices=_listed(run.record["device"] for run in runs),
-        commits=_listed(map(_commit, runs)),
-        cards=_listed(run.parameters["data"] for run in runs),
-        privacy=review.sentence(),
-        kept_back=review.kept_back,
+    return (
+        environment()
+        .get_template("index.html.j2")
+        .render(
+            title=f"{study.name}: is DPO worth it?",
+            study=study.name,
+            worth=worth,
+            others=", ".join(f"{kind} {n}" for kind, n in kinds.items()),
+            cells=cells,
+            figure=_inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals"),
+            runs=runs,
+            dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
+            devices=_listed(run.record["device"] for run in runs),
+            commits=_listed(map(_commit, runs)),
+            cards=_listed(run.parameters["data"] for run in runs),
+            privacy=review.sentence(),
+            kept_back=review.kept_back,
+        )
     )
 
 
@@ -151,6 +161,10 @@ def _inline_svg(file: Path, label: str) -> str:
     said = html.escape(f"{label}. {figure_words(svg)}")
     labelled = svg.replace("<svg ", f'<svg role="img" aria-label="{said}" ', 1)
     return f'<figure class="wide">{labelled}</figure>'
+
+
+def _kind(verdict: str) -> str:
+    return next((kind for start, kind in _KINDS.items() if verdict.startswith(start)), "plain")
 
 
 def _words(name: str) -> str:

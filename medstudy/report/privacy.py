@@ -22,7 +22,7 @@ from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.data.load import load_card
 from medstudy.params import RunParams
 from medstudy.report.scan import PATTERNS, RULES, Guard, svg_words
-from medstudy.runs import private_folder, project_root, slug
+from medstudy.runs import private_folder, project_root, slug, without_paths
 from medstudy.show import NOT_SHOWN, TAG
 
 #: Tag of a cell whose output and source somebody has looked at and found fit to be seen.
@@ -33,8 +33,6 @@ RELEASED = "released by hand (cell tag `release`)"
 #: What a run's folder holds beside ``private/`` and ``training/``.
 OWN_FILES = {f"{name}.json" for name in ("run", "metrics", "contrasts", "gates", "baselines", "ratings", "status")}
 OWN_FILES |= {"notebook.ipynb", "learning_curve.csv", ".gitignore"}
-#: Parameters that hold paths.
-PATHS = ("data_root", "data", "pair_file")
 UNKNOWN = "withheld: the cases were not known yet"
 _KEPT_TAGS = {"parameters", "injected-parameters", RELEASE}
 _RULE = "|".join(map(re.escape, (*RULES, *PATTERNS)))
@@ -101,8 +99,8 @@ class Review:
             return "All sources of this study may be shown: their data cards say so."
         return (
             "Of private sources this report holds only the package's own tables and figures, counts below "
-            f"{SMALLEST_COUNT} hidden. A scan for words of {len(self.guard.cases)} cases went over the texts as a second "
-            "net. It does not see paraphrases or pictures; what it found, and what was not looked at, is named here."
+            f"{SMALLEST_COUNT} hidden. As a second net, texts were scanned for words of {len(self.guard.cases)} "
+            "cases. It does not see paraphrases or pictures; what it found, and what was not looked at, is named here."
         )
 
 
@@ -236,20 +234,6 @@ def _assigned(source: str) -> dict[str, Any]:
             if isinstance(target, ast.Name) and target.id in (*RunParams.model_fields, "margin"):
                 values[target.id] = ast.literal_eval(line.value)  # type: ignore[attr-defined]
     return values
-
-
-def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[str, Any]:
-    """Parameters of a private run as they may be seen: names of files and folders may be a patient's.
-
-    ``card`` stands for a path to the data card; the name of a card in params/data stays.
-    """
-    shown = dict(parameters)
-    for name in PATHS:
-        value = shown.get(name)
-        named = name == "data" and value and not re.search(r"[/\\.]", value)
-        if value and not named:
-            shown[name] = card if name == "data" else "private"
-    return shown
 
 
 def guard_of(folders: Iterable[Path]) -> Guard:

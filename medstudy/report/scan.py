@@ -61,7 +61,8 @@ class Guard:
         runs, words, marks = ({one for one, groups in found.items() if len(groups) <= most} for found in seen)
         own = _tokens(_flat(known))
         self.runs |= runs - set(_runs(own, short=True))
-        self.words |= {w for w in words if _is_word(w)} - set(own) - own_words()
+        words |= {word for ids in table["ids"] for one in ids for word in _tokens(_flat(one))}
+        self.words |= {word for word in words if _is_word(word)} - set(own) - own_words()
         self.marks |= marks - set(_spans(own, {len(mark) for mark in marks}))
         self.marks |= set(_identifiers(table["ids"]))
 
@@ -155,8 +156,8 @@ def _identifiers(columns: Any) -> Iterator[tuple[str, ...]]:
     """Tokens of the cases' identifiers. Row numbers and numbers of up to three digits are nobody's."""
     ids = {_flat(one) for row in columns for one in row}
     whole = sorted(int(one) for one in ids if one.isdigit())
-    counted = bool(whole) and whole[-1] - whole[0] < 2 * len(whole)
+    counted = len(whole) > 9 and whole[-1] - whole[0] < 2 * len(whole)
     for one in ids:
         mark = tuple(_tokens(one))
-        if mark and len("".join(mark)) >= 4 and not (counted and one.isdigit()):
+        if (len("".join(mark)) >= 4 or len(mark) > 2) and not (counted and one.isdigit()):
             yield mark

@@ -83,7 +83,7 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
     assert set(pages) == {"index.html", "comparison.html", "checklist.html"} | runs
     assert "to be filled in by the authors" in pages["checklist.html"]
     paragraph = (index.parent / "methods.md").read_text()
-    assert "SFT rate 0.003, 5 epochs" in paragraph and "(0, 1)" in paragraph
+    assert "SFT rate 0.003, SFT epochs 5" in paragraph and "(0, 1)" in paragraph
     assert "not valid" not in (index.parent / "cards/text_classification-builtin-llama-model.md").read_text()
     assert "no patient is in it" in (index.parent / "cards/text_classification-builtin-llama-data.md").read_text()
     for text in pages.values():
