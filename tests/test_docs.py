@@ -27,7 +27,7 @@ def blocks(page: str, language: str) -> list[str]:
 
 def test_cards_are_documented_key_by_key() -> None:
     text = (ROOT / "docs" / "data_cards.md").read_text(encoding="utf-8")
-    columns = DataCard.model_fields["columns"].annotation.__args__[0]
+    columns = DataCard.model_fields["columns"].annotation
     for name in [*DataCard.model_fields, *columns.model_fields]:
         assert f"`{name}`" in text or f"(`{name}`)" in text, name
     rows = re.findall(r"^\| .* \| (.*`.*) \|$", text.split("## What a source is")[0], re.MULTILINE)
@@ -53,7 +53,7 @@ def test_the_documented_conversion_of_xml_gives_cases(tmp_path: Path) -> None:
 
     card = load_card("n2c2_smoking")
     (tmp_path / "smoking_test.jsonl").write_text(
-        (tmp_path / "smoking_test.jsonl").read_text().replace('"id": "', '"id": "t').replace("Note", "Other")
+        (tmp_path / "smoking_test.jsonl").read_text().replace('"id":"', '"id":"t').replace("Note", "Other")
     )
     loaded = load_cases(card, tmp_path)
     assert [c.gold["label"] for c in loaded.cases[:3]] == ["current smoker", "unknown", "non-smoker"]

@@ -178,8 +178,12 @@ def _frame(content: bytes, path: str, load: Format) -> pd.DataFrame:
             if load.format == "jsonl":
                 text = "[" + ",\n".join(line for line in text.split("\n") if line.strip()) + "]"
             rows = json.loads(text)
+            if isinstance(rows, dict):  # objects, or lists of them or of values, by key
+                listed = ((key, value if isinstance(value, list) else [value]) for key, value in rows.items())
+                pairs = ((key, one) for key, values in listed for one in values)
+                rows = [{"key": key} | (one if isinstance(one, dict) else {"value": one}) for key, one in pairs]
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise ValueError("it must be a list of JSON objects (json), or one object a line (jsonl)")
+                raise ValueError("it must be a list or an object of JSON objects (json), or one object a line (jsonl)")
             frame = pd.DataFrame(rows, dtype=object)
     if load.format == "csv" and not isinstance(frame.index, pd.RangeIndex):
         raise ValueError("rows have more cells than the header has names")

@@ -270,10 +270,18 @@ def test_a_join_that_cannot_be_meant_is_refused(tmp_path, stays, visits, on, sai
     assert all(words in str(error.value) for words in said), str(error.value)
 
 
-def test_json_is_a_list_of_objects(tmp_path):
-    data = [{"key": "a", "note": "one", "uti": 1}, {"key": "b", "note": "two", "uti": 0}]
-    cases = load({"case_id": "key"}, tmp_path, json.dumps(data), format="json").cases
-    assert [(c.case_id, c.text, c.gold["label"]) for c in cases] == [("a", "one", "yes"), ("b", "two", "no")]
+@pytest.mark.parametrize(
+    "data",
+    [
+        [{"key": "yes", "value": "dysuria"}, {"key": "yes", "value": "burning"}, {"key": "no", "value": "cough"}],
+        {"yes": ["dysuria", "burning"], "no": "cough"},
+        {"yes": [{"value": "dysuria"}, {"value": "burning"}], "no": {"value": "cough"}},
+    ],
+)
+def test_json_lists_of_objects_and_objects_by_key(tmp_path, data):
+    columns = {"text": "{value}", "gold": {"label": {"column": "key"}}}
+    cases = load(columns, tmp_path, json.dumps(data), format="json").cases
+    assert [(c.text, c.gold["label"]) for c in cases] == [("dysuria", "yes"), ("burning", "yes"), ("cough", "no")]
 
 
 def test_a_part_of_a_note_becomes_a_column(tmp_path):
@@ -391,8 +399,8 @@ BROKEN = {
     "no parquet": ({}, CSV, {"format": "parquet"}, ["cannot be read as parquet"]),
     "no excel sheet": ({}, CSV, {"format": "xlsx"}, ["cannot be read as xlsx"]),
     "broken json": ({}, '{"note": ', {"format": "jsonl"}, ["cannot be read as jsonl", "line 1"]),
-    "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "list of JSON objects"]),
-    "json list of texts": ({}, '["a"]', {"format": "json"}, ["list of JSON objects"]),
+    "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "JSON objects"]),
+    "json list of texts": ({}, '["a"]', {"format": "json"}, ["JSON objects"]),
     "json cut short": ({}, '{"a": ', {"format": "json"}, ["ward.csv cannot be read as json"]),
     "part of a column that is not there": (
         {"text": "{plan}", "extract": {"plan": {"column": "notes", "start": "Plan:"}}},
