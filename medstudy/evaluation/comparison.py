@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,13 @@ from medstudy.evaluation.evaluate import evaluate, pooled
 from medstudy.evaluation.verdict import Cell, contrasts_table, metrics_table, verdict_table
 from medstudy.params import MARGIN
 from medstudy.tasks import TASK_TYPES
-from medstudy.training.gates import GATES
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+
+
+#: Metrics that stand in the table of baselines.
+_COMPARED = ("f1", "macro_f1", "accuracy", "auroc")
 
 
 @dataclass(frozen=True)
@@ -33,11 +36,16 @@ class FinishedRun:
         return self.record["parameters"]
 
     @property
+    def cell(self) -> tuple[str, str]:
+        """Task and model."""
+        return self.parameters["task"], self.parameters["model"]
+
+    @property
     def failed_gates(self) -> list[str]:
-        """Names of failed gates; a gate that was never checked has failed too."""
-        failed = [gate["gate"] for gate in self.gates if not gate["passed"]]
-        unchecked = GATES - len(self.gates)
-        return failed + ([f"{unchecked} gates not checked"] if unchecked else [])
+        """Failed gates, with the reason where one is given; a run without gates has failed too."""
+        failed = (gate for gate in self.gates if not gate["passed"])
+        names = [f"{g['gate']} ({g['reason']})" if g.get("reason") else g["gate"] for g in failed]
+        return names if self.gates else ["no gate was checked"]
 
     def predictions(self) -> pd.DataFrame:
         """The answers of every arm; holds case text."""
@@ -49,6 +57,11 @@ class FinishedRun:
         """One of the run's JSON files."""
         return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
 
+    def evaluated(self) -> dict[str, Any]:
+        """metrics.json and contrasts.json, computed again from the predictions."""
+        task, labels, positive = self.parameters["task"], self.record["labels"], self.record["positive"]
+        return dict(zip(("metrics", "contrasts"), evaluate(self.predictions(), task, labels, positive), strict=True))
+
 
 def finished_runs(study: Path) -> list[FinishedRun]:
     """Runs under ``results/<study>`` that ended well, in the order task, model, seed."""
@@ -58,15 +71,13 @@ def finished_runs(study: Path) -> list[FinishedRun]:
         if record.get("status") == "ok":
             gates = json.loads((marker.parent / "gates.json").read_text(encoding="utf-8"))
             runs.append(FinishedRun(marker.parent, record, gates))
-    return sorted(runs, key=lambda run: _order(run.parameters))
+    tasks = list(TASK_TYPES)
+    return sorted(runs, key=lambda run: (tasks.index(run.cell[0]), run.cell[1], run.parameters["seed"]))
 
 
 def study_cells(runs: list[FinishedRun]) -> list[Cell]:
     """One cell per task and model, pooled over seeds, computed from the predictions alone."""
-    by_cell: dict[tuple[str, str], list[FinishedRun]] = {}
-    for run in runs:
-        by_cell.setdefault((run.parameters["task"], run.parameters["model"]), []).append(run)
-    return [_cell(task, model, members) for (task, model), members in by_cell.items()]
+    return [_cell(*cell, list(members)) for cell, members in groupby(runs, key=lambda run: run.cell)]
 
 
 def margin_of(study: Path) -> float:
@@ -89,37 +100,24 @@ def study_tables(cells: list[Cell], margin: float) -> dict[str, pd.DataFrame]:
 
 def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
     """Write the tables, as CSV and LaTeX; returns the CSV files that were there with other contents."""
+    (study / "tables").mkdir(exist_ok=True)
     changed = []
     for name, table in tables.items():
         file, text = study / name, table.to_csv(index=False)
         if file.is_file() and file.read_text(encoding="utf-8") != text:
             changed.append(name)
-        file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8")
-        latex = study / "tables" / Path(name).with_suffix(".tex").name
-        latex.parent.mkdir(exist_ok=True)
-        latex.write_text(table.to_latex(index=False, escape=True, float_format="%.3f"), encoding="utf-8")
+        latex = table.to_latex(index=False, escape=True, float_format="%.3f")
+        (study / "tables" / f"{file.stem}.tex").write_text(latex, encoding="utf-8")
     return changed
 
 
-def save_figures(study: Path, tables: dict[str, pd.DataFrame], margin: float) -> dict[str, Figure]:
-    """Draw and write the study's figures, ``figures/study`` and ``figures/forest``."""
-    from medstudy.report import figures
-
-    contrasts = tables["tables/contrasts.csv"]
-    primary = contrasts[contrasts["primary"]]
-    main = tables["tables/metrics.csv"].merge(primary[["task", "metric"]].drop_duplicates())
-    drawn = {"study": figures.study_figure(main), "forest": figures.forest_figure(primary, margin)}
-    for name, figure in drawn.items():
-        figures.save(figure, study / "figures" / name)
-    return drawn
-
-
-def recompute(study: Path, margin: float = MARGIN) -> list[str]:
+def recompute(study: Path, margin: float = MARGIN) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Everything that follows from the predictions, once more, without a model.
 
-    Returns the files that came out otherwise. Compared are each run's metrics.json and contrasts.json, and
-    the study's tables; figures and tables are written again.
+    Returns:
+        The study's tables, which are written again, and the files that came out otherwise: each run's
+        metrics.json and contrasts.json, and the tables, are compared.
 
     Raises:
         DataError: there is no finished run.
@@ -127,15 +125,10 @@ def recompute(study: Path, margin: float = MARGIN) -> list[str]:
     runs = finished_runs(study)
     if not runs:
         raise DataError(f"{study} has no finished run; see: medstudy status {study}")
-    other = []
-    for run in runs:
-        task, labels, positive = (run.parameters["task"], run.record["labels"], run.record["positive"])
-        found = dict(zip(("metrics", "contrasts"), evaluate(run.predictions(), task, labels, positive), strict=True))
-        other += [f"{run.folder / name}.json" for name, value in found.items() if run.saved(name) != value]
+    found = ((run, name, value) for run in runs for name, value in run.evaluated().items())
+    other = [str(run.folder / f"{name}.json") for run, name, value in found if run.saved(name) != value]
     tables = study_tables(study_cells(runs), margin)
-    other += [str(study / name) for name in save_tables(study, tables)]
-    save_figures(study, tables, margin)
-    return other
+    return tables, other + [str(study / name) for name in save_tables(study, tables)]
 
 
 def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
@@ -143,84 +136,65 @@ def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
     import pandas as pd
 
     rows = [
-        {"task": run.parameters["task"], "baseline": name, "metric": metric, "value": cell["value"]}
-        | {"n": cell["n"], "seed": run.parameters["seed"]}
+        {
+            "task": run.cell[0],
+            "baseline": name,
+            "seed": run.parameters["seed"],
+            "n": max(c["n"] for c in cells.values()),
+        }
+        | {metric: cell["value"] for metric, cell in cells.items() if metric in _COMPARED}
         for run in runs
         if (run.folder / "baselines.json").is_file()
         for name, cells in run.saved("baselines").items()
-        for metric, cell in cells.items()
     ]
     if not rows:
         return pd.DataFrame()
     # no model has a part in them: of the same seed, all models' runs hold the same
-    table = pd.DataFrame(rows).drop_duplicates(["task", "baseline", "metric", "seed"])
-    by = table.groupby(["task", "baseline"], sort=False)
-    wide = table.groupby(["task", "baseline", "metric"], sort=False)["value"].mean().unstack("metric")
-    shown = wide[[m for m in ("f1", "macro_f1", "accuracy", "auroc") if m in wide]]
-    return shown.join(by.agg(n=("n", "first"), seeds=("seed", "nunique")))
+    by = pd.DataFrame(rows).drop_duplicates(["task", "baseline", "seed"]).groupby(["task", "baseline"], sort=False)
+    values = by.mean(numeric_only=True).drop(columns=["seed", "n"])
+    return values.join(by.agg(n=("n", "first"), seeds=("seed", "nunique")))
 
 
 def training_logs(runs: list[FinishedRun], arm: str = "dpo") -> pd.DataFrame:
     """The training logs of one arm of every run, with columns task, model and seed."""
     import pandas as pd
 
-    logs = []
-    for run in runs:
-        file = run.folder / "training" / f"{arm}.csv"
-        names = {name: run.parameters[name] for name in ("task", "model", "seed")}
-        logs += [pd.read_csv(file).assign(**names)] if file.is_file() else []
+    logs = [
+        pd.read_csv(file).assign(task=run.cell[0], model=run.cell[1], seed=run.parameters["seed"])
+        for run in runs
+        if (file := run.folder / "training" / f"{arm}.csv").is_file()
+    ]
     return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()
-
-
-def learning_curves(runs: list[FinishedRun]) -> pd.DataFrame:
-    """`learning_curve.csv` of every run that has one, with columns task, model and seed."""
-    import pandas as pd
-
-    parts = []
-    for run in runs:
-        names = {name: run.parameters[name] for name in ("task", "model", "seed")}
-        file = run.folder / "learning_curve.csv"
-        parts += [pd.read_csv(file).assign(**names)] if file.is_file() else []
-    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
 def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
     predictions = {run.parameters["seed"]: run.predictions() for run in runs}
-    _alike(task, model, runs, predictions)
+    _refuse_unlike(runs, predictions)
     metrics, contrasts = pooled(predictions, task, runs[0].record["labels"], runs[0].record["positive"])
-    return Cell(
-        task=task,
-        model=model,
-        metrics=metrics,
-        contrasts=contrasts,
-        seeds=len(runs),
-        failed_gates=sorted({name for run in runs for name in run.failed_gates}),
-        pairs=mean(run.record["pairs"] for run in runs),
-        pair_tokens=mean(run.record["stages"]["dpo"].get("tokens", 0) for run in runs),
-        dpo_seconds=mean(run.record["seconds"]["dpo"] for run in runs),
-    )
+    failed = sorted({name for run in runs for name in run.failed_gates})
+    cost = {
+        "pairs": mean(run.record["pairs"] for run in runs),
+        "pair_tokens": mean(run.record["stages"]["dpo"].get("tokens", 0) for run in runs),
+        "dpo_seconds": mean(run.record["seconds"]["dpo"] for run in runs),
+    }
+    return Cell(task, model, metrics, contrasts, len(runs), failed, cost)
 
 
-def _alike(task: str, model: str, runs: list[FinishedRun], predictions: dict[int, pd.DataFrame]) -> None:
+def _refuse_unlike(runs: list[FinishedRun], predictions: dict[int, pd.DataFrame]) -> None:
     """Seeds may be pooled only if nothing else differs: a run by hand may lie in the same folder.
 
     Raises:
         DataError: names what differs.
     """
-    own = {"seed", "results", "data_root"}
+    first, own = runs[0], {"seed", "results", "data_root"}
+    cases = {seed: set(table["case_id"]) for seed, table in predictions.items()}
+    seed = first.parameters["seed"]
     for run in runs[1:]:
-        pairs = {k: (runs[0].parameters[k], v) for k, v in run.parameters.items() if k not in own}
-        other = ", ".join(f"{k} = {a!r} and {b!r}" for k, (a, b) in pairs.items() if a != b)
-        if not other and set(predictions[run.parameters["seed"]]["case_id"]) != set(
-            predictions[runs[0].parameters["seed"]]["case_id"]
-        ):
-            other = "their test cases"
+        pairs = {k: (first.parameters[k], v) for k, v in run.parameters.items() if k not in own}
+        other = [f"{k} = {a!r} and {b!r}" for k, (a, b) in pairs.items() if a != b]
+        other += ["their test cases"] if cases[run.parameters["seed"]] != cases[seed] else []
         if other:
             raise DataError(
-                f"{task}, {model}: seeds {runs[0].parameters['seed']} and {run.parameters['seed']} differ in "
-                f"{other}; move one of {runs[0].folder} and {run.folder} away, or run the study again"
+                f"{', '.join(run.cell)}: seeds {seed} and {run.parameters['seed']} differ in {', '.join(other)}; "
+                f"move one of {first.folder} and {run.folder} away, or run the study again"
             )
-
-
-def _order(parameters: dict[str, Any]) -> tuple[int, str, int]:
-    return list(TASK_TYPES).index(parameters["task"]), parameters["model"], parameters["seed"]

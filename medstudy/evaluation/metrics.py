@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,22 +16,43 @@ if TYPE_CHECKING:
 
 Labels = dict[str, list[str]]
 
+#: Answers that were read although they were not in the exact form; left out where nobody looked.
+RESCUED = Metric("rescued", "share", "score_rescued", optional=True)
+#: An arm whose answers could be read less often than this has no share of under- and over-triage.
+FEWEST_READ = 0.5
+_TRIAGE = {"under_triage": -1, "over_triage": 1}
+_LOWER_IS_BETTER = {"brier", "under_triage", "over_triage", "unparsed"}
+_NAMES = {"unparsed": "unparsed answers", "accuracy_parsed": "accuracy of parsed answers", "length": "words per answer"}
+_NAMES |= {"brier": "Brier score", "auroc": "AUROC", "rescued": "answers read though not in the asked-for form"}
+_NAMES |= {"under_triage": "under-triage", "over_triage": "over-triage"}
+
 
 class PredictionsError(ValueError):
     """A predictions table cannot be scored; the message names what is wrong and the remedy."""
+
+
+def metric_name(name: str) -> str:
+    """What sentences and figures call a metric: ``provider_macro_f1`` is "provider macro-F1"."""
+    words = name.replace("macro_f1", "macro-F1").replace("rouge", "ROUGE-").replace("_", " ")
+    words = " ".join("F1" if word == "f1" else word for word in words.split())
+    return _NAMES.get(name, words) + (", lower is better" if name in _LOWER_IS_BETTER else "")
+
+
+def single_outcome(labels: Labels) -> str | None:
+    """The outcome that has probabilities, AUROC and baselines: the only one with labels, whatever its name."""
+    return next(iter(labels)) if len(labels) == 1 else None
 
 
 def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric]:
     """The metrics of ``task``; F1 of the positive label replaces macro-F1 where there are two labels."""
     if task not in TASK_TYPES:
         raise ValueError(f"unknown task '{task}'; choose one of {', '.join(TASK_TYPES)}")
-    metrics = TASK_TYPES[task].measured(labels)
-    if positive is None or len(labels.get("label", [])) != 2:
+    metrics = [*TASK_TYPES[task].measured(labels), RESCUED]
+    known = labels.get(single_outcome(labels) or "", [])
+    if positive is None or len(known) != 2:
         return [m for m in metrics if m.kind != "auroc"]
-    if positive not in labels["label"]:
-        raise ValueError(
-            f"positive label '{positive}' is not one of {', '.join(labels['label'])}; correct the data card"
-        )
+    if positive not in known:
+        raise ValueError(f"positive label '{positive}' is not one of {', '.join(known)}; correct the data card")
     named = {"f1": {"name": "f1", "label": positive}, "auroc": {"label": positive}}
     return [replace(m, **named.get(m.kind, {})) for m in metrics]
 
@@ -43,22 +63,23 @@ def case_sums(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray
     Terms are true positives, false positives and false negatives of each label for F1, (score, is positive)
     for AUROC, which is no function of their sums, and (value, counted) otherwise. Every case counts, except
     in ``share_of_parsed``: an answer that was not parsed is a miss of its gold label and a hit of none, and
-    neither under- nor over-triage (it is in ``unparsed``).
+    neither under- nor over-triage (it is in ``unparsed``). Of an arm that was read less often than
+    `FEWEST_READ` no case is counted as either: a model that says nothing is not one that errs on neither side.
     """
     if metric.kind == "f1":
         return _label_hits(metric, frame, labels)
     if metric.kind == "auroc":
-        positive = answers(frame, "label")[0] == metric.label
+        positive = answers(frame, single_outcome(labels) or "")[0] == metric.label
         return np.stack([_column(frame, metric.source), positive], axis=-1).astype(float)[:, None, :]
     parsed = (frame["status"] == "parsed").to_numpy()
+    counted = parsed if metric.kind == "share_of_parsed" else np.ones(len(frame))
     if metric.source == "unparsed":  # out of range included: either way there is no answer to use
         values = ~parsed
-    elif metric.source in ("under_triage", "over_triage"):
-        error = _urgency_error(frame, labels)
-        values = error < 0 if metric.source == "under_triage" else error > 0
+    elif metric.source in _TRIAGE:
+        values = _urgency_error(frame, labels) * _TRIAGE[metric.source] > 0
+        counted = counted * (parsed.mean() >= FEWEST_READ)
     else:
         values = _column(frame, metric.source)
-    counted = parsed if metric.kind == "share_of_parsed" else np.ones(len(frame))
     return np.stack([values * counted, counted], axis=-1).astype(float)[:, None, :]
 
 
@@ -79,6 +100,8 @@ def value_of(metric: Metric, sums: np.ndarray) -> np.ndarray:
 
 def auroc(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the ROC curve of weighted cases, as Mann and Whitney count it (ties half).
+
+    scikit-learn gives the same for one draw; this takes thousands of draws at once.
 
     Args:
         terms: (cases, 1, 2) from `case_sums`.
@@ -105,16 +128,6 @@ def answers(frame: pd.DataFrame, outcome: str) -> tuple[np.ndarray, np.ndarray]:
     gold = [json.loads(text)[outcome] for text in frame["gold"]]
     said = [json.loads(text).get(outcome, "") for text in frame["answer"]]
     return np.array(gold, dtype=object), np.where(frame["status"] == "parsed", np.array(said, dtype=object), "")
-
-
-def per_label(frame: pd.DataFrame, outcome: str, labels: Sequence[str]) -> pd.DataFrame:
-    """Precision, recall, F1 and number of gold cases of each label, one arm, by scikit-learn."""
-    import pandas as pd
-    from sklearn.metrics import precision_recall_fscore_support
-
-    gold, said = (values.astype(str) for values in answers(frame, outcome))
-    table = precision_recall_fscore_support(gold, said, labels=list(labels), zero_division=0)
-    return pd.DataFrame(dict(zip(("precision", "recall", "f1", "cases"), table, strict=True)), index=list(labels))
 
 
 def _label_hits(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:

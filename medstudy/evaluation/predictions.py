@@ -11,6 +11,7 @@ import numpy as np
 from medstudy.data.audit import WORDING
 from medstudy.data.card import DataCard
 from medstudy.data.cases import SMALLEST_COUNT, Case
+from medstudy.evaluation.metrics import PredictionsError, single_outcome
 from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -31,17 +32,17 @@ def predictions_table(
         task: parses and scores.
         cases: the test cases, in the order of the outputs.
         answers: arm -> output per case.
-        probabilities: arm -> probability of each label (cases, labels), for classification.
+        probabilities: arm -> probability of each label (cases, labels), where one outcome has labels.
 
     Returns:
         Columns case_id, group_id, arm, output, status, answer and gold (JSON text by outcome), ``score_*``.
-        Every case is there for every arm; an answer that was not parsed scores 0. With ``probabilities``
-        also ``score_brier`` (mean squared error over the labels) and, where the card names a positive
-        label, ``score_p_positive``.
+        Every case is there for every arm; an answer that was not parsed scores 0. ``score_rescued`` is 1 where
+        the answer could be read although it was not in the exact form. With ``probabilities`` also
+        ``score_brier`` (mean squared error over the labels) and, where the card names a positive label,
+        ``score_p_positive``.
     """
     import pandas as pd
 
-    labels = task.card.labels.get("label", [])
     rows = []
     for arm, outputs in answers.items():
         for i, (case, output) in enumerate(zip(cases, outputs, strict=True)):
@@ -49,21 +50,29 @@ def predictions_table(
             row = {"case_id": case.case_id, "group_id": case.group_id, "arm": arm, "output": output}
             row |= {"status": answer.status, "answer": _json(answer.value), "gold": _json(case.gold)}
             row |= {f"score_{name}": value for name, value in task.score(answer, case).items()}
+            row["score_rescued"] = float(answer.status == "parsed" and not getattr(answer, "exact", True))
             if probabilities:
-                p = dict(zip(labels, probabilities[arm][i], strict=True))
-                errors = [(p[label] - (label == case.gold["label"])) ** 2 for label in labels]
-                row["score_brier"] = sum(errors) / len(errors)
-                if task.card.positive:
-                    row["score_p_positive"] = p[task.card.positive]
+                row |= _probability_scores(task, case, probabilities[arm][i])
             rows.append(row)
     return pd.DataFrame(rows)
 
 
+def _probability_scores(task: Task, case: Case, probabilities: np.ndarray) -> dict[str, float]:
+    outcome = single_outcome(task.card.labels)
+    if outcome is None:
+        raise PredictionsError(f"probabilities need one outcome with labels; the card has {list(task.card.labels)}")
+    p = dict(zip(task.card.labels[outcome], probabilities, strict=True))
+    errors = [(value - (label == case.gold[outcome])) ** 2 for label, value in p.items()]
+    scores = {"score_brier": sum(errors) / len(errors)}
+    return scores | ({"score_p_positive": p[task.card.positive]} if task.card.positive else {})
+
+
 def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Per arm: cases, share answered right and share that could not be read."""
+    """Per arm: cases, shares answered right, not readable, and read though not in the asked-for form."""
     by_arm = predictions.groupby("arm", sort=False)
-    table = by_arm.agg(n=("case_id", "size"), right=("score_correct", "mean"))
-    return table.assign(unparsed=by_arm["status"].agg(lambda s: (s != "parsed").mean())).round(3)
+    table = by_arm.agg(n=("case_id", "size"), right=("score_correct", "mean"), rescued=("score_rescued", "mean"))
+    unparsed = by_arm["status"].agg(lambda status: (status != "parsed").mean())
+    return table.assign(unparsed=unparsed)[["n", "right", "unparsed", "rescued"]].round(3)
 
 
 def side_by_side(card: DataCard, task: Task, cases: list[Case], answers: Mapping[str, list[str]], n: int = 3) -> str:
