@@ -1,4 +1,4 @@
-"""Figures from saved tables: one style, one colour and marker per arm, one way to save."""
+"""Figures from saved tables, by seaborn: one style, one look per arm (`medstudy.arms`), one way to save."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import ARMS, BASELINES
-from medstudy.evaluation.metrics import answers
-from medstudy.evaluation.verdict import METRIC_NAMES, published
+from medstudy.arms import ARMS, BASELINES, CONTRASTS
+from medstudy.evaluation.metrics import answers, metric_name, single_outcome
+from medstudy.evaluation.verdict import published
 from medstudy.params import MARGIN
 
 if TYPE_CHECKING:
@@ -18,61 +18,47 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-#: Colours fall in lightness from base to dpo (readable in grey); hues suit the colour-blind.
-ARM_COLOURS = dict(zip(ARMS, ("#DEDEDE", "#E6AB2B", "#4A9CCB", "#1F6391", "#6E1030"), strict=True))
-ARM_COLOURS |= dict.fromkeys(BASELINES, "white")  # no arms: hollow
-ARM_MARKERS = dict(zip((*ARMS, *BASELINES), "ovsD^XPp", strict=True))
-_NAMES = ("base", "few-shot", "SFT", "SFT continued", "DPO", "always the commonest")
-ARM_NAMES = dict(zip((*ARMS, *BASELINES), (*_NAMES, "logistic regression", "gradient boosting"), strict=True))
-#: Inches: text width of an A4 page.
-A4_WIDTH = 7.5
-_INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7
-_UNBOUNDED = ("length",)
+#: Inches: text width of an A4 page, and of a figure with one column, which is still read on a telephone.
+A4_WIDTH, COLUMN = 7.5, 5.2
+_INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7.5
 #: How far a forest plot reaches at most, in medians of the intervals' limits.
 _REACH = 3.0
 #: Outcome of published_results.csv that stands beside a metric of ours.
-_PUBLISHED_AS = {
-    "f1": "label",
-    "macro_f1": "label",
-    "accuracy": "diagnosis",
-    "factual_f1": "quality",
-    "provider_macro_f1": "provider",
-    "urgency_macro_f1": "urgency",
-}
+_PUBLISHED_AS = {"f1": "label", "macro_f1": "label", "accuracy": "diagnosis", "factual_f1": "quality"}
+_PUBLISHED_AS |= {"provider_macro_f1": "provider", "urgency_macro_f1": "urgency"}
+#: Panels of a training: title, what the arm is trained on, column of its log, what is added to the line's name.
+_TRAINING = (
+    ("SFT loss, then continued (log scale)", "cases", "loss", ""),
+    ("DPO loss", "pairs", "loss", ""),
+    ("DPO reward margin, chosen - rejected", "pairs", "rewards/margins", ""),
+    ("DPO log-probability of the answers", "pairs", "logps/chosen", ""),
+    ("DPO log-probability of the answers", "pairs", "logps/rejected", ", rejected answers"),
+)
+_SMOOTHED = 5
+_EDGE = {"s": 36, "edgecolor": _INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
+_OVER = "95 % intervals over test cases (and trainings, with several seeds)"
 _PUBLISHED = (
-    "Filled: this study, 95 % intervals over test cases (and trainings, with several seeds). Hollow: "
-    "published values\n(Savage et al., JMIR 2025;27:e76048, abstract), other patients and larger models: "
-    "for orientation."
+    f"Filled: this study, {_OVER}. Hollow: published\nvalues (Savage et al., JMIR 2025;27:e76048, abstract), "
+    "other patients and larger models: for orientation."
 )
 
 
 def style() -> AbstractContextManager[None]:
     """The one style, as a context: fonts that come with matplotlib, quiet axes, stable file contents."""
     import matplotlib as mpl
+    import seaborn as sns
 
-    return mpl.rc_context(
-        {
-            "font.family": "DejaVu Sans",
-            "font.size": 8,
-            "axes.titlesize": 9,
-            "axes.titleweight": "bold",
-            "axes.titlelocation": "left",
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.edgecolor": "#888888",
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": _FAINT,
-            "legend.frameon": False,
-            "figure.constrained_layout.use": True,
-            "figure.facecolor": "white",
-            "figure.titlesize": 10,
-            "figure.titleweight": "bold",
-            "savefig.dpi": 200,
-            "svg.hashsalt": "medstudy",
-            "pdf.fonttype": 42,
-        }
-    )
+    fonts = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "legend.frameon": False}
+    bold = {
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "figure.titlesize": 10,
+        "figure.titleweight": "bold",
+    }
+    axes = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "grid.color": _FAINT}
+    files = {"savefig.dpi": 200, "svg.hashsalt": "medstudy", "pdf.fonttype": 42}
+    seaborns = sns.axes_style("whitegrid") | sns.plotting_context("paper", rc={"axes.titlesize": 9})
+    return mpl.rc_context({**seaborns, **fonts, **bold, **axes, **files})
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
@@ -94,19 +80,33 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
     return files
 
 
+def save_study(study: Path, tables: Mapping[str, pd.DataFrame], margin: float) -> dict[str, Figure]:
+    """Draw and write the study's figures, ``figures/study`` and ``figures/forest`` (`comparison.study_tables`)."""
+    contrasts = tables["tables/contrasts.csv"]
+    primary = contrasts[contrasts["primary"]]
+    main = tables["tables/metrics.csv"].merge(primary[["task", "metric"]].drop_duplicates())
+    drawn = {"study": study_figure(main), "forest": forest_figure(primary, margin)}
+    for name, figure in drawn.items():
+        save(figure, study / "figures" / name)
+    return drawn
+
+
 def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str], title: str = "") -> Figure:
     """One run: every arm's value and 95 % interval, a panel per metric in ``names`` (from metrics.json).
 
     Baselines, where ``metrics`` holds some (baselines.json), come last, hollow.
     """
-    arms = [arm for arm in (*ARMS, *BASELINES) if arm in metrics]
+    import pandas as pd
+
+    arms = [arm for arm in _arms() if arm in metrics]
     with style():
-        figure, axes = _grid(len(names), 1, A4_WIDTH, len(names) * (0.55 + 0.21 * len(arms)) + 0.4)
+        figure, axes = _grid(len(names), 1, COLUMN, len(names) * (0.6 + 0.22 * len(arms)) + 0.5)
         for axis, name in zip(axes[:, 0], names, strict=True):
-            cells = {arm: metrics[arm][name] for arm in arms}
+            cells = pd.DataFrame([metrics[arm].get(name, {}) for arm in arms], index=arms)
             _arm_rows(axis, cells, name)
-            axis.set_title(f"{_capital(METRIC_NAMES.get(name, name))} ({_n(cells)}; bars: 95 % intervals)")
+            axis.set_title(f"{_capital(metric_name(name))} (n = {_range(cells['n'])} cases)")
         figure.suptitle(title, x=0.01, ha="left")
+        figure.supxlabel("95 % intervals over test cases, for these trained models", fontsize=_SMALL, x=0.01, ha="left")
     return figure
 
 
@@ -124,15 +124,16 @@ def study_figure(table: pd.DataFrame) -> Figure:
     height = len(outcomes) * (0.62 + 0.17 * len(arms)) + 0.7
     with style():
         figure, axes = _grid(len(outcomes), len(models), max(A4_WIDTH, 1.3 + 3.1 * len(models)), height)
-        for row, outcome in enumerate(outcomes):
-            for column, model in enumerate(models):
-                _study_panel(axes[row, column], table, *outcome, model, arms)
-                if column:
-                    axes[row, column].set_yticklabels([])
+        for row, (task, metric) in zip(axes, outcomes, strict=True):
+            for axis, model in zip(row, models, strict=True):
+                here = table[(table["task"] == task) & (table["metric"] == metric) & (table["model"] == model)]
+                _study_panel(axis, here.set_index("arm").reindex(arms), task, metric, model)
+            for axis in row[1:]:
+                axis.set_yticklabels([])
         for axis, model in zip(axes[0], models, strict=True):
             _above(axis, _model_name(model), 27, fontsize=10, fontweight="bold")
-        if any(len(_beside(*outcome, model)) for outcome in outcomes for model in models):
-            figure.supxlabel(_PUBLISHED, fontsize=_SMALL, x=0.01, ha="left")
+        beside = any(len(_beside(*outcome, model)) for outcome in outcomes for model in models)
+        figure.supxlabel(_PUBLISHED if beside else f"{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
     return figure
 
 
@@ -140,31 +141,37 @@ def forest_figure(contrasts: pd.DataFrame, margin: float = MARGIN) -> Figure:
     """What DPO adds over SFT, and over SFT continued as long, per outcome and model; the margin is shaded.
 
     Args:
-        contrasts: `verdict.contrasts_table`, rows of primary metrics; other contrasts are left out.
+        contrasts: `verdict.contrasts_table`, rows of primary metrics; drawn are those of two trained arms.
     """
-    drawn = contrasts[contrasts["contrast"].isin(["dpo-sft", "dpo-sft_more"])].dropna(subset=["low", "high"])
-    rows = dict(list(drawn.groupby(["task", "metric", "model"], sort=False)))
-    outcomes = list(dict.fromkeys(key[:2] for key in rows))
-    keys = sorted(rows, key=lambda key: outcomes.index(key[:2]))  # the models of an outcome side by side
+    pairs = {f"{arm}-{other}": (arm, other) for arm, other in CONTRASTS if ARMS[other].trainer}
+    drawn = contrasts[contrasts["contrast"].isin(pairs)].dropna(subset=["low", "high"])
+    drawn = drawn.assign(arm=[pairs[c][0] for c in drawn["contrast"]], other=[pairs[c][1] for c in drawn["contrast"]])
+    rows = list(drawn.groupby(["task", "metric", "model", "arm"], sort=False))
+    outcomes = list(dict.fromkeys(key[:2] for key, _ in rows))
+    rows.sort(key=lambda row: outcomes.index(row[0][:2]))  # the models of an outcome side by side
+    arms = [ARMS[arm].label for arm in dict.fromkeys(drawn["arm"])]
     with style():
-        figure, axes = _grid(1, 1, A4_WIDTH, 0.42 * len(rows) + 1.5)
+        figure, axes = _grid(1, 1, 6.2, 0.42 * len(rows) + 1.7)
         axis = axes[0, 0]
-        too_small = f"too small to matter (within {margin:g})"
-        axis.axvspan(-margin, margin, color=_FAINT, zorder=0, label=too_small)
+        axis.axvspan(-margin, margin, color=_FAINT, zorder=0, label=f"too small to matter (within {margin:g})")
         axis.axvline(0, color=_INK, linewidth=0.8)
         # one wide interval would press all others together: it runs off the edge, with an arrow
         limits = drawn[["low", "high"]].abs()
         reach = max(2 * margin, min(1.05 * limits.max().max(), _REACH * limits.stack().median()))
-        for y, key in enumerate(keys):
-            _forest_row(axis, y, rows[key], reach)
-        names = [f"{_capital(t)}\n{METRIC_NAMES.get(m, m)}, {_model_name(model)}" for t, m, model in keys]
-        _rows_from_top(axis, names)
+        for y, (_, here) in enumerate(rows):
+            _forest_row(axis, y, here, reach)
+        names = [f"{_capital(t)}, {_model_name(m)}\n{metric_name(metric)}" for (t, metric, m, _), _ in rows]
+        _rows_from_top(
+            axis, [n + f", {ARMS[k[3]].label}" * (len(arms) > 1) for n, (k, _) in zip(names, rows, strict=True)]
+        )
         axis.set_xlim(-reach, reach)
-        space = " " * 10
-        axis.set_xlabel(f"← DPO worse{space}difference on the same test cases{space}DPO better →")
+        who = "/".join(arms)
+        axis.set_xlabel(f"← {who} worse      difference      {who} better →")
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3)
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, columnspacing=1)
         _above(axis, "difference [95 % interval], Holm p", 4, x=1.03, fontsize=_SMALL, fontweight="bold")
+        n = f"On the same test cases: n = {_range(drawn['n'])}, {_range(drawn['seeds'])} seeds."
+        figure.supxlabel(f"{n}\n{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
     return figure
 
 
@@ -173,115 +180,111 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
 
     Points are bins of equally many test cases; on the diagonal an arm means what it says.
     """
+    import json
+
+    import pandas as pd
+    import seaborn as sns
     from sklearn.calibration import calibration_curve
 
+    points = []
+    for arm in [arm for arm in ARMS if arm in set(predictions["arm"])]:
+        rows = predictions[predictions["arm"] == arm]
+        truth = answers(rows, single_outcome(json.loads(rows["gold"].iloc[0])))[0] == positive
+        share, said = calibration_curve(truth, rows["score_p_positive"], n_bins=bins, strategy="quantile")
+        points.append(pd.DataFrame({"said": said, "share": share, "arm": arm}))
     with style():
-        figure, axes = _grid(1, 1, 0.6 * A4_WIDTH, 0.55 * A4_WIDTH)
+        figure, axes = _grid(1, 1, COLUMN, 3.6)
         axis = axes[0, 0]
         axis.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.8)
-        for arm in [arm for arm in ARMS if arm in set(predictions["arm"])]:
-            rows = predictions[predictions["arm"] == arm]
-            truth = answers(rows, "label")[0] == positive
-            share, said = calibration_curve(truth, rows["score_p_positive"], n_bins=bins, strategy="quantile")
-            axis.plot(said, share, color=ARM_COLOURS[arm], linewidth=1)
-            for x, y in zip(said, share, strict=True):
-                _marker(axis, x, y, arm)
-            axis.lines[-1].set_label(ARM_NAMES[arm])
+        sns.lineplot(pd.concat(points), x="said", y="share", ax=axis, dashes=False, markeredgecolor=_INK, **_look())
         axis.set(xlabel=f"probability given to '{positive}'", ylabel=f"share of cases that are '{positive}'")
-        figure.legend(loc="outside right upper")
-    return figure
-
-
-def search_figure(tables: Mapping[str, pd.DataFrame | None]) -> Figure | None:
-    """What was tried on validation (`search.tried`), a panel an arm, best on top; None if nothing was."""
-    shown = {arm: table for arm, table in tables.items() if table is not None}
-    if not shown:
-        return None
-    with style():
-        figure, axes = _grid(len(shown), 1, A4_WIDTH, 0.9 * len(shown) + 0.2 * sum(map(len, shown.values())))
-        for axis, (arm, table) in zip(axes[:, 0], shown.items(), strict=True):
-            ordered = table.sort_values("validation_score", ascending=False, kind="stable")
-            settings = [c for c in table if c not in ("validation_score", "cases", "chosen")]
-            names = [", ".join(f"{s} {row[s]:g}" for s in settings) for _, row in ordered.iterrows()]
-            for y, row in enumerate(ordered.to_dict("records")):
-                fill = "full" if row["chosen"] else "none"
-                _marker(axis, row["validation_score"], y, arm, fillstyle=fill)
-                _beside_row(axis, y, f"{row['validation_score']:.2f}{' chosen' * row['chosen']}")
-            _rows_from_top(axis, names)
-            axis.set_title(f"{ARM_NAMES[arm]}: primary outcome on {ordered['cases'].iloc[0]} validation cases")
-            axis.set_xlim(0, 1)
-    return figure
-
-
-def learning_figure(points: pd.DataFrame) -> Figure:
-    """What DPO adds over SFT against the number of pairs it had, with 95 % intervals.
-
-    Args:
-        points: columns pairs, metric, difference, low, high (`learning_curve.learning_curve`), and
-            task, model and seed where there are several.
-    """
-    groups = [c for c in ("task", "model", "metric", "seed") if c in points]
-    with style():
-        figure, axes = _grid(1, 1, A4_WIDTH, 3)
-        axis = axes[0, 0]
-        axis.axhline(0, color=_INK, linewidth=0.8)
-        for number, (names, rows) in enumerate(points.groupby(groups, sort=False)):
-            at = rows["pairs"] * (1 + 0.01 * number)  # side by side, where points would hide each other
-            label = ", ".join(_capital(METRIC_NAMES.get(str(n), str(n))) for n in names)
-            label += " (seed)" if "seed" in groups else ""
-            reach = [rows["difference"] - rows["low"], rows["high"] - rows["difference"]]
-            axis.errorbar(at, rows["difference"], reach, marker="^", linewidth=1.2, label=label)
-        axis.set(xlabel="preference pairs", ylabel="DPO - SFT on the test cases")
-        figure.legend(loc="outside upper left", ncols=2)
+        axis.get_legend().remove()
+        handles, names = axis.get_legend_handles_labels()
+        figure.legend(handles, [ARMS[name].label for name in names], loc="outside right upper")
+        axis.set_title(f"{bins} bins of n = {predictions['case_id'].nunique()} test cases")
     return figure
 
 
 def training_figure(logs: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
-    """Training curves from training/<arm>.csv: SFT loss, DPO loss, reward margin, log-probabilities."""
-    with style():
-        figure, axes = _grid(2, 2, A4_WIDTH, 4.6)
-        (sft, loss), (margins, logps) = axes
-        _sft_loss(sft, logs)
-        _dpo_curves(loss, "DPO loss", logs.get("dpo"), ["loss"])
-        _dpo_curves(margins, "DPO reward margin, chosen - rejected", logs.get("dpo"), ["rewards/margins"])
-        _dpo_curves(logps, "DPO log-probability of the answers", logs.get("dpo"), ["logps/chosen", "logps/rejected"])
-        # a loss with an added SFT term does not start at ln 2: no line that would mislead
-        if loss.lines and abs(loss.lines[0].get_ydata()[0] - math.log(2)) < 0.05:
-            loss.axhline(math.log(2), color=_INK, linewidth=0.8, linestyle=":", label="ln 2: no preference yet")
-            loss.legend()
-        figure.suptitle(title, x=0.01, ha="left")
-    return figure
+    """Training curves from training/<arm>.csv: SFT loss, and loss, reward margin and log-probabilities of DPO."""
+    import pandas as pd
+
+    lines, looks = [], {}
+    for arm, log in logs.items():
+        before = logs.get(ARMS[arm].start) if ARMS[arm].rows == "cases" else None  # SFT goes on where SFT ended
+        steps = log["step"] + (0 if before is None else before["step"].max())
+        for panel, rows, column, suffix in _TRAINING:
+            if rows == ARMS[arm].rows and column in log:
+                line = ARMS[arm].label + suffix
+                looks[line] = (ARMS[arm].colour, (3, 2) if suffix else "")
+                lines.append(pd.DataFrame({"step": steps, "value": log[column], "panel": panel, "line": line}))
+    colours, dashes = ({line: look[i] for line, look in looks.items()} for i in (0, 1))
+    options = {"col_wrap": 2, "hue": "line", "style": "line", "palette": colours, "dashes": dashes}
+    grid = _curves(pd.concat(lines), "panel", 2.1, **options)
+    sft, dpo = (grid.axes_dict.get(panel) for panel in (_TRAINING[0][0], _TRAINING[1][0]))
+    if sft:
+        sft.set_yscale("log")  # the first steps would flatten the rest
+        sft.yaxis.set_major_formatter("{x:g}")
+    # a loss with an added SFT term does not start at ln 2: no line that would mislead
+    if dpo and abs(dpo.lines[0].get_ydata()[0] - math.log(2)) < 0.05:
+        dpo.axhline(math.log(2), color=_INK, linewidth=0.8, linestyle=":")
+        dpo.annotate("ln 2: no preference yet", (0.02, math.log(2)), (0, 3), ("axes fraction", "data"), "offset points")
+    grid.figure.suptitle(title, x=0.01, ha="left")
+    return grid.figure
 
 
 def trainings_figure(logs: pd.DataFrame) -> Figure:
-    """DPO training of every run: loss, margin and log-probability of the chosen answers, a row a task.
+    """DPO training of every run (`comparison.training_logs`): a row a task, a colour a model, a dash a seed.
 
-    Args:
-        logs: `comparison.training_logs`.
+    Lines are means over `_SMOOTHED` steps: single steps are a few pairs each, and mostly noise.
     """
-    keys = {"loss": "loss", "rewards/margins": "reward margin", "logps/chosen": "log p(chosen)"}
-    tasks, models = list(dict.fromkeys(logs["task"])), list(dict.fromkeys(logs["model"]))
+    names = {"loss": "loss", "rewards/margins": "reward margin", "logps/chosen": "log p(chosen)"}
+    by = ["task", "model", "seed"]
+    smooth = logs.set_index([*by, "step"]).groupby(by, sort=False)[list(names)].rolling(_SMOOTHED, min_periods=1).mean()
+    smooth = smooth.droplevel([0, 1, 2]).rename(columns=names).reset_index()
+    tidy = smooth.assign(task=smooth["task"].map(_capital), model=smooth["model"].map(_model_name))
+    tidy = tidy.melt([*by, "step"], var_name="curve")
+    return _curves(tidy, "curve", 1.5, row="task", hue="model", style="seed", palette="colorblind").figure
+
+
+def _curves(tidy: pd.DataFrame, panels: str, height: float, **options: Any) -> Any:
+    """Small multiples of lines, step by step; one legend above."""
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    loose = {"sharex": False, "sharey": False}
+    aspect = A4_WIDTH / (options.get("col_wrap") or 3) / height
+    look = {"kind": "line", "errorbar": None, "linewidth": 1.2, "height": height, "aspect": aspect, "facet_kws": loose}
     with style():
-        figure, axes = _grid(len(tasks), len(keys), A4_WIDTH, 1.35 * len(tasks) + 0.5)
-        for (task, model, _), rows in logs.groupby(["task", "model", "seed"], sort=False):
-            line = ("-", "--", ":", "-.")[models.index(model) % 4]
-            for axis, key in zip(axes[tasks.index(task)], keys, strict=True):
-                axis.plot(rows["step"], rows[key], line, color=ARM_COLOURS["dpo"], linewidth=0.9, label=model)
-        for row, task in zip(axes, tasks, strict=True):
-            row[0].set_ylabel(_capital(task).replace(" ", "\n", 1))
-        for axis, name in zip(axes[0], keys.values(), strict=True):
-            axis.set_title(name)
-        for axis in axes[-1]:
-            axis.set_xlabel("optimiser step")
-        handles = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=len(models))
-    return figure
+        grid = sns.relplot(tidy, x="step", y="value", col=panels, **look, **options)
+        grid.set_titles("{col_name}").set_axis_labels("optimiser step", "")
+        for axes, name in zip(grid.axes if grid.row_names else (), grid.row_names, strict=True):
+            axes[0].set_ylabel(name.replace(" ", "\n", 1))
+        grid.figure.set_layout_engine("constrained")
+        sns.move_legend(grid, "outside upper left", ncols=8, title=None)
+    plt.close(grid.figure)  # the caller shows or saves it; left open, a notebook would show it twice
+    return grid
+
+
+def _arms() -> dict[str, Any]:
+    return ARMS | BASELINES
+
+
+def _look() -> dict[str, Any]:
+    """What seaborn is told of arms: the same colour and marker everywhere."""
+    looks = _arms()
+    return {
+        "hue": "arm",
+        "style": "arm",
+        "palette": {name: arm.colour for name, arm in looks.items()},
+        "markers": {name: arm.marker for name, arm in looks.items()},
+    }
 
 
 def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
     plt.close(figure)  # the caller shows or saves it; left open, a notebook would show it twice
     return figure, axes
 
@@ -292,39 +295,40 @@ def _rows_from_top(axis: Axes, names: Sequence[str]) -> None:
     axis.grid(axis="y", visible=False)
 
 
-def _arm_rows(axis: Axes, cells: Mapping[str, Mapping[str, Any]], metric: str) -> None:
+def _arm_rows(axis: Axes, cells: pd.DataFrame, metric: str) -> None:
     """A row per arm, first on top: marker, interval, and the numbers on the right."""
-    bounded = metric not in _UNBOUNDED
-    for y, (arm, cell) in enumerate(cells.items()):
-        value, low, high = (cell.get(key) for key in ("value", "low", "high"))
-        if _missing(value):
-            _beside_row(axis, y, "no value")
-            continue
-        text = "{:.2f}" if bounded else "{:.1f}"
-        if not _missing(low):
-            axis.plot([low, high], [y, y], color=_INK, linewidth=1.2, zorder=2)
-            text += " [{:.2f}, {:.2f}]" if bounded else " [{:.1f}, {:.1f}]"
-        _marker(axis, value, y, arm)
-        _beside_row(axis, y, text.format(value, low, high))
-    _rows_from_top(axis, [ARM_NAMES[arm] for arm in cells])
-    largest = max((cell["high"] for cell in cells.values() if not _missing(cell.get("high"))), default=1.0)
-    axis.set_xlim(0, 1 if bounded else 1.1 * largest or 1)
+    import seaborn as sns
+
+    cells = cells.reindex(columns=["value", "low", "high", "n"]).astype(float).assign(row=range(len(cells)))
+    shown = cells.dropna(subset=["value"]).rename_axis("arm").reset_index()
+    axis.hlines(shown["row"], shown["low"], shown["high"], color=_INK, linewidth=1.2, zorder=2)
+    sns.scatterplot(shown, x="value", y="row", ax=axis, legend=False, **_look(), **_EDGE)
+    digits = 1 if metric == "length" else 2
+    for cell in cells.to_dict("records"):
+        interval = "" if math.isnan(cell["low"]) else f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+        value = "no value" if math.isnan(cell["value"]) else f"{cell['value']:.{digits}f}{interval}"
+        _beside_row(axis, cell["row"], value)
+    _rows_from_top(axis, [_arms()[arm].label for arm in cells.index])
+    axis.set(xlabel="", ylabel="", xlim=(0, 1.1 * cells["high"].max() if metric == "length" else 1))
 
 
-def _study_panel(axis: Axes, table: pd.DataFrame, task: str, metric: str, model: str, arms: list[str]) -> None:
-    here = table[(table["task"] == task) & (table["metric"] == metric) & (table["model"] == model)]
-    cells = {arm: {} for arm in arms} | {row["arm"]: row for row in here.to_dict("records")}
+def _study_panel(axis: Axes, cells: pd.DataFrame, task: str, metric: str, model: str) -> None:
     _arm_rows(axis, cells, metric)
-    axis.set_title(f"{_capital(task)}: {METRIC_NAMES.get(metric, metric)}", pad=11)
-    count = f"{_n(cells)}, {_seeds(int(here['seeds'].iloc[0]))}" if len(here) else "not run"
+    axis.set_title(f"{_capital(task)}: {metric_name(metric)}", pad=11)
+    seeds = cells["seeds"].max()
+    count = (
+        "not run"
+        if math.isnan(seeds)
+        else f"n = {_range(cells['n'])} cases, {seeds:.0f} seed{'s' if seeds > 1 else ''}"
+    )
     _above(axis, count, 3, fontsize=_SMALL, color="#555555")
     beside = _beside(task, metric, model)
-    for row in beside[(beside["metric"] != "likert_1_5") & beside["arm"].isin(arms)].to_dict("records"):
-        _marker(axis, row["value"], arms.index(row["arm"]), row["arm"], fillstyle="none", markersize=8, zorder=4)
-    rated = beside[beside["metric"] == "likert_1_5"]
-    if len(rated):
-        pairs = zip(rated["arm"], rated["value"], strict=True)
-        values = ", ".join(f"{ARM_NAMES[arm]} {value:.2f}" for arm, value in pairs)
+    rated = beside["metric"] == "likert_1_5"
+    for row in beside[~rated & beside["arm"].isin(cells.index)].to_dict("records"):
+        look = {"marker": ARMS[row["arm"]].marker, "facecolor": "none", "s": 60, "zorder": 4, "clip_on": False}
+        axis.scatter(row["value"], cells.index.get_loc(row["arm"]), edgecolor=_INK, linewidth=0.8, **look)
+    if any(rated):
+        values = ", ".join(f"{ARMS[r.arm].label} {r.value:.2f}" for r in beside[rated].itertuples())
         axis.set_xlabel(f"published, rated 1 to 5: {values}", fontsize=_SMALL)
 
 
@@ -335,80 +339,37 @@ def _beside(task: str, metric: str, model: str) -> pd.DataFrame:
 
 
 def _forest_row(axis: Axes, y: int, here: pd.DataFrame, reach: float) -> None:
-    for row in here.to_dict("records"):
-        over_sft = row["contrast"] == "dpo-sft"
-        arm, name, at = (
-            ("dpo", "DPO - SFT", y - 0.17) if over_sft else ("sft_more", "DPO - SFT continued as long", y + 0.17)
-        )
-        axis.plot([row["low"], row["high"]], [at, at], color=ARM_COLOURS[arm], linewidth=1.5)
+    for place, row in enumerate(here.to_dict("records")):
+        other, at = ARMS[row["other"]], y + 0.34 * (place - (len(here) - 1) / 2)
+        axis.plot([row["low"], row["high"]], [at, at], color=other.colour, linewidth=1.5)
         for beyond, edge, arrow in ((row["low"] < -reach, -reach, "<"), (row["high"] > reach, reach, ">")):
             if beyond:
-                axis.plot(edge, at, arrow, color=ARM_COLOURS[arm], markersize=5, clip_on=False)
+                axis.plot(edge, at, arrow, color=other.colour, markersize=5, clip_on=False)
         if abs(row["difference"]) <= reach:
-            _marker(axis, row["difference"], at, arm, label=name)
+            axis.scatter(
+                row["difference"], at, color=other.colour, marker=other.marker, label=f"against {other.label}", **_EDGE
+            )
         # + 0.0 turns a rounded -0.0 into 0.0
         middle, low, high = (f"{round(row[key], 2) + 0.0:+.2f}" for key in ("difference", "low", "high"))
-        p = "" if _missing(row["p_holm"]) else f"  p {_p(row['p_holm'])}"
-        _beside_row(axis, at, f"{middle} [{low}, {high}]{p}", ARM_COLOURS[arm])
-
-
-def _sft_loss(axis: Axes, logs: Mapping[str, pd.DataFrame]) -> None:
-    axis.set(title="SFT loss, then continued", xlabel="optimiser step")
-    start = 0.0
-    for arm in ("sft", "sft_more"):
-        log = logs.get(arm)
-        if log is not None and len(log):
-            axis.plot(start + log["step"], log["loss"], color=ARM_COLOURS[arm], label=ARM_NAMES[arm])
-            start += float(log["step"].iloc[-1])
-    _legend(axis)
-
-
-def _dpo_curves(axis: Axes, title: str, log: pd.DataFrame | None, keys: Sequence[str]) -> None:
-    axis.set(title=title, xlabel="optimiser step")
-    for key, line in zip(keys, ("-", "--"), strict=False):
-        if log is not None and len(log) and key in log:
-            axis.plot(log["step"], log[key], line, color=ARM_COLOURS["dpo"], label=key.split("/")[-1])
-    _legend(axis, several=len(keys) > 1)
-
-
-def _legend(axis: Axes, several: bool = True) -> None:
-    if not axis.lines:
-        axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center", color="#777777")
-        axis.set(xticks=[], yticks=[], xlabel="")
-    elif several:
-        axis.legend()
-
-
-def _marker(axis: Axes, x: float, y: float, arm: str, **options: Any) -> None:
-    look = {
-        "markersize": 6,
-        "markeredgecolor": _INK,
-        "markeredgewidth": 0.8,
-        "zorder": 3,
-        "linestyle": "none",
-    }
-    axis.plot(x, y, ARM_MARKERS[arm], color=ARM_COLOURS[arm], clip_on=False, **look | options)
+        p = "" if math.isnan(row["p_holm"]) else f"  p {_p(row['p_holm'])}"
+        _beside_row(axis, at, f"{middle} [{low}, {high}]{p}")
 
 
 def _above(axis: Axes, text: str, points: float, x: float = 0, **options: Any) -> None:
     axis.annotate(text, (x, 1), (0, points), "axes fraction", textcoords="offset points", **options)
 
 
-def _beside_row(axis: Axes, y: float, text: str, colour: str = _INK) -> None:
-    axis.text(1.03, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=_SMALL, color=colour)
-
-
-def _n(cells: Mapping[str, Mapping[str, Any]]) -> str:
-    counts = sorted({int(cell["n"]) for cell in cells.values() if cell})
-    return f"n = {counts[0]}{f' to {counts[-1]}' if len(counts) > 1 else ''} cases"
-
-
-def _seeds(count: int) -> str:
-    return f"{count} seed{'s' * (count != 1)}"
+def _beside_row(axis: Axes, y: float, text: str) -> None:
+    axis.text(1.03, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=_SMALL, color=_INK)
 
 
 def _p(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+
+
+def _range(values: pd.Series) -> str:
+    low, high = int(values.min()), int(values.max())
+    return f"{low}" if low == high else f"{low} to {high}"
 
 
 def _capital(name: str) -> str:
@@ -417,7 +378,3 @@ def _capital(name: str) -> str:
 
 def _model_name(model: str) -> str:
     return model if len(model) <= 24 else model.split("/")[-1]
-
-
-def _missing(value: Any) -> bool:
-    return value is None or math.isnan(value)
