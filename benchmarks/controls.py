@@ -20,7 +20,7 @@ import pandas as pd
 
 from medstudy.evaluation.evaluate import pooled
 from medstudy.evaluation.statistics import smallest_detectable
-from medstudy.evaluation.verdict import HARMS, WORTH, Cell, verdict, verdict_table, with_holm
+from medstudy.evaluation.verdict import HARMS, WORTH, Cell, verdict_table
 
 ARMS = ("base", "sft", "sft_more", "dpo")
 #: Spread of the cases' hardness on the logit scale.
@@ -95,8 +95,8 @@ def _scenario(
         rng = np.random.default_rng([study, seeds, int(100 * effect), int(100 * retraining)])
         tables = simulated(rng, cases, seeds, effect, retraining)
         metrics, contrasts = pooled(tables, "clinical_reasoning", {}, None, seed=study, resamples=resamples)
-        [cell] = with_holm([Cell("clinical_reasoning", "simulated", metrics, contrasts, seeds)])
-        verdicts[verdict(cell.contrasts, family=3).label.split(":")[0]] += 1
+        table = verdict_table([Cell("clinical_reasoning", "simulated", metrics, contrasts, seeds)])
+        verdicts[table["verdict"][0].split(":")[0]] += 1
         row = next(r for r in contrasts if r["contrast"] == "dpo-sft" and r["metric"] == "accuracy")
         covered += row["low"] <= truth <= row["high"]
         found += row["p"] < 0.05

@@ -125,12 +125,13 @@ def _status(args: argparse.Namespace) -> int:
 def _compare(args: argparse.Namespace) -> int:
     from medstudy.batch import study as batch
     from medstudy.evaluation import comparison
+    from medstudy.report import figures
 
     study = batch.enter_results(args.study)
     margin = comparison.margin_of(study)
-    other = comparison.recompute(study, margin)
-    cells = comparison.study_cells(comparison.finished_runs(study))
-    print(comparison.study_tables(cells, margin)["verdicts.csv"][_VERDICT].to_string(index=False))
+    tables, other = comparison.recompute(study, margin)
+    figures.save_study(study, tables, margin)
+    print(tables["verdicts.csv"][_VERDICT].to_string(index=False))
     print("\n".join(f"came out otherwise: {file}" for file in other) or "all as the notebooks had it")
     return 1 if other else 0
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.evaluation.comparison import FinishedRun, finished_runs
-from medstudy.evaluation.verdict import METRIC_NAMES
+from medstudy.evaluation.metrics import metric_name
 from medstudy.report.privacy import Review
 from medstudy.runs import slug
 
@@ -72,7 +72,7 @@ def environment() -> jinja2.Environment:
         "words": _words,
         "page": page_of,
         "slug": slug,
-        "metric": lambda name: METRIC_NAMES.get(name, name),
+        "metric": metric_name,
         "number": number,
         "kind": _kind,
     }

@@ -1,13 +1,17 @@
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import labelled, study
+from made_up import labelled, rows, study
 
-from medstudy.evaluation.evaluate import contrasts_view, evaluate, pooled, validate_predictions
+from medstudy.evaluation.answers import validate_predictions
+from medstudy.evaluation.evaluate import contrasts_view, evaluate, pooled
 from medstudy.evaluation.metrics import PredictionsError
-from medstudy.evaluation.statistics import exact_mcnemar, wilson
+from medstudy.evaluation.statistics import wilson
 from medstudy.training.gates import Gate, gates_table
 
 LABELS = {"label": list("abcd")}
@@ -36,7 +40,7 @@ def test_values_and_intervals_of_shares_are_wilsons():
     metrics, _ = run(study(SHARES))
     cell = metrics["dpo"]["accuracy"]
     assert cell["value"] == 0.8
-    assert (cell["low"], cell["high"]) == pytest.approx((wilson(96, 120).low, wilson(96, 120).high), rel=1e-5)
+    assert (cell["low"], cell["high"]) == pytest.approx(wilson(96, 120), rel=1e-5)
 
 
 def test_accuracy_contrast_is_mcnemar_on_the_discordant_cases():
@@ -46,7 +50,7 @@ def test_accuracy_contrast_is_mcnemar_on_the_discordant_cases():
     row = contrast(run(pd.concat([sft, dpo]))[1], "dpo-sft", "accuracy")
     assert (row["gained"], row["lost"], row["discordant"]) == (8, 1, 9)
     assert row["difference"] == pytest.approx(7 / 20)
-    assert row["p"] == pytest.approx(exact_mcnemar(8, 1))
+    assert row["p"] == pytest.approx(2 * (1 + 9) / 2**9)  # 0 or 1 of 9 discordant cases, on either side
     assert row["test"] == "exact McNemar"
 
 
@@ -62,7 +66,7 @@ def test_a_clear_difference_is_found_and_rows_may_come_in_any_order():
 def test_identical_arms_differ_by_nothing_and_claim_no_more_than_n_allows():
     row = contrast(run(study({"sft": 0.6}).pipe(_copied, "sft", "dpo"))[1], "dpo-sft", "macro_f1")
     assert (row["difference"], row["p"]) == (0, 1)
-    assert row["low"] == pytest.approx(-wilson(0, 120).high, rel=1e-5)
+    assert row["low"] == pytest.approx(-wilson(0, 120)[1], rel=1e-5)
 
 
 def _copied(predictions, arm, name):
@@ -160,6 +164,79 @@ def test_scores_and_length_of_summaries():
     assert contrast(contrasts, "dpo-sft", "factual_f1")["low"] > 0.1
     assert contrast(contrasts, "dpo-sft", "length")["difference"] == pytest.approx(10, abs=0.5)
     assert metrics["dpo"]["length"]["high"] > 30
+
+
+def triage(arm, said, n=40):
+    urgency = ["soon", "later"] * (n // 2)
+    gold = [{"provider": "nurse", "urgency": u} for u in urgency]
+    return rows(arm, gold, [{"provider": "nurse", "urgency": u} if u else {} for u in said])
+
+
+def test_an_arm_that_cannot_be_read_errs_on_no_side_rather_than_never():
+    labels = {"provider": ["nurse"], "urgency": ["later", "soon"]}
+    base, sft = triage("base", [""] * 38 + ["soon", "later"]), triage("sft", ["later"] * 40)
+    metrics, contrasts = evaluate(pd.concat([base, sft]), "clinical_triage", labels, None, resamples=300)
+    assert metrics["base"]["under_triage"]["value"] is None and metrics["base"]["under_triage"]["n"] == 0
+    assert metrics["sft"]["under_triage"]["value"] == 0.5 and metrics["sft"]["under_triage"]["n"] == 40
+    assert metrics["base"]["unparsed"]["value"] == 0.95
+    row = contrast(contrasts, "sft-base", "under_triage")
+    assert (row["difference"], row["low"], row["p"]) == (None, None, None)
+    assert "gained" not in row
+    # half of the answers read is enough: the others are neither error
+    half = evaluate(triage("base", ["later", ""] * 20), "clinical_triage", labels, None, resamples=300)[0]
+    assert half["base"]["under_triage"]["value"] == 0.5 and half["base"]["over_triage"]["value"] == 0
+
+
+def test_counts_of_parsed_answers_are_means_over_seeds():
+    tables = {
+        s: labelled("label", list("abcd") * 5, ["a"] * read + [""] * (20 - read)) for s, read in ((0, 4), (1, 12))
+    }
+    metrics, _ = pooled(tables, "text_classification", LABELS, None, resamples=100)
+    assert metrics["sft"]["accuracy_parsed"]["n"] == 8
+
+
+def test_the_share_rescued_is_a_metric_where_it_was_looked_at():
+    predictions = study(SHARES)
+    assert "rescued" not in run(predictions)[0]["dpo"]
+    looked = predictions.assign(score_rescued=(predictions["arm"] == "base") * 1.0)
+    metrics, contrasts = run(looked)
+    assert metrics["base"]["rescued"]["value"] == 1 and metrics["dpo"]["rescued"]["value"] == 0
+    assert not contrast(contrasts, "sft-base", "rescued")["primary"]
+
+
+SIXTH = """
+import medstudy.arms as arms
+arms.ARMS["kto"] = arms.Arm("KTO", "#117733", "*", "sft", "KTOTrainer", "pairs", ("sft", "sft_more"))
+arms.CONTRASTS += (("kto", "sft"), ("kto", "sft_more"))
+arms.FAMILY += ("kto-sft", "kto-sft_more")
+import sys
+import pandas as pd
+sys.path.insert(0, sys.argv[1])
+from made_up import study
+from medstudy.evaluation.evaluate import contrasts_view, pooled, values_table
+from medstudy.evaluation.verdict import Cell, contrasts_table, metrics_table, verdict_table
+from medstudy.report import figures
+shares = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.7, "kto": 0.6}
+metrics, contrasts = pooled({s: study(shares, seed=s) for s in range(2)}, "text_classification",
+                            {"label": list("abcd")}, None, resamples=200)
+assert {"kto-sft", "kto-sft_more"} <= {row["contrast"] for row in contrasts}
+assert "kto" in values_table(metrics).index and len(contrasts_view(contrasts)) == len(contrasts)
+cell = Cell("text_classification", "m", metrics, contrasts, 2)
+assert len(verdict_table([cell])) == 1
+table = contrasts_table([cell])
+assert table["p_holm"].notna().sum() == 5
+log = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6], "rewards/margins": [0, 1.0]})
+words = lambda figure: " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
+primary = metrics_table([cell]).query("metric == 'macro_f1'")
+for figure in (figures.arms_figure(metrics, ["macro_f1"]), figures.study_figure(primary),
+               figures.forest_figure(table[table["primary"]]), figures.training_figure({"sft": log, "kto": log})):
+    assert "KTO" in words(figure)
+"""
+
+
+def test_a_sixth_arm_is_a_line_in_the_table_of_arms():
+    done = subprocess.run([sys.executable, "-c", SIXTH, str(Path(__file__).parents[1])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_a_reader_sees_has_no_p_of_zero_and_no_text_cut_off():

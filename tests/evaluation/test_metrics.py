@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 from made_up import labelled, rows
-from sklearn.metrics import accuracy_score, f1_score
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
-from medstudy.evaluation.metrics import PredictionsError, case_sums, per_label, score, task_metrics, value_of
+from medstudy.evaluation.metrics import PredictionsError, auroc, case_sums, score, task_metrics, value_of
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Metric
 
@@ -62,6 +62,16 @@ def test_positive_label_of_two_replaces_macro_f1():
         task_metrics("text_classification", two, "maybe")
 
 
+def test_auroc_and_the_positive_label_go_by_the_only_outcome_with_labels_whatever_its_name():
+    labels = {"finding": ["benign", "malignant"]}
+    named = {m.name: m for m in task_metrics("text_classification", labels, "malignant")}
+    assert named["f1"].label == "malignant"
+    frame = labelled("finding", ["malignant", "benign", "benign"], ["", "", ""]).assign(
+        score_p_positive=[0.8, 0.9, 0.1]
+    )
+    assert auroc(case_sums(named["auroc"], frame, labels), np.ones((1, 3))) == pytest.approx([0.5])
+
+
 def test_triage_errors_follow_the_order_of_urgency():
     labels = {"provider": ["nurse"], "urgency": ["later", "soon", "now"]}
     gold = [{"provider": "nurse", "urgency": u} for u in ("now", "soon", "soon", "later")]
@@ -69,11 +79,6 @@ def test_triage_errors_follow_the_order_of_urgency():
     frame = rows("sft", gold, said)
     assert score(by_name("clinical_triage", "under_triage", labels), frame, labels) == 0.5
     assert score(by_name("clinical_triage", "over_triage", labels), frame, labels) == 0.25
-
-
-def test_per_label_counts_every_gold_case():
-    table = per_label(labelled("label", ["a", "a", "b"], ["a", "", "a"]), "label", ["a", "b"])
-    assert table.loc["a", ["precision", "recall", "cases"]].tolist() == [0.5, 0.5, 2]
 
 
 def test_refuses_unknown_tasks_golds_and_missing_scores():
@@ -92,10 +97,6 @@ def test_every_task_has_a_primary_metric_and_reports_unparsed_answers():
 
 
 def test_auroc_equals_scikit_learn_also_with_weights_and_ties():
-    from sklearn.metrics import roc_auc_score
-
-    from medstudy.evaluation.metrics import auroc
-
     rng = np.random.default_rng(0)
     positive, scores = rng.random(80) < 0.3, rng.integers(0, 9, 80) / 9
     terms = np.stack([scores, positive], axis=-1)[:, None, :]

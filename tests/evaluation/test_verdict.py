@@ -14,7 +14,6 @@ from medstudy.evaluation.verdict import (
     published,
     verdict,
     verdict_table,
-    with_holm,
 )
 
 LABELS = {"label": list("abcd")}
@@ -155,13 +154,18 @@ def cell(task, model, shares, **options):
     return Cell(task, model, *pooled(tables, "text_classification", LABELS, None, resamples=300), seeds=2, **options)
 
 
-def test_holm_runs_over_the_whole_study():
-    cells = [cell("text_classification", m, {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.7}) for m in "ab"]
-    alone, together = with_holm(cells[:1])[0].contrasts, with_holm(cells)[0].contrasts
-    pairs = [(x, y) for x, y in zip(alone, together, strict=True) if "p_holm" in x]
-    assert len(pairs) == 3
-    assert all(y["p_holm"] >= x["p_holm"] >= x["p"] for x, y in pairs)
-    assert sum(y["p_holm"] > x["p_holm"] for x, y in pairs) > 0
+def test_holm_runs_over_the_whole_study_and_only_where_a_claim_may_rest_on_it():
+    def raw(name, p, **other):
+        return {key: value for key, value in row(name, 0.1, p=p).items() if key != "p_holm"} | other
+
+    beside = [raw("few_shot-base", 1e-9), raw("dpo-sft", 1e-9, metric="unparsed", primary=False)]
+    names = ("sft-base", "dpo-sft", "dpo-sft_more")
+    found = {"a": (0.01, 0.04, 0.03), "b": (0.005, 0.5, 1)}
+    cells = [Cell("t", m, {}, [*map(raw, names, p_values), *beside], 3) for m, p_values in found.items()]
+    table = contrasts_table(cells).dropna(subset="p_holm")
+    # sorted .005 .01 .03 .04 .5 1 times 6 5 4 3 2 1, made monotone
+    assert table["p_holm"].tolist() == pytest.approx([0.05, 0.12, 0.12, 0.03, 1, 1])
+    assert set(table["contrast"]) == set(names) and set(table["metric"]) == {"accuracy"}
 
 
 def test_identical_arms_are_never_worth_it():
@@ -174,7 +178,9 @@ def test_identical_arms_are_never_worth_it():
 
 def test_tables_of_a_study():
     shares = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.8}
-    good = cell("text_classification", "builtin/llama", shares, pairs=400, dpo_seconds=35.0)
+    good = cell(
+        "text_classification", "builtin/llama", shares, cost={"pairs": 400, "pair_tokens": 9000, "dpo_seconds": 35.0}
+    )
     bad = cell("text_classification", "builtin/mistral", shares, failed_gates=["DPO moved"])
     table = verdict_table([good, bad])
     assert table["verdict"].tolist() == [WORTH, INVALID]
