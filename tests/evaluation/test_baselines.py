@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
@@ -36,3 +37,24 @@ def test_words_and_a_label_that_training_never_saw() -> None:
     table = baseline_predictions(task, splits, seed=0)
     right = table[table["arm"] == "logistic_regression"].set_index("case_id")["score_correct"]
     assert list(right) == [0.0] + [1.0] * (len(labels) - 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "details", "gold"),
+    [
+        ("synthetic_messages", {}, {"provider": "", "urgency": ""}),
+        ("synthetic_vignettes", {"findings": ["never told"]}, {"diagnosis": "gout"}),
+    ],
+)
+def test_every_task_has_the_commonest_answer_of_training(name, details, gold) -> None:
+    card = load_card(name)
+    task = get_task(card.task, card)
+    rare = {outcome: card.labels.get(outcome, ["flu"])[0] for outcome in gold}
+    gold = {outcome: card.labels.get(outcome, [text])[-1] for outcome, text in gold.items()}
+    train = [Case(f"t{i}", f"t{i}", "x", gold if i % 3 else rare) for i in range(9)]
+    test = [Case(f"c{i}", f"c{i}", "y", gold if i % 2 else rare, details) for i in range(4)]
+    table = baseline_predictions(task, Splits(train, [], test), seed=0)
+    assert set(table["arm"]) == {"majority"} and list(table["status"].unique()) == ["parsed"]
+    assert {text for answer in table["answer"] for text in json.loads(answer).values()} == set(gold.values())
+    assert "never told" not in table["output"].str.cat()
+    assert table["score_correct"].tolist() == [0, 1, 0, 1]
