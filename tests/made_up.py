@@ -11,7 +11,7 @@ import pandas as pd
 def rows(arm: str, gold: list[dict[str, str]], said: list[dict[str, str]], group: int = 1, **scores) -> pd.DataFrame:
     """One arm's rows; an empty answer is unparsed. ``group`` cases share a group."""
     right = [float(bool(s) and s == g) for g, s in zip(gold, said, strict=True)]
-    return pd.DataFrame(
+    table = pd.DataFrame(
         {
             "case_id": [f"case-{i}" for i in range(len(gold))],
             "group_id": [f"group-{i // group}" for i in range(len(gold))],
@@ -24,6 +24,8 @@ def rows(arm: str, gold: list[dict[str, str]], said: list[dict[str, str]], group
             **scores,
         }
     )
+    table.attrs["shareable"] = True
+    return table
 
 
 def labelled(outcome: str, gold: list[str], said: list[str], arm: str = "sft", group: int = 1) -> pd.DataFrame:

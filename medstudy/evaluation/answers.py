@@ -21,13 +21,17 @@ Pair = tuple[str, str]
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of all seeds: a table a seed and arm, rows in one order, and the resampling unit of each row."""
+    """Answers of all seeds: a table a seed and arm, rows in one order, and the resampling unit of each row.
+
+    ``shareable``: every table's ``attrs`` says that its source may be shown, so that no count need be masked.
+    """
 
     frames: list[dict[str, pd.DataFrame]]
     units: list[np.ndarray]
     arms: list[str]
     n_units: int
     n_cases: int
+    shareable: bool
 
     @classmethod
     def collect(cls, tables: list[pd.DataFrame]) -> Answers:
@@ -43,8 +47,9 @@ class Answers:
         arms = [arm for arm in (*ARMS, *BASELINES) if arm in present[0]]
         groups = sorted(whole["group_id"].unique())
         frames = [{arm: t[t["arm"] == arm] for arm in arms} for t in (t.sort_values("case_id") for t in tables)]
+        shareable = all(t.attrs.get("shareable", False) for t in tables)
         units = [np.searchsorted(groups, by_arm[arms[0]]["group_id"]) for by_arm in frames]
-        return cls(frames, units, arms, len(groups), whole["case_id"].nunique())
+        return cls(frames, units, arms, len(groups), whole["case_id"].nunique(), shareable)
 
     @property
     def pairs(self) -> list[Pair]:

@@ -51,7 +51,9 @@ class FinishedRun:
         """The answers of every arm; holds case text."""
         import pandas as pd
 
-        return pd.read_parquet(self.folder / "private" / "predictions.parquet")
+        table = pd.read_parquet(self.folder / "private" / "predictions.parquet")
+        table.attrs["shareable"] = self.record["shareable"]
+        return table
 
     def saved(self, name: str) -> Any:
         """One of the run's JSON files."""

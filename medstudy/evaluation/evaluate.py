@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medstudy.arms import CONTRASTS
+from medstudy.data.cases import SMALLEST_COUNT
 from medstudy.evaluation.answers import Answers, Pair
-from medstudy.evaluation.metrics import Labels, auroc, case_sums, task_metrics, value_of
+from medstudy.evaluation.metrics import Labels, auroc, case_sums, small_count, task_metrics, value_of
 from medstudy.evaluation.statistics import (
     Estimate,
     Limits,
@@ -20,6 +21,7 @@ from medstudy.evaluation.statistics import (
     smallest_detectable,
     wilson,
 )
+from medstudy.show import aggregate
 from medstudy.tasks.base import Metric
 
 if TYPE_CHECKING:
@@ -79,8 +81,9 @@ def pooled(
         estimates = measured.estimates(seed, resamples)
         for arm in answers.arms:
             metrics[arm][metric.name] = measured.entry(arm, estimates[arm])
-        if metric.kind != "share_of_parsed":  # its cases differ between arms: nothing to pair
-            contrasts += [measured.contrast(pair, estimates[pair], seed, resamples) for pair in answers.pairs]
+        for pair in answers.pairs if metric.kind != "share_of_parsed" else ():  # there the arms' cases differ
+            if not any(map(measured.masked, pair)):
+                contrasts.append(measured.contrast(pair, estimates[pair], seed, resamples))
     order = [f"{a}-{b}" for a, b in CONTRASTS]
     return metrics, sorted(contrasts, key=lambda row: order.index(row["contrast"]))
 
@@ -92,16 +95,26 @@ def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     columns = ["contrast", "metric", "difference", "low", "high", "p", "test", "n"]
     table = pd.DataFrame(contrasts)[columns].round(3)
     p = ["" if pd.isna(x) else "< 0.001" if x < 0.001 else f"{x:.3f}" for x in pd.DataFrame(contrasts)["p"]]
-    return table.assign(p=p).set_index(columns[:2])
+    return aggregate(table.assign(p=p).set_index(columns[:2]), ["contrast", "metric", "test"])
 
 
 def values_table(metrics: Metrics) -> pd.DataFrame:
     """The values alone: a row an arm or baseline, a column a metric, and the cases."""
     import pandas as pd
 
-    values = {arm: {name: cell["value"] for name, cell in cells.items()} for arm, cells in metrics.items()}
+    values = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
     n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
-    return pd.DataFrame(values).T.round(3).assign(n=n)
+    return aggregate(pd.DataFrame(values).T.fillna("").assign(n=n), [""])
+
+
+def value_text(cell: Mapping[str, Any], digits: int = 3) -> str:
+    """A cell of metrics.json as it is read: rounded, a limit where a small count is masked, empty without value."""
+    if cell["value"] is not None and not np.isnan(cell["value"]):
+        return f"{cell['value']:.{digits}f}"
+    limits = cell["low"], cell["high"]
+    if None in limits or np.isnan(limits).any():
+        return ""
+    return f"< {limits[1]:.{digits}f}" if limits[0] == 0 else f"> {limits[0]:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -160,13 +173,24 @@ class _Measured:
         limits, note = estimate.interval, estimate.note
         if self.metric.kind in ("share", "share_of_parsed") and self.answers.independent and n:
             limits, note = wilson(hits, n), ""
+        if masked := self.masked(arm):
+            few = f"fewer than {SMALLEST_COUNT} cases on one side: not shown"
+            return {"value": None, "low": _number(masked[0]), "high": _number(masked[1]), "n": n, "note": few}
         low, high = self._within(limits, 0.0)
         return {"value": _number(estimate.value), "low": low, "high": high, "n": n} | ({"note": note} if note else {})
+
+    def masked(self, arm: str) -> Limits | None:
+        """What is shown of a share that tells a small count of a private source; the primary outcome always is."""
+        if self.answers.shareable or self.metric.primary or not self.metric.kind.startswith("share"):
+            return None
+        hits, counted = self.sums[arm].sum(axis=(0, 1))[0, :2] / len(self.answers.frames)
+        return small_count(hits, counted)
 
     def contrast(self, pair: Pair, estimate: Estimate, seed: int, resamples: int) -> dict[str, Any]:
         """One row of contrasts.json."""
         values = self.values(np.ones((1, self.answers.n_units)))
         counts = self._discordant(pair) if np.isfinite(estimate.value) else None
+        shown = self.answers.shareable or all(n == 0 or n >= SMALLEST_COUNT for n in counts or ())
         test, p = self._test(pair, estimate, counts, seed, resamples)
         low, high = self._within(estimate.interval, -1.0)
         equivalence_low, equivalence_high = self._within(estimate.equivalence, -1.0)
@@ -183,7 +207,7 @@ class _Measured:
             "units": self.answers.n_units,
             "seeds": len(self.answers.frames),
             "by_seed": [_number(d) for d in (values[pair[0]] - values[pair[1]])[0]],
-            **({"discordant": sum(counts), "gained": counts[0], "lost": counts[1]} if counts else {}),
+            **({"discordant": sum(counts), "gained": counts[0], "lost": counts[1]} if counts and shown else {}),
             "error": _number(estimate.error),
             "seed_error": _number(estimate.seed_error),
             "equivalence_low": equivalence_low,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medstudy.data.cases import SMALLEST_COUNT
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Metric
 
@@ -55,6 +56,14 @@ def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric
         raise ValueError(f"positive label '{positive}' is not one of {', '.join(known)}; correct the data card")
     named = {"f1": {"name": "f1", "label": positive}, "auroc": {"label": positive}}
     return [replace(m, **named.get(m.kind, {})) for m in metrics]
+
+
+def small_count(hits: float, n: float) -> tuple[float, float] | None:
+    """Limits to show instead of a share that tells a count of 1 to 10, of the hits or of the others; else None."""
+    few = SMALLEST_COUNT / n if n else 0.0
+    if 0 < round(hits) < SMALLEST_COUNT:
+        return 0.0, min(few, 1.0)
+    return (max(1 - few, 0.0), 1.0) if 0 < round(n - hits) < SMALLEST_COUNT else None
 
 
 def case_sums(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:

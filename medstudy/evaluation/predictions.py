@@ -11,7 +11,8 @@ import numpy as np
 from medstudy.data.audit import WORDING
 from medstudy.data.card import DataCard
 from medstudy.data.cases import SMALLEST_COUNT, Case
-from medstudy.evaluation.metrics import PredictionsError, single_outcome
+from medstudy.evaluation.metrics import PredictionsError, single_outcome, small_count
+from medstudy.show import aggregate
 from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ def predictions_table(
         Every case is there for every arm; an answer that was not parsed scores 0. ``score_rescued`` is 1 where
         the answer could be read although it was not in the exact form. With ``probabilities`` also
         ``score_brier`` (mean squared error over the labels) and, where the card names a positive label,
-        ``score_p_positive``.
+        ``score_p_positive``. ``attrs["shareable"]`` is the card's: of other tables small counts are masked.
     """
     import pandas as pd
 
@@ -54,7 +55,9 @@ def predictions_table(
             if probabilities:
                 row |= _probability_scores(task, case, probabilities[arm][i])
             rows.append(row)
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    table.attrs["shareable"] = task.card.shareable
+    return table
 
 
 def _probability_scores(task: Task, case: Case, probabilities: np.ndarray) -> dict[str, float]:
@@ -70,9 +73,22 @@ def _probability_scores(task: Task, case: Case, probabilities: np.ndarray) -> di
 def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
     """Per arm: cases, shares answered right, not readable, and read though not in the asked-for form."""
     by_arm = predictions.groupby("arm", sort=False)
-    table = by_arm.agg(n=("case_id", "size"), right=("score_correct", "mean"), rescued=("score_rescued", "mean"))
-    unparsed = by_arm["status"].agg(lambda status: (status != "parsed").mean())
-    return table.assign(unparsed=unparsed)[["n", "right", "unparsed", "rescued"]].round(3)
+    counts = {
+        "right": by_arm["score_correct"].sum(),
+        "unparsed": by_arm["status"].agg(lambda status: (status != "parsed").sum()),
+        "rescued": by_arm["score_rescued"].sum(),
+    }
+    n = by_arm.size()
+    shareable = predictions.attrs.get("shareable", False)
+    shares = {name: [_share_text(*of, shareable) for of in zip(hits, n, strict=True)] for name, hits in counts.items()}
+    return aggregate(n.to_frame("n").assign(**shares), ["arm"])
+
+
+def _share_text(hits: float, n: float, shareable: bool) -> str:
+    limits = None if shareable else small_count(hits, n)
+    if limits is None:
+        return f"{hits / n:.3f}"
+    return f"< {limits[1]:.3f}" if limits[0] == 0 else f"> {limits[0]:.3f}"
 
 
 def side_by_side(card: DataCard, task: Task, cases: list[Case], answers: Mapping[str, list[str]], n: int = 3) -> str:
@@ -113,10 +129,11 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
     counted = list(columns) or list(table)
     table = table.astype(object)
     table = table.assign(**{str(name): table[name].map(shown) for name in counted})
+    words = ["", "topic", "measure", "pairs audit"]  # the package's own: index and first columns of its tables
     if card.shareable or "topic" not in table:
-        return table
+        return aggregate(table, words)
     wording = table["measure"].str.replace(rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True)
-    return _labels_apart(table.assign(measure=wording), card, counted)
+    return aggregate(_labels_apart(table.assign(measure=wording), card, counted), words)
 
 
 def _labels_apart(table: pd.DataFrame, card: DataCard, columns: Sequence[str]) -> pd.DataFrame:

@@ -25,6 +25,7 @@ def study(tmp_path: Path) -> Path:
         if seed:  # another training answers some cases otherwise
             table.loc[table.index % 5 == 0, "answer"] = json.dumps({"label": "no"})
             table.to_parquet(folder / "private" / "predictions.parquet")
+        table.attrs["shareable"] = True
         metrics, contrasts = evaluate(table, "text_classification", {"label": ["no", "yes"]}, "yes")
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "contrasts.json", contrasts)

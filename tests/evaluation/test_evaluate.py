@@ -9,8 +9,9 @@ import pytest
 from made_up import labelled, rows, study
 
 from medstudy.evaluation.answers import validate_predictions
-from medstudy.evaluation.evaluate import contrasts_view, evaluate, pooled
+from medstudy.evaluation.evaluate import contrasts_view, evaluate, pooled, values_table
 from medstudy.evaluation.metrics import PredictionsError
+from medstudy.evaluation.predictions import first_look
 from medstudy.evaluation.statistics import wilson
 from medstudy.training.gates import Gate, gates_table
 
@@ -202,6 +203,30 @@ def test_the_share_rescued_is_a_metric_where_it_was_looked_at():
     metrics, contrasts = run(looked)
     assert metrics["base"]["rescued"]["value"] == 1 and metrics["dpo"]["rescued"]["value"] == 0
     assert not contrast(contrasts, "sft-base", "rescued")["primary"]
+
+
+def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast():
+    gold = ["a"] * 40
+    said = {"sft": ["a"] * 35 + [""] * 5, "dpo": ["a"] * 20 + ["b"] * 20}
+    private = pd.concat([labelled("label", gold, answers, arm) for arm, answers in said.items()])
+    private.attrs["shareable"] = False
+    metrics, contrasts = run(private)
+    cell = metrics["sft"]["unparsed"]
+    assert (cell["value"], cell["low"], cell["high"], cell["n"]) == (None, 0, 11 / 40, 40)
+    assert (metrics["dpo"]["unparsed"]["value"], metrics["dpo"]["accuracy"]["value"]) == (0, 0.5)
+    assert metrics["sft"]["accuracy"]["low"] == 29 / 40  # 5 wrong answers are a small count too
+    assert metrics["sft"]["macro_f1"]["value"] > 0.9  # the primary outcome is the study's result
+    assert {row["metric"] for row in contrasts} == {"macro_f1"}
+    assert values_table(metrics).loc["sft", "unparsed"] == "< 0.275"
+    shown = first_look(private.assign(score_rescued=0.0)).loc["sft"]
+    assert shown.tolist() == [40, "> 0.725", "< 0.275", "0.000"]
+    open_source = run(private.pipe(_shareable))[1]
+    assert contrast(open_source, "dpo-sft", "unparsed")["lost"] == 5
+
+
+def _shareable(predictions):
+    predictions.attrs["shareable"] = True
+    return predictions
 
 
 SIXTH = """
