@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import ARMS, BASELINES, CONTRASTS
-from medstudy.evaluation.metrics import answers, metric_name, single_outcome
+from medstudy.evaluation.evaluate import value_text
+from medstudy.evaluation.metrics import metric_name, small_count
 from medstudy.evaluation.verdict import published
 from medstudy.params import MARGIN
+from medstudy.show import aggregate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,6 +38,8 @@ _TRAINING = (
     ("DPO log-probability of the answers", "pairs", "logps/rejected", ", rejected answers"),
 )
 _SMOOTHED = 5
+#: What a row of the forest plot is about.
+_ROW = ["task", "metric", "model", "arm"]
 _EDGE = {"s": 36, "edgecolor": _INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
 _OVER = "95 % intervals over test cases (and trainings, with several seeds)"
 _PUBLISHED = (
@@ -88,10 +93,12 @@ def save_study(study: Path, tables: Mapping[str, pd.DataFrame], margin: float) -
     drawn = {"study": study_figure(main), "forest": forest_figure(primary, margin)}
     for name, figure in drawn.items():
         save(figure, study / "figures" / name)
+        with style():
+            aggregate(figure)  # saving counts as a change
     return drawn
 
 
-def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str], title: str = "") -> Figure:
+def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Figure:
     """One run: every arm's value and 95 % interval, a panel per metric in ``names`` (from metrics.json).
 
     Baselines, where ``metrics`` holds some (baselines.json), come last, hollow.
@@ -105,9 +112,8 @@ def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str], 
             cells = pd.DataFrame([metrics[arm].get(name, {}) for arm in arms], index=arms)
             _arm_rows(axis, cells, name)
             axis.set_title(f"{_capital(metric_name(name))} (n = {_range(cells['n'])} cases)")
-        figure.suptitle(title, x=0.01, ha="left")
         figure.supxlabel("95 % intervals over test cases, for these trained models", fontsize=_SMALL, x=0.01, ha="left")
-    return figure
+        return aggregate(figure)
 
 
 def study_figure(table: pd.DataFrame) -> Figure:
@@ -134,7 +140,7 @@ def study_figure(table: pd.DataFrame) -> Figure:
             _above(axis, _model_name(model), 27, fontsize=10, fontweight="bold")
         beside = any(len(_beside(*outcome, model)) for outcome in outcomes for model in models)
         figure.supxlabel(_PUBLISHED if beside else f"{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
-    return figure
+        return aggregate(figure)
 
 
 def forest_figure(contrasts: pd.DataFrame, margin: float = MARGIN) -> Figure:
@@ -146,42 +152,36 @@ def forest_figure(contrasts: pd.DataFrame, margin: float = MARGIN) -> Figure:
     pairs = {f"{arm}-{other}": (arm, other) for arm, other in CONTRASTS if ARMS[other].trainer}
     drawn = contrasts[contrasts["contrast"].isin(pairs)].dropna(subset=["low", "high"])
     drawn = drawn.assign(arm=[pairs[c][0] for c in drawn["contrast"]], other=[pairs[c][1] for c in drawn["contrast"]])
-    rows = list(drawn.groupby(["task", "metric", "model", "arm"], sort=False))
-    outcomes = list(dict.fromkeys(key[:2] for key, _ in rows))
-    rows.sort(key=lambda row: outcomes.index(row[0][:2]))  # the models of an outcome side by side
-    arms = [ARMS[arm].label for arm in dict.fromkeys(drawn["arm"])]
+    outcomes = drawn.groupby(["task", "metric"], sort=False)  # the models of an outcome side by side
+    rows = {key: here for _, outcome in outcomes for key, here in outcome.groupby(_ROW, sort=False)}
+    who = "/".join(ARMS[arm].label for arm in dict.fromkeys(drawn["arm"]))
+    # one wide interval would press all others together: it runs off the edge, with an arrow
+    limits = drawn[["low", "high"]].abs()
+    reach = max(2 * margin, min(1.05 * limits.max().max(), _REACH * limits.stack().median()))
     with style():
         figure, axes = _grid(1, 1, 6.2, 0.42 * len(rows) + 1.7)
         axis = axes[0, 0]
         axis.axvspan(-margin, margin, color=_FAINT, zorder=0, label=f"too small to matter (within {margin:g})")
         axis.axvline(0, color=_INK, linewidth=0.8)
-        # one wide interval would press all others together: it runs off the edge, with an arrow
-        limits = drawn[["low", "high"]].abs()
-        reach = max(2 * margin, min(1.05 * limits.max().max(), _REACH * limits.stack().median()))
-        for y, (_, here) in enumerate(rows):
+        for y, here in enumerate(rows.values()):
             _forest_row(axis, y, here, reach)
-        names = [f"{_capital(t)}, {_model_name(m)}\n{metric_name(metric)}" for (t, metric, m, _), _ in rows]
-        _rows_from_top(
-            axis, [n + f", {ARMS[k[3]].label}" * (len(arms) > 1) for n, (k, _) in zip(names, rows, strict=True)]
-        )
-        axis.set_xlim(-reach, reach)
-        who = "/".join(arms)
-        axis.set_xlabel(f"← {who} worse      difference      {who} better →")
+        names = (f"{_capital(t)}, {_model_name(m)}\n{metric_name(o)}: {ARMS[a].label}" for t, o, m, a in rows)
+        _rows_from_top(axis, [name if "/" in who else name[: name.rindex(":")] for name in names])
+        axis.set(xlim=(-reach, reach), xlabel=f"← {who} worse      difference      {who} better →")
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, columnspacing=1)
-        _above(axis, "difference [95 % interval], Holm p", 4, x=1.03, fontsize=_SMALL, fontweight="bold")
+        _above(axis, "difference [95 %], Holm p", 4, x=1.05, fontsize=_SMALL, fontweight="bold")
         n = f"On the same test cases: n = {_range(drawn['n'])}, {_range(drawn['seeds'])} seeds."
         figure.supxlabel(f"{n}\n{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
-    return figure
+        return aggregate(figure)
 
 
 def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) -> Figure:
     """How often the positive label is right where an arm gives it a probability (``score_p_positive``).
 
-    Points are bins of equally many test cases; on the diagonal an arm means what it says.
+    Points are bins of equally many test cases; on the diagonal an arm means what it says. Of a private source,
+    bins with few cases on one side are left out (`metrics.small_count`).
     """
-    import json
-
     import pandas as pd
     import seaborn as sns
     from sklearn.calibration import calibration_curve
@@ -189,23 +189,27 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
     points = []
     for arm in [arm for arm in ARMS if arm in set(predictions["arm"])]:
         rows = predictions[predictions["arm"] == arm]
-        truth = answers(rows, single_outcome(json.loads(rows["gold"].iloc[0])))[0] == positive
+        truth = [positive in json.loads(gold).values() for gold in rows["gold"]]
         share, said = calibration_curve(truth, rows["score_p_positive"], n_bins=bins, strategy="quantile")
-        points.append(pd.DataFrame({"said": said, "share": share, "arm": arm}))
+        points.append(pd.DataFrame({"said": said, "share": share, "arm": arm, "n": len(rows) / len(said)}))
+    shown = pd.concat(points)
+    if not predictions.attrs.get("shareable", False):
+        shown = shown[[small_count(share * n, n) is None for share, n in zip(shown["share"], shown["n"], strict=True)]]
     with style():
         figure, axes = _grid(1, 1, COLUMN, 3.6)
         axis = axes[0, 0]
         axis.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.8)
-        sns.lineplot(pd.concat(points), x="said", y="share", ax=axis, dashes=False, markeredgecolor=_INK, **_look())
+        if len(shown):
+            sns.lineplot(shown, x="said", y="share", ax=axis, dashes=False, markeredgecolor=_INK, **_look())
+            axis.get_legend().remove()
         axis.set(xlabel=f"probability given to '{positive}'", ylabel=f"share of cases that are '{positive}'")
-        axis.get_legend().remove()
+        axis.set_title(f"n = {predictions['case_id'].nunique()} test cases; a point is 1/{bins} of them")
         handles, names = axis.get_legend_handles_labels()
         figure.legend(handles, [ARMS[name].label for name in names], loc="outside right upper")
-        axis.set_title(f"{bins} bins of n = {predictions['case_id'].nunique()} test cases")
-    return figure
+        return aggregate(figure)
 
 
-def training_figure(logs: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
+def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Training curves from training/<arm>.csv: SFT loss, and loss, reward margin and log-probabilities of DPO."""
     import pandas as pd
 
@@ -220,7 +224,7 @@ def training_figure(logs: Mapping[str, pd.DataFrame], title: str = "") -> Figure
                 lines.append(pd.DataFrame({"step": steps, "value": log[column], "panel": panel, "line": line}))
     colours, dashes = ({line: look[i] for line, look in looks.items()} for i in (0, 1))
     options = {"col_wrap": 2, "hue": "line", "style": "line", "palette": colours, "dashes": dashes}
-    grid = _curves(pd.concat(lines), "panel", 2.1, **options)
+    grid = _curves(pd.concat(lines), "panel", (6.2, 4.4), **options)
     sft, dpo = (grid.axes_dict.get(panel) for panel in (_TRAINING[0][0], _TRAINING[1][0]))
     if sft:
         sft.set_yscale("log")  # the first steps would flatten the rest
@@ -228,9 +232,10 @@ def training_figure(logs: Mapping[str, pd.DataFrame], title: str = "") -> Figure
     # a loss with an added SFT term does not start at ln 2: no line that would mislead
     if dpo and abs(dpo.lines[0].get_ydata()[0] - math.log(2)) < 0.05:
         dpo.axhline(math.log(2), color=_INK, linewidth=0.8, linestyle=":")
-        dpo.annotate("ln 2: no preference yet", (0.02, math.log(2)), (0, 3), ("axes fraction", "data"), "offset points")
-    grid.figure.suptitle(title, x=0.01, ha="left")
-    return grid.figure
+        right = {"transform": dpo.get_yaxis_transform(), "ha": "right", "va": "top", "fontsize": _SMALL}
+        dpo.text(1, math.log(2), "ln 2: no preference yet", **right)
+    with style():
+        return aggregate(grid.figure)
 
 
 def trainings_figure(logs: pd.DataFrame) -> Figure:
@@ -244,22 +249,24 @@ def trainings_figure(logs: pd.DataFrame) -> Figure:
     smooth = smooth.droplevel([0, 1, 2]).rename(columns=names).reset_index()
     tidy = smooth.assign(task=smooth["task"].map(_capital), model=smooth["model"].map(_model_name))
     tidy = tidy.melt([*by, "step"], var_name="curve")
-    return _curves(tidy, "curve", 1.5, row="task", hue="model", style="seed", palette="colorblind").figure
+    size = A4_WIDTH, 1.45 * tidy["task"].nunique() + 0.4
+    grid = _curves(tidy, "curve", size, row="task", hue="model", style="seed", palette="colorblind")
+    with style():
+        return aggregate(grid.figure)
 
 
-def _curves(tidy: pd.DataFrame, panels: str, height: float, **options: Any) -> Any:
+def _curves(tidy: pd.DataFrame, panels: str, size: tuple[float, float], **options: Any) -> Any:
     """Small multiples of lines, step by step; one legend above."""
     import matplotlib.pyplot as plt
     import seaborn as sns
 
-    loose = {"sharex": False, "sharey": False}
-    aspect = A4_WIDTH / (options.get("col_wrap") or 3) / height
-    look = {"kind": "line", "errorbar": None, "linewidth": 1.2, "height": height, "aspect": aspect, "facet_kws": loose}
+    look = {"kind": "line", "errorbar": None, "linewidth": 1.2, "facet_kws": {"sharex": False, "sharey": False}}
     with style():
         grid = sns.relplot(tidy, x="step", y="value", col=panels, **look, **options)
         grid.set_titles("{col_name}").set_axis_labels("optimiser step", "")
         for axes, name in zip(grid.axes if grid.row_names else (), grid.row_names, strict=True):
             axes[0].set_ylabel(name.replace(" ", "\n", 1))
+        grid.figure.set_size_inches(*size)
         grid.figure.set_layout_engine("constrained")
         sns.move_legend(grid, "outside upper left", ncols=8, title=None)
     plt.close(grid.figure)  # the caller shows or saves it; left open, a notebook would show it twice
@@ -302,12 +309,13 @@ def _arm_rows(axis: Axes, cells: pd.DataFrame, metric: str) -> None:
     cells = cells.reindex(columns=["value", "low", "high", "n"]).astype(float).assign(row=range(len(cells)))
     shown = cells.dropna(subset=["value"]).rename_axis("arm").reset_index()
     axis.hlines(shown["row"], shown["low"], shown["high"], color=_INK, linewidth=1.2, zorder=2)
-    sns.scatterplot(shown, x="value", y="row", ax=axis, legend=False, **_look(), **_EDGE)
+    if len(shown):
+        sns.scatterplot(shown, x="value", y="row", ax=axis, legend=False, **_look(), **_EDGE)
     digits = 1 if metric == "length" else 2
     for cell in cells.to_dict("records"):
-        interval = "" if math.isnan(cell["low"]) else f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
-        value = "no value" if math.isnan(cell["value"]) else f"{cell['value']:.{digits}f}{interval}"
-        _beside_row(axis, cell["row"], value)
+        bare = math.isnan(cell["value"]) or math.isnan(cell["low"])
+        interval = "" if bare else f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
+        _beside_row(axis, cell["row"], (value_text(cell, digits) or "no value") + interval)
     _rows_from_top(axis, [_arms()[arm].label for arm in cells.index])
     axis.set(xlabel="", ylabel="", xlim=(0, 1.1 * cells["high"].max() if metric == "length" else 1))
 
@@ -360,7 +368,7 @@ def _above(axis: Axes, text: str, points: float, x: float = 0, **options: Any) -
 
 
 def _beside_row(axis: Axes, y: float, text: str) -> None:
-    axis.text(1.03, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=_SMALL, color=_INK)
+    axis.text(1.05, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=_SMALL, color=_INK)
 
 
 def _p(p: float) -> str:

@@ -3,13 +3,15 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import study
+from made_up import labelled, study
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
-from medstudy.arms import ARMS
+from medstudy.arms import ARMS, BASELINES
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.report import figures
+from medstudy.show import TAG
 
 PRIMARY = {
     "text_classification": ["f1"],
@@ -36,7 +38,7 @@ def contrast_table():
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         {"task": t, "metric": m, "model": model, "contrast": c, "difference": d, "low": d - 0.05,
-         "high": d + 0.04, "p_holm": 0.02}
+         "high": d + 0.04, "p_holm": 0.02, "n": 300, "seeds": 3}
         for t, m, model in PANELS
         for c, d in zip(("sft-base", "dpo-sft", "dpo-sft_more"), rng.normal(0.02, 0.06, 3), strict=True)
     )  # fmt: skip
@@ -46,8 +48,26 @@ def logs():
     steps = np.arange(1, 30)
     dpo = {"step": steps, "loss": 0.69 - steps / 100, "rewards/margins": steps / 10}
     dpo |= {"logps/chosen": -steps / 9, "logps/rejected": -steps / 3}
-    sft = pd.DataFrame({"step": steps, "loss": 3 / steps})
+    sft = pd.DataFrame({"step": steps, "loss": 11 / steps})
     return {"sft": sft, "sft_more": sft, "dpo": pd.DataFrame(dpo)}
+
+
+def study_logs():
+    runs = itertools.product(PRIMARY, MODELS, range(3))
+    return pd.concat([logs()["dpo"].assign(task=task, model=model, seed=seed) for task, model, seed in runs])
+
+
+def sure(shareable=True):
+    """Two arms on 400 cases: one right as often as it says, one surer than it should be."""
+    p = np.linspace(0.005, 0.995, 400)
+    said = np.where(np.random.default_rng(0).random(400) < p, "yes", "no")
+    parts = [
+        labelled("label", list(said), list(said), arm).assign(score_p_positive=p**power)
+        for arm, power in (("sft", 1), ("dpo", 3))
+    ]
+    table = pd.concat(parts)
+    table.attrs["shareable"] = shareable
+    return table
 
 
 def run_metrics():
@@ -56,10 +76,12 @@ def run_metrics():
 
 
 DRAWN = {
-    "arms": lambda: figures.arms_figure(run_metrics(), ["macro_f1", "accuracy_parsed"], "Text classification"),
+    "arms": lambda: figures.arms_figure(run_metrics(), ["macro_f1", "accuracy_parsed"]),
     "study": lambda: figures.study_figure(study_table()),
     "forest": lambda: figures.forest_figure(contrast_table()),
-    "training": lambda: figures.training_figure(logs(), "Clinical reasoning"),
+    "training": lambda: figures.training_figure(logs()),
+    "trainings": lambda: figures.trainings_figure(study_logs()),
+    "calibration": lambda: figures.calibration_figure(sure(), "yes"),
 }
 
 
@@ -77,6 +99,10 @@ def texts(figure):
         beyond = [t for t in axis.get_major_ticks() if not low - 1e-9 <= t.get_loc() <= high + 1e-9]
         hidden |= {tick.label1 for tick in beyond}
     return [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip() and t not in hidden]
+
+
+def test_it_is_tagged_as_an_aggregate(figure):
+    assert TAG in figure._repr_mimebundle_()[1]  # the first test: reading a figure's texts changes it
 
 
 def test_no_text_overlaps_or_leaves_the_page(figure):
@@ -108,8 +134,13 @@ def test_every_value_n_and_the_published_values_are_shown():
     shown = " ".join(t.get_text() for t in texts(figure))
     assert shown.count("n = 300 cases, 3 seeds") == len(PANELS)
     assert "published, rated 1 to 5: base 4.11, SFT 4.21, DPO 4.34" in shown
-    hollow = [line for axis in figure.axes for line in axis.lines if line.get_fillstyle() == "none"]
-    assert sorted(x for line in hollow for x in line.get_xdata())[:2] == [0.07, 0.22]
+    hollow = [
+        points
+        for axis in figure.axes
+        for points in axis.collections
+        if isinstance(points, PathCollection) and not len(points.get_facecolor())
+    ]
+    assert sorted(x for points in hollow for x, _ in points.get_offsets())[:2] == [0.07, 0.22]
 
 
 def test_a_task_that_was_not_run_is_said_to_be_so():
@@ -118,11 +149,45 @@ def test_a_task_that_was_not_run_is_said_to_be_so():
     assert "not run" in [t.get_text() for t in texts(figure)]
 
 
-def test_missing_intervals_and_empty_logs_are_drawn():
-    metrics = {"base": {"accuracy_parsed": {"value": None, "low": None, "high": None, "n": 0}}}
-    assert "no value" in [t.get_text() for t in texts(figures.arms_figure(metrics, ["accuracy_parsed"]))]
-    empty = figures.training_figure({"dpo": pd.DataFrame(columns=["step", "loss"])})
-    assert [t.get_text() for t in texts(empty)].count("not logged") == 4
+def test_a_missing_value_and_a_masked_one_are_said_to_be_so():
+    cell = {"value": None, "low": None, "high": None, "n": 0}
+    masked = {"value": None, "low": 0.0, "high": 0.275, "n": 40}
+    metrics = {"base": {"unparsed": cell}, "sft": {"unparsed": masked}}
+    shown = [t.get_text() for t in texts(figures.arms_figure(metrics, ["unparsed"]))]
+    assert {"no value", "< 0.28"} <= set(shown)
+
+
+def test_every_figure_says_its_n_and_what_its_interval_speaks_of():
+    for name, n in (("arms", "n = 120"), ("study", "n = 300"), ("forest", "n = 300"), ("calibration", "n = 400")):
+        shown = " ".join(t.get_text() for t in texts(DRAWN[name]()))
+        assert n in shown
+        assert name == "calibration" or "95 % intervals over test cases" in shown
+
+
+def test_a_loss_that_starts_high_does_not_flatten_the_rest():
+    axis = DRAWN["training"]().axes[0]
+    late = axis.transData.transform([[20, 11 / 20], [29, 11 / 29]])[:, 1]
+    assert (late[0] - late[1]) / axis.bbox.height > 0.05  # .55 and .38, under a start of 11
+
+
+def test_lines_of_two_models_and_three_seeds_are_told_apart():
+    axis = DRAWN["trainings"]().axes[0]
+    looks = {
+        (line.get_color(), line.get_linestyle(), str(line._dash_pattern))
+        for line in axis.lines
+        if len(line.get_xdata())
+    }
+    assert len(looks) == 6
+
+
+def test_few_cases_of_a_private_source_stand_in_no_calibration_point():
+    points = {
+        shareable: sum(
+            len(line.get_xdata()) for line in figures.calibration_figure(sure(shareable), "yes").axes[0].lines
+        )
+        for shareable in (True, False)
+    }
+    assert 2 < points[False] < points[True] == 2 + 2 * 5
 
 
 def test_ln_2_is_drawn_only_where_the_loss_starts_there():
@@ -135,10 +200,11 @@ def test_ln_2_is_drawn_only_where_the_loss_starts_there():
 
 def test_arms_differ_in_grey_and_in_shape():
     # CIE lightness of the colour without its hue
-    linear = [[((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(figures.ARM_COLOURS[arm])] for arm in ARMS]
+    linear = [[((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(ARMS[arm].colour)] for arm in ARMS]
     lightness = [116 * float(np.dot(c, [0.2126, 0.7152, 0.0722])) ** (1 / 3) - 16 for c in linear]
     assert min(np.abs(np.diff(sorted(lightness)))) > 10
-    assert len(set(figures.ARM_MARKERS.values())) == len(figures.ARM_MARKERS)
+    looks = [arm.marker for arm in (ARMS | BASELINES).values()]
+    assert len(set(looks)) == len(looks)
 
 
 def test_one_wide_interval_does_not_hide_the_others():
