@@ -26,7 +26,7 @@ def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
     which it takes with missing values. Settings are scikit-learn's defaults.
     """
     outcome = single_outcome(task.card.labels)
-    if outcome is None or outcome not in task.outcomes:
+    if outcome is None or outcome in task.open_outcomes:
         commonest = {o: Counter(c.gold[o] for c in splits.train).most_common(1)[0][0] for o in task.outcomes}
         return predictions_table(
             task, splits.test, {"majority": [_said(task, case, commonest) for case in splits.test]}

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-#: Metrics that stand in the table of baselines.
-_COMPARED = ("f1", "macro_f1", "accuracy", "auroc")
-
-
 @dataclass(frozen=True)
 class FinishedRun:
     """A run whose end marker says ok: its folder, its run.json and its gates.json."""
@@ -131,30 +127,6 @@ def recompute(study: Path, margin: float = MARGIN) -> tuple[dict[str, pd.DataFra
     other = [str(run.folder / f"{name}.json") for run, name, value in found if run.saved(name) != value]
     tables = study_tables(study_cells(runs), margin)
     return tables, other + [str(study / name) for name in save_tables(study, tables)]
-
-
-def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
-    """Values of the classical baselines, means over seeds: a line a task and baseline, with n and seeds."""
-    import pandas as pd
-
-    rows = [
-        {
-            "task": run.cell[0],
-            "baseline": name,
-            "seed": run.parameters["seed"],
-            "n": max(c["n"] for c in cells.values()),
-        }
-        | {metric: cell["value"] for metric, cell in cells.items() if metric in _COMPARED}
-        for run in runs
-        if (run.folder / "baselines.json").is_file()
-        for name, cells in run.saved("baselines").items()
-    ]
-    if not rows:
-        return pd.DataFrame()
-    # no model has a part in them: of the same seed, all models' runs hold the same
-    by = pd.DataFrame(rows).drop_duplicates(["task", "baseline", "seed"]).groupby(["task", "baseline"], sort=False)
-    values = by.mean(numeric_only=True).drop(columns=["seed", "n"])
-    return values.join(by.agg(n=("n", "first"), seeds=("seed", "nunique")))
 
 
 def training_logs(runs: list[FinishedRun], arm: str = "dpo") -> pd.DataFrame:

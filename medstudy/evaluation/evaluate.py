@@ -94,7 +94,7 @@ def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
     columns = ["contrast", "metric", "difference", "low", "high", "p", "test", "n"]
     table = pd.DataFrame(contrasts)[columns].round(3)
-    p = ["" if pd.isna(x) else "< 0.001" if x < 0.001 else f"{x:.3f}" for x in pd.DataFrame(contrasts)["p"]]
+    p = [p_text(row["p"]) for row in contrasts]
     return aggregate(table.assign(p=p).set_index(columns[:2]), ["contrast", "metric", "test"])
 
 
@@ -105,6 +105,11 @@ def values_table(metrics: Metrics) -> pd.DataFrame:
     values = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
     n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
     return aggregate(pd.DataFrame(values).T.fillna("").assign(n=n), [""])
+
+
+def p_text(p: float | None) -> str:
+    """A p value with three digits, never 0; empty where there is none."""
+    return "" if p is None or np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def value_text(cell: Mapping[str, Any], digits: int = 3) -> str:

@@ -51,7 +51,7 @@ def predictions_table(
             row = {"case_id": case.case_id, "group_id": case.group_id, "arm": arm, "output": output}
             row |= {"status": answer.status, "answer": _json(answer.value), "gold": _json(case.gold)}
             row |= {f"score_{name}": value for name, value in task.score(answer, case).items()}
-            row["score_rescued"] = float(answer.status == "parsed" and not getattr(answer, "exact", True))
+            row["score_rescued"] = float(answer.status == "parsed" and not answer.exact)
             if probabilities:
                 row |= _probability_scores(task, case, probabilities[arm][i])
             rows.append(row)

@@ -1,0 +1,104 @@
+"""What a reader of the comparison notebook sees: tables that are rounded, in order, and tagged as aggregates."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from medstudy.arms import ARMS
+from medstudy.evaluation.comparison import FinishedRun
+from medstudy.evaluation.evaluate import p_text, value_text
+from medstudy.evaluation.verdict import published
+from medstudy.show import aggregate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_CELL = ["task", "model"]
+
+
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a task and model of verdicts.csv: the verdict, and what DPO cost."""
+    cells = table.drop_duplicates(_CELL).set_index(_CELL)
+    costs = cells[["pairs", "pair_tokens", "dpo_seconds"]].round().astype("Int64")
+    return aggregate(cells[["verdict"]].join(costs), [*_CELL, "verdict"])
+
+
+def evidence(table: pd.DataFrame) -> Any:
+    """The sentence behind each verdict, as Markdown."""
+    from IPython.display import Markdown
+
+    cells = table.drop_duplicates(_CELL).itertuples()
+    return aggregate(Markdown("\n".join(f"- **{v.task}, {v.model}: {v.verdict}.** {v.sentence}" for v in cells)))
+
+
+def contrasts(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of tables/contrasts.csv, rounded; p corrected by Holm where a verdict rests on the contrast."""
+    names = [*_CELL, "metric", "contrast"]
+    shown = table[names].join(table[["difference", "low", "high"]].map("{:+.3f}".format, na_action="ignore").fillna(""))
+    shown = shown.assign(p_holm=table["p_holm"].map(p_text), n=table["n"], seeds=table["seeds"])
+    return aggregate(shown.set_index(names), names)
+
+
+def values(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of tables/metrics.csv, a column an arm."""
+    names = [*_CELL, "metric"]
+    text = table.assign(text=[value_text(cell) for cell in table.to_dict("records")])
+    wide = text.pivot_table("text", names, "arm", aggfunc="first", sort=False).fillna("")
+    return aggregate(wide[[arm for arm in ARMS if arm in wide]], names)
+
+
+def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
+    """Values of the classical baselines, means over seeds: a line a task and baseline, with n and seeds."""
+    import pandas as pd
+
+    names = ["task", "baseline"]
+    rows = [
+        {"task": run.cell[0], "baseline": name, "metric": metric, "seed": run.parameters["seed"], **cell}
+        for run in runs
+        if (run.folder / "baselines.json").is_file()
+        for name, cells in run.saved("baselines").items()
+        for metric, cell in cells.items()
+        if metric in {row["metric"] for row in run.saved("contrasts") if row["primary"]} | {"accuracy", "auroc"}
+    ]
+    if not rows:
+        return pd.DataFrame()
+    # no model has a part in them: of the same seed, all models' runs hold the same
+    table = pd.DataFrame(rows).drop_duplicates([*names, "metric", "seed"])
+    wide = table.pivot_table("value", names, "metric", sort=False).map("{:.3f}".format, na_action="ignore").fillna("")
+    return aggregate(wide.join(table.groupby(names).agg(n=("n", "max"), seeds=("seed", "nunique"))), names)
+
+
+def seconds(runs: list[FinishedRun]) -> pd.DataFrame:
+    """Seconds of each trained arm and of sampling, means over seeds."""
+    import pandas as pd
+
+    steps = [*(arm for arm in ARMS if ARMS[arm].trainer), "samples"]
+    table = pd.DataFrame([dict(zip(_CELL, run.cell, strict=True)) | run.record["seconds"] for run in runs])
+    table = table.reindex(columns=[*_CELL, *steps]).dropna(axis=1, how="all")
+    return aggregate(table.groupby(_CELL, sort=False).mean().round(1).fillna(""), _CELL)
+
+
+def runs(finished: list[FinishedRun]) -> pd.DataFrame:
+    """The runs that went in: data, sizes, time and gates that failed."""
+    import pandas as pd
+
+    rows = [
+        {name: run.parameters[name] for name in (*_CELL, "seed", "data", "n_train", "n_test")}
+        | {"pairs": run.record["pairs"], "seconds": round(sum(s or 0 for s in run.record["seconds"].values()))}
+        | {"failed gates": ", ".join(run.failed_gates) or "none"}
+        for run in finished
+    ]
+    table = pd.DataFrame(rows).rename(columns={"data": "data card"}).set_index([*_CELL, "seed"])
+    return aggregate(table, [*_CELL, "data card", "failed gates"])
+
+
+def published_values(finished: list[FinishedRun]) -> pd.DataFrame:
+    """The published study's numbers for these tasks and model families."""
+    import pandas as pd
+
+    found = pd.concat([published(*cell) for cell in dict.fromkeys(run.cell for run in finished)]).drop_duplicates()
+    names = ["task", "outcome", "metric", "model"]
+    columns = ["arm", "value", "contrast", "p_value"]
+    return aggregate(
+        found[names + columns].astype(object).fillna("").set_index(names), [*names, "arm", "contrast", "p_value"]
+    )
