@@ -48,6 +48,10 @@ def checkout(tmp_path: Path, tiny_model: Path) -> Path:
     for name in ("notebooks", "profiles"):
         shutil.copytree(ROOT / name, tmp_path / name)
     shutil.copy(ROOT / "Snakefile", tmp_path)
+    # what is committed is the package's own; what a test adds to a notebook is a user's
+    git = ("git", "-c", "user.name=us", "-c", "user.email=us@ward.example")
+    for words in (("init", "-q"), ("add", "notebooks"), ("commit", "-qm", "as it ships")):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
     complaints = ("cough", "dysuria")
     notes = [f"Case {i}: {complaints[i % 2]} since {i} days, temperature {36 + i / 20}." for i in range(60)]
     notes[17] = f"Seen 17.03.2019: {SENTENCE}."
