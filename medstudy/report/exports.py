@@ -1,105 +1,60 @@
-"""Preference pairs of a run in the forms that trainers elsewhere read, one JSON line a pair."""
+"""Preference pairs of a run in the forms that trainers elsewhere read, one JSON line a pair.
+
+Documented at huggingface.co/docs/trl (dataset formats), developers.openai.com (direct preference optimization; Azure,
+Together and Fireworks read the same), docs.cloud.google.com (Gemini) and docs.aws.amazon.com (Nova), in November 2026.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from medstudy.data.cases import DataError
+from medstudy.report.privacy import is_private
 from medstudy.training.preferences import Pair
 
-Line = dict[str, Any]
+FORMS = ("trl", "openai", "azure", "together", "fireworks", "gemini", "nova")
 
 
 def export_pairs(run: Path, form: str, target: Path, allow_private: bool = False) -> int:
-    """Write the pairs of a finished run; returns how many.
+    """Write the pairs of a finished run in one of `FORMS`; returns how many.
 
-    Args:
-        run: its folder, ``results/<study>/<model>/<task>/seed<k>``.
-        form: a key of `FORMS`.
-        target: the file to write.
-        allow_private: the file holds whole cases; of a source that may not be shown only with this.
+    ``allow_private``: the file holds whole cases; of a source that may not be shown only with this.
 
     Raises:
         DataError: the run has no pairs, the form is unknown, or the source is private and nobody said so.
     """
     if form not in FORMS:
         raise DataError(f"unknown form '{form}' (allowed: {', '.join(FORMS)})")
-    file, source = (run / "private" / name for name in ("pairs.jsonl", "source.json"))
+    file = run / "private" / "pairs.jsonl"
     if not file.is_file():
         raise DataError(f"{file} does not exist: {run} is no run that has built its pairs")
-    if not json.loads(source.read_text(encoding="utf-8"))["shareable"] and not allow_private:
+    if is_private(run) and not allow_private:
         raise DataError(
-            f"the cases of {run} may not be shown (their data card does not say `shareable: true`), and "
-            "pairs hold them whole: uploading the file gives patients' texts to the service. If this is "
-            "allowed, repeat with --allow-private"
+            f"the cases of {run} may not be shown (no `shareable: true` in their data card), and pairs hold them "
+            "whole: uploading gives patients' texts to the service. If this is allowed, repeat with --allow-private"
         )
-    with file.open(encoding="utf-8") as rows:
-        pairs = [Pair(**json.loads(row)) for row in rows]
-    lines = [json.dumps(FORMS[form](pair), ensure_ascii=False) + "\n" for pair in pairs]
-    target.write_text("".join(lines), encoding="utf-8")
-    return len(lines)
+    rows = file.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = (json.dumps(line_of(Pair(**json.loads(row)), form), ensure_ascii=False) for row in rows)
+    target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    return len(rows)
 
 
-def _trl(pair: Pair) -> Line:
-    """Conversational rows of TRL's `DPOTrainer`."""
-    return dict(pair.row())
-
-
-def _openai(pair: Pair) -> Line:
-    """Preference rows of OpenAI, which Azure, Together and Fireworks read as well."""
+def line_of(pair: Pair, form: str) -> dict[str, Any]:
+    """One pair as a reader of ``form`` wants it."""
     row = pair.row()
-    return {
-        "input": {"messages": row["prompt"]},
-        "preferred_output": row["chosen"],
-        "non_preferred_output": row["rejected"],
-    }
-
-
-def _gemini(pair: Pair) -> Line:
-    """Preference rows of Gemini: contents end with the user's turn, one completion scores 1 and one 0."""
-
-    def turn(role: str, text: str) -> Line:
-        return {"role": role, "parts": [{"text": text}]}
-
-    roles = {"user": "user", "assistant": "model"}
-    return {
-        "contents": [turn(roles[m["role"]], m["content"]) for m in pair.prompt],
-        "completions": [
-            {"score": score, "completion": turn("model", text)}
-            for score, text in ((1, pair.chosen), (0, pair.rejected))
-        ],
-    }
-
-
-def _nova(pair: Pair) -> Line:
-    """Preference rows of Amazon Nova: the last turn holds two candidates."""
-
-    def content(text: str) -> list[dict[str, str]]:
-        return [{"text": text}]
-
-    candidates = [
-        {"content": content(pair.chosen), "preferenceLabel": "preferred"},
-        {"content": content(pair.rejected), "preferenceLabel": "non-preferred"},
-    ]
-    turns: list[Line] = [{"role": m["role"], "content": content(m["content"])} for m in pair.prompt]
-    return {
-        "schemaVersion": "bedrock-conversation-2024",
-        "messages": [*turns, {"role": "assistant", "candidates": candidates}],
-    }
-
-
-#: Documented at huggingface.co/docs/trl (dataset formats), developers.openai.com (direct preference
-#: optimization), learn.microsoft.com, docs.together.ai, docs.fireworks.ai, docs.cloud.google.com (Gemini
-#: preference tuning) and docs.aws.amazon.com (Nova, DPO), all as read in November 2026.
-FORMS: dict[str, Callable[[Pair], Line]] = {
-    "trl": _trl,
-    "openai": _openai,
-    "azure": _openai,
-    "together": _openai,
-    "fireworks": _openai,
-    "gemini": _gemini,
-    "nova": _nova,
-}
+    if form == "gemini":
+        roles = {"user": "user", "assistant": "model"}
+        contents = [{"role": roles[m["role"]], "parts": [{"text": m["content"]}]} for m in pair.prompt]
+        said = ({"role": "model", "parts": [{"text": text}]} for text in (pair.chosen, pair.rejected))
+        completions = [{"score": score, "completion": one} for score, one in zip((1, 0), said, strict=True)]
+        return {"contents": contents, "completions": completions}
+    if form == "nova":
+        turns = [{"role": m["role"], "content": [{"text": m["content"]}]} for m in pair.prompt]
+        sides = (("preferred", pair.chosen), ("non-preferred", pair.rejected))
+        candidates = [{"content": [{"text": text}], "preferenceLabel": label} for label, text in sides]
+        messages = [*turns, {"role": "assistant", "candidates": candidates}]
+        return {"schemaVersion": "bedrock-conversation-2024", "messages": messages}
+    openai = {"input": {"messages": row["prompt"]}, "preferred_output": row["chosen"]}
+    return dict(row) if form == "trl" else openai | {"non_preferred_output": row["rejected"]}

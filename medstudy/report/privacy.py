@@ -180,8 +180,9 @@ class Filter:
             return None, f"{re.sub(r'[^A-Za-z]', '', output.ename)}: withheld"
         if output.output_type == "stream" and re.fullmatch(rf"(output {_SAID}\n)+", output.text):
             return None if RELEASED in output.text else output, ""  # said at an earlier release
-        if output.output_type == "stream" and not output.text.replace(NOT_SHOWN, "").strip():
-            return output, ""
+        said = output.get("text", output.get("data", {}).get("text/markdown", ""))
+        if NOT_SHOWN in said and not said.replace(NOT_SHOWN, "").strip():
+            return _note(NOT_SHOWN), ""
         if self.nothing:
             return None, UNKNOWN
         tagged = [form for form in output.get("metadata", {}).get(TAG, []) if form in output.get("data", {})]
@@ -250,7 +251,8 @@ def guard_of(folders: Iterable[Path]) -> Guard:
 
 def is_private(run: Path) -> bool:
     """Whether a run's cases may not be shown: by what its card says today, and by what it said then."""
-    return not (_source(run).get("shareable") and card_of(run, {}).shareable)
+    known = (run / "private" / "source.json").is_file()
+    return not (known and _source(run).get("shareable") and card_of(run, {}).shareable)
 
 
 def run_folders(study: Path) -> list[Path]:
@@ -298,8 +300,8 @@ def card_of(run: Path, parameters: Mapping[str, Any]) -> DataCard:
     file = run / "private" / "source.json"
     said = _source(run) if file.is_file() else {}
     try:
-        return load_card(said.get("data") or parameters["data"])
-    except (DataError, KeyError):
+        return load_card(said.get("data") or said.get("card") or parameters["data"])
+    except DataError:
         if not said:
             raise
         return DataCard.model_validate_json(said["known"])

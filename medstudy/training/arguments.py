@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from medstudy.params import RunParams
 from medstudy.runs import COSMETIC, Run
+from medstudy.show import aggregate
 from medstudy.training.models import compute_dtype, cpu_multiplies_bf16
 from medstudy.training.shared_prompt import PADDED_TO
 
@@ -96,7 +97,8 @@ def arguments_table(*configs: Any) -> pd.DataFrame:
     import pandas as pd
 
     rows = [(type(config).__name__, *row) for config in configs for row in set_arguments(config)]
-    return pd.DataFrame(rows, columns=["", "argument", "value", "default", "parameter"]).set_index(["", "argument"])
+    table = pd.DataFrame(rows, columns=["", "argument", "value", "default", "parameter"])
+    return aggregate(table.set_index(["", "argument"]), list(table))
 
 
 def set_arguments(config: Any) -> list[tuple[str, Any, Any, str]]:

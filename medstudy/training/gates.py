@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from medstudy.data.audit import near_duplicates
 from medstudy.data.cases import SMALLEST_COUNT
 from medstudy.runs import Run
+from medstudy.show import aggregate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +90,7 @@ def gates_table(gates: Sequence[Gate]) -> Styler:
 
     rows = [(g.gate, "passed" if g.passed else "FAILED", words(g.value), g.expected) for g in gates]
     table = pd.DataFrame(rows, columns=["gate", "passed", "seen", "must hold"])
-    return table.style.hide(axis="index")  # unlike a plain table, it cuts no text off
+    return aggregate(table.style.hide(axis="index"), ["", *table])  # unlike a plain table, it cuts no text off
 
 
 def first_loss(dpo: Mapping[str, Any]) -> Gate:

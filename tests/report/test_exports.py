@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 from medstudy.batch.cli import main
-from medstudy.report.exports import FORMS
+from medstudy.report.exports import FORMS, line_of
 from medstudy.training.preferences import Pair, Pairs
 
 PROMPT = [
@@ -68,7 +68,7 @@ def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     (folder / "private").mkdir(parents=True)
     Pairs(PAIRS, {}).save(folder / "private" / "pairs.jsonl")
-    (folder / "private" / "source.json").write_text(json.dumps({"shareable": True}))
+    (folder / "private" / "source.json").write_text(json.dumps({"shareable": True, "card": "synthetic_uti"}))
     return folder
 
 
@@ -87,7 +87,7 @@ def test_every_form_has_the_shape_that_its_reader_documents(run: Path, form: str
 
 
 def test_the_last_turns_are_where_they_are_looked_for() -> None:
-    gemini, nova = FORMS["gemini"](PAIRS[0]), FORMS["nova"](PAIRS[0])
+    gemini, nova = line_of(PAIRS[0], "gemini"), line_of(PAIRS[0], "nova")
     assert [turn["role"] for turn in gemini["contents"]] == ["user", "model", "user"]
     scores = {c["score"]: c["completion"]["parts"][0]["text"] for c in gemini["completions"]}
     assert scores == {1: "yes", 0: "no"}
