@@ -1,31 +1,37 @@
 # The study as a graph of notebook jobs. `medstudy run params/demo` starts it; so does plain
 #   snakemake --config run=params/demo
-# Each run: inputs are its notebook, its parameters, its data card and the package files it imports; a change of
-# one redoes the runs that depend on it and what follows. Executed notebooks and run.json are not declared as outputs:
-# they outlive a failure. `medstudy run` sees to runs without a good run.json.
+# Each run depends on its notebook, its parameters, its data (by a key) and the package; a change of one redoes it and
+# what follows, and a run takes from its folder the stages that did not change. Executed notebooks and run.json are not
+# declared as outputs: they outlive a failure. `medstudy run` sees to runs without a good run.json.
 import shlex
 import sys
 from pathlib import Path
 
-from medstudy.batch.study import failures, results_of
-from medstudy.batch.inputs import base_marker, code_of, data_files
+from snakemake.logging import logger
+
+from medstudy.batch.machine import private_folder
+from medstudy.batch.progress import Progress
+from medstudy.batch.study import code_files, data_key, results_of
 from medstudy.params import load_study
 from medstudy.runs import slug
 
 STUDY = load_study(config.get("run", "params/demo"))
 R = str(results_of(STUDY))
 RESULTS = str(Path(R).parent)
-BASE = RESULTS + "/base_models/{model}"
 MODELS = {slug(model): model for model in STUDY.models}
 CONTRACT = ["metrics.json", "contrasts.json", "gates.json"]
 RUN = R + "/{model}/{task}/seed{seed}/"
 ALL_RUNS = expand(RUN + "{file}", model=MODELS, task=STUDY.tasks, seed=STUDY.seeds, file=CONTRACT)
-BASES = sorted({file for model in STUDY.models for file in base_marker(model, Path(RESULTS))})
 # the notebooks' own default is left alone where it holds
 ELSEWHERE = [] if RESULTS == "results" else [f"results={RESULTS}"]
-PYTHON = shlex.quote(sys.executable)
-JOURNAL = R + "/engine.jsonl"
+JOB = shlex.quote(sys.executable) + " -m medstudy.batch.run_notebook {input.nb:q} {params.nb:q} --threads {threads}"
+CODE = code_files()
 THREADS = int(config.get("threads", 1))
+FAILURES = Path(R, "private", "failures.txt")
+
+progress = Progress(MODELS)
+if workflow.is_main_process:
+    logger.addHandler(progress)
 
 
 wildcard_constraints:
@@ -40,27 +46,9 @@ localrules:
 
 rule all:
     input:
-        BASES,
         ALL_RUNS,
         R + "/comparison.done",
         R + "/report/index.html",
-
-
-rule base_model:
-    input:
-        nb="notebooks/base_model.ipynb",
-        code=code_of("notebooks/base_model.ipynb") if BASES else [],
-    output:
-        touch(BASE + ".done"),
-    log:
-        BASE + ".log",
-    params:
-        nb=BASE + ".ipynb",
-        model=lambda w: MODELS[w.model],
-    threads: THREADS
-    shell:
-        "exec {PYTHON} -m medstudy.batch.run_notebook {input.nb:q} {params.nb:q} --set model={params.model:q} {ELSEWHERE:q}"
-        " --name 'base_model '{params.model:q} --journal {JOURNAL:q} --threads {threads} &> {log:q}"
 
 
 # one rule a task, so that messages name it and a profile can give it resources of its own
@@ -71,25 +59,22 @@ for task, resources_of_task in STUDY.tasks.items():
         input:
             nb=f"notebooks/{task}.ipynb",
             params=[str(STUDY.folder / "shared.yaml"), str(STUDY.folder / f"{task}.yaml")],
-            data=data_files(STUDY.run(task, STUDY.models[0], STUDY.seeds[0])),
-            code=code_of(f"notebooks/{task}.ipynb"),
-            base=lambda w: base_marker(MODELS[w.model], Path(RESULTS)),
+            code=CODE,
         output:
             [RUN.replace("{task}", task) + file for file in CONTRACT],
         log:
-            RUN.replace("{task}", task) + "notebook.log",
+            RUN.replace("{task}", task) + "private/notebook.log",
         params:
             nb=RUN.replace("{task}", task) + "notebook.ipynb",
             task=task,
             model=lambda w: MODELS[w.model],
+            data=data_key(STUDY.run(task, STUDY.models[0], STUDY.seeds[0])),
             gpu=lambda w, resources: resources.get("gpu", 0),
         threads: THREADS
         resources: **resources_of_task
         shell:
-            "exec {PYTHON} -m medstudy.batch.run_notebook {input.nb:q} {params.nb:q}"
-            " --run {STUDY.folder:q} {params.task} {params.model:q} {wildcards.seed}"
-            " --name {params.task}' '{params.model:q}' seed {wildcards.seed}'"
-            " --journal {JOURNAL:q} --threads {threads} --gpus {params.gpu} &> {log:q}"
+            "exec " + JOB + " --run {STUDY.folder:q} {params.task} {params.model:q} {wildcards.seed}"
+            " --name {params.task}' '{params.model:q}' seed {wildcards.seed}' --gpus {params.gpu} &> {log:q}"
 
 
 rule comparison:
@@ -97,35 +82,40 @@ rule comparison:
         nb="notebooks/comparison.ipynb",
         study=str(STUDY.folder / "study.yaml"),  # holds the margin
         runs=ALL_RUNS,
-        code=code_of("notebooks/comparison.ipynb"),
+        code=CODE,
     output:
         touch(R + "/comparison.done"),
     log:
-        R + "/comparison.log",
+        R + "/private/comparison.log",
     params:
         nb=R + "/comparison.ipynb",
         study=STUDY.name,
         margin=STUDY.margin,
     threads: THREADS
     shell:
-        "exec {PYTHON} -m medstudy.batch.run_notebook {input.nb:q} {params.nb:q} --set study={params.study:q} margin={params.margin} {ELSEWHERE:q}"
-        " --name comparison --journal {JOURNAL:q} --threads {threads} &> {log:q}"
+        "exec " + JOB + " --set study={params.study:q} margin={params.margin} {ELSEWHERE:q} --name comparison &> {log:q}"
 
 
 rule report:
     input:
         runs=ALL_RUNS,
         comparison=R + "/comparison.done",
-        code=code_of("medstudy.report.pages"),
+        code=CODE,
     output:
         R + "/report/index.html",
     log:
-        R + "/report.log",
+        R + "/private/report.log",
     shell:
-        "exec {PYTHON} -m medstudy.batch.cli report {R:q} &> {log:q}"
+        "exec " + shlex.quote(sys.executable) + " -m medstudy.batch.cli report {R:q} &> {log:q}"
+
+
+onstart:
+    private_folder(Path(R, "private"))
+
+
+onsuccess:
+    progress.close_study(FAILURES)
 
 
 onerror:
-    for line in failures(Path(R)):
-        print(line, file=sys.stderr)
-    print(f"comparison and report in {R} are of an earlier start, if they are there", file=sys.stderr)
+    progress.close_study(FAILURES)

@@ -1,4 +1,4 @@
-"""`medstudy check`: everything about a study that can be found out without loading a model."""
+"""`medstudy check`: everything about a study that can be found out without loading a model's weights."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from medstudy.batch import forecast
 from medstudy.batch import study as batch
-from medstudy.batch.forecast import Tokens, forecast, processor_rate, read_shape
-from medstudy.data.card import DataCard
-from medstudy.data.cases import DataError
-from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing
+from medstudy.data.cases import Case, DataError
+from medstudy.params import ParamsError, RunParams, StudyParams, load_study, refuse_missing
 from medstudy.runs import from_root
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Operations a second that a forecast for a GPU supposes; a card's own figure for bf16 is a multiple of it.
-GPU_RATE = 100e12
-#: Tokens a word of clinical English, roughly; exact counts need the model's tokenizer, see the notebooks.
-TOKENS_A_WORD = 1.4
+    from medstudy.data.card import DataCard
+    from medstudy.tasks.base import Task
+
+#: Tokens a word where the model's tokenizer is not at hand; clinical text had 1.3 to 3.
+TOKENS_A_WORD = 2
 #: Share of test cases that one of two arms alone answers right; DPO and SFT in the demo: 1 to 41 %, median 7.
 DISCORDANT = 0.1
 
@@ -33,149 +32,188 @@ def report_study(folder: Path) -> int:
     """Print what the study holds and what would run; returns 0, or 2 after listing every fault found.
 
     Raises:
-        ParamsError: the parameters are not valid, so nothing else can be checked.
-        BatchError: Snakemake cannot plan the study, for example because a notebook is missing.
+        ParamsError: study.yaml itself cannot be read, so nothing else can be checked.
     """
     study = load_study(folder)
-    runs = study.runs()
     shape = f"{len(study.tasks)} tasks x {len(study.models)} models x {len(study.seeds)} seeds"
-    print(f"{study.name}: {len(runs)} runs ({shape}), results in {batch.results_of(study)}")
-    with ThreadPoolExecutor(1) as planning:
-        planned = planning.submit(batch.plan, folder)  # takes Snakemake as long as the data take us
-        if not _data_are_there(study, runs):
-            return 2
-    states = Counter(state for _, state, _ in batch.statuses(study))
-    print("runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
-    print(
-        "would run: "
-        + (", ".join(f"{n} {rule}" for rule, n in planned.result().items()) or "nothing, all is up to date")
-    )
-    return 0
-
-
-def _data_are_there(study: StudyParams, runs: list[RunParams]) -> bool:
-    """Describe each task, or say what is wrong with it."""
-    faults = 0
+    print(f"{study.name}: {math.prod(map(len, (study.tasks, study.models, study.seeds)))} runs ({shape})")
+    faults: list[str] = []
     for task in study.tasks:
+        for line in check_task(study, task, faults):
+            print(line)
+    if not faults:
         try:
-            gpus = int(study.tasks[task].get("gpu", 0))
-            for line in describe_data([r for r in runs if r.task == task], gpus):
-                print(line)
+            states = Counter(state for _, state, _ in batch.statuses(study))
+            print("runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
+            print(f"results in {batch.results_of(study)}; would run:\n{batch.plan(folder)}")
+        except batch.BatchError as error:
+            faults.append(str(error))
+    for fault in faults:
+        print(f"medstudy: {fault}", file=sys.stderr)
+    return 2 if faults else 0
+
+
+def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str]:
+    """Lines about one task: rows, then splits, tokens and needs of each model; what cannot run goes to ``faults``."""
+    from medstudy.data.audit import audit
+    from medstudy.data.card import load_card
+    from medstudy.data.load import load_cases
+    from medstudy.data.splits import split_cases
+    from medstudy.tasks import get_task
+
+    first = None
+    for model in study.models:
+        try:
+            runs = [study.run(name, model, seed) for seed in study.seeds]
+            if first is None:
+                first = runs[0]
+                card = load_card(first.data)
+                task, loaded = get_task(name, card), load_cases(card, first.data_root)
+                yield f"{name}: {card.title} ({first.data})"
+                yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
+                for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
+                    yield f"  left out: {n} x {reason}"
+                _check_pairs(first, card)
         except (DataError, ParamsError) as error:
-            faults += 1
-            print(f"medstudy: {task}: {error}", file=sys.stderr)
-    return not faults
+            faults.append(f"{name}: {error}")
+            return
+        cases, lengths = _fitting(runs[0], task, loaded.cases, faults)
+        try:
+            splits = [split_cases(cases, r.n_train, r.n_valid, r.n_test, r.seed, r.split_seed) for r in runs]
+        except DataError as error:
+            faults.append(f"{name}, {model}: {error}")
+            continue
+        parts = (splits[0].train, splits[0].validation, splits[0].test)
+        yield f"  {model}: train {len(parts[0])}, validation {len(parts[1])}, test {len(parts[2])}"
+        yield from (f"    {line}" for line in _needs(runs[0], lengths, parts, int(study.tasks[name].get("gpu", 0))))
+        if model == study.models[-1]:
+            yield from _power(parts[2])
+            yield from _notes(audit(loaded, splits[0]), len(loaded.cases))
+            unused = len(cases) - sum(map(len, parts))
+            if first.n_train == 0 and unused:
+                yield f"  note: {unused} cases go unused: the rest of groups that a split was cut through"
 
 
-def describe_data(runs: list[RunParams], gpus: int = 0) -> Iterator[str]:
-    """Lines about one task: rows, splits, rough token counts, what a run takes, what the audit finds.
+def _fitting(run: RunParams, task: Task, cases: list[Case], faults: list[str]) -> tuple[list[Case], Any]:
+    """Cases that fit the model's context, and their lengths; None for lengths where its tokenizer is not here.
 
-    Args:
-        runs: the same task and data with one or more models and seeds.
-        gpus: that each of them is given.
+    What the run would refuse goes to ``faults``, all of it: `fit_context` is asked to leave out, and counted.
+    """
+    from medstudy.training.models import ModelError, context_length, load_tokenizer
+    from medstudy.training.prompts import fit_context
+
+    where = f"{run.task}, {run.model}"
+    try:
+        if not _is_here(run.model):
+            return cases, None
+        tokenizer, context = load_tokenizer(run), context_length(run)
+        lenient = run.model_copy(update={"overlong": "exclude"} if run.overlong == "error" else {})
+        kept, lengths = fit_context(cases, task, tokenizer, lenient, context)
+    except (DataError, ModelError) as error:
+        faults.append(f"{where}: {error}")
+        return cases, None
+    if run.overlong == "error" and lengths.answer_cut:
+        faults.append(
+            f"{where}: {lengths.answer_cut} gold answers of {len(cases)} need more than max_new_tokens = "
+            f"{run.max_new_tokens} and could never be given; the longest needs {max(lengths.answer) - 2}: set that"
+        )
+    if run.overlong == "error" and lengths.excluded:
+        faults.append(
+            f"{where}: {lengths.excluded} cases of {len(cases)} do not fit, with their answers, into the {context} "
+            "tokens of the model's context; set overlong to truncate or exclude"
+        )
+    return kept, lengths
+
+
+def _is_here(model: str) -> bool:
+    """Whether tokenizer and config can be read without a network.
 
     Raises:
-        DataError: the data cannot be had or split.
+        DataError: the name is that of a folder, and there is none.
     """
-    from medstudy.data.audit import audit
-    from medstudy.data.load import load_card, load_cases
-    from medstudy.data.splits import split_cases
-    from medstudy.evaluation.statistics import smallest_detectable
-    from medstudy.tasks import get_task
-    from medstudy.training.models import context_length
+    from huggingface_hub import try_to_load_from_cache
 
-    first = runs[0]
-    card = load_card(first.data)
-    task = get_task(first.task, card)
-    _check_pairs(first, card)
-    loaded = load_cases(card, first.data_root)
-    # the model does not change the data; every seed has splits of its own
-    seeds = [run for run in runs if run.model == first.model]
-    splits = [split_cases(loaded.cases, r.n_train, r.n_valid, r.n_test, r.seed, r.split_seed) for r in seeds]
-    sizes = f"train {len(splits[0].train)}, validation {len(splits[0].validation)}, test {len(splits[0].test)}"
-    yield f"{first.task}: {card.title} ({first.data})"
-    yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases; {sizes}"
-    for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
-        yield f"  left out: {n} x {reason}"
-    lengths = [_tokens(task.prompt(case)) for case in splits[0].all()]
-    answers = sum(_tokens(task.target(case)) for case in splits[0].train)
-    yield (
-        f"  about {statistics.median(lengths):.0f} tokens a prompt (longest {max(lengths)}),"
-        f" {sum(lengths):,} in all prompts, {answers:,} in the answers trained on"
-    )
-    longest = max(_tokens(task.target(case)) for case in splits[0].train)
-    tokens = Tokens(statistics.mean(lengths), answers / len(splits[0].train), max(lengths) + longest)
-    for run in {run.model: run for run in runs}.values():
-        yield "  " + _foretold(run, tokens, (len(splits[0].train), len(splits[0].test)), gpus)
-    units = len({case.group_id for case in splits[0].test})
-    least = smallest_detectable(math.sqrt(DISCORDANT / units))
+    if model.startswith("builtin/") or from_root(model).exists():
+        return True
+    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+        raise DataError(f"there is no folder {model}; give one, or a hub id (owner/name)")
+    return all(isinstance(try_to_load_from_cache(model, f), str) for f in ("config.json", "tokenizer_config.json"))
+
+
+def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: int) -> Iterator[str]:
+    """Tokens, memory and minutes of a run of one model."""
+    from medstudy.tasks import get_task
+    from medstudy.data.card import load_card
+
+    if lengths is None:
+        task = get_task(run.task, load_card(run.data))
+        some = [case for part in parts for case in part]
+        prompts = [round(len(task.prompt(case).split()) * TOKENS_A_WORD) for case in some]
+        answers = [round(len(task.target(case).split()) * TOKENS_A_WORD) for case in some]
+        how = f"estimated from words at {TOKENS_A_WORD} a word, as the model is not on this machine yet"
+    else:
+        prompts, answers, how = lengths.prompt, [a - 2 for a in lengths.answer], "by the model's tokenizer"
+    mean = statistics.mean(prompts)
+    yield f"{mean:.0f} tokens a prompt, longest {max(prompts)}, longest answer {max(answers)}: {how}"
+    try:
+        refuse_missing(run)
+        source = run.model if lengths is None else _source(run)
+        shape = forecast.read_shape(source)
+    except ParamsError as error:  # on this machine: another may run it
+        yield f"note: {error}"
+        return
+    except (OSError, ValueError) as error:
+        yield f"memory and time are not foretold: {type(error).__name__}, no config.json of a kind that is known here"
+        return
+    work = forecast.Work(mean, statistics.mean(answers), max(prompts) + max(answers), len(parts[0]), len(parts[2]))
+    gb = forecast.gigabytes(run, shape, work, gpus > 0) / max(1, gpus)
+    rate = forecast.GPU_RATE if gpus else forecast.processor_rate()
+    minutes = max(1, forecast.seconds(run, shape, work, rate) / 60)
+    time = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
+    place = f"GPU memory and {time} at {rate / 1e12:.0f} TFLOP/s" if gpus else f"memory and {time} on an idle core"
+    yield f"{shape.weights / 1e6:,.0f} million weights; a run takes about {gb:.1f} GB of {place} (up to twice as much)"
+
+
+def _source(run: RunParams) -> str:
+    from medstudy.training.models import locate
+
+    return locate(run)
+
+
+def _power(test: list[Case]) -> Iterator[str]:
+    from medstudy.evaluation.statistics import smallest_detectable
+
+    units = len({case.group_id for case in test})
+    least = smallest_detectable(math.sqrt(DISCORDANT / max(1, units)))
     yield (
         f"  smallest difference that {units} independent test cases show with 80 % power: "
         f"{100 * least:.0f} points of right answers (if {DISCORDANT:.0%} differ; one training)"
     )
-    try:
-        refuse_missing(first)
-    except ParamsError as error:  # on this machine: another may run it
-        yield f"  note: {error}"
-    table = audit(loaded, splits[0])
-    yield from _notes(table, len(loaded.cases))
-    unused = len(loaded.cases) - len(splits[0].all())
-    if first.n_train == 0 and unused:
-        yield f"  note: {unused} cases go unused: the rest of groups that a split was cut through"
-    if first.model in BUILTIN and max(lengths) > (holds := context_length(first)):
-        yield (
-            f"  note: {first.model} holds {holds} tokens, the longest prompt about "
-            f"{max(lengths)}: see overlong (here '{first.overlong}')"
-        )
-    found = table[(table["topic"] == "overlap") & (table[["validation", "test"]].max(axis=1) > 0)]
-    for row in found.to_dict("records"):
-        yield f"  note: {row['measure']}: {row['validation']} of validation, {row['test']} of test"
-
-
-def _foretold(run: RunParams, tokens: Tokens, cases: tuple[int, int], gpus: int) -> str:
-    """What one run of a model takes: on a core of this machine, or on a GPU at a rate that is named."""
-    shape = read_shape(run.model)
-    if shape is None:
-        return f"{run.model}: no config.json of a kind that is known here: memory and time are not foretold"
-    made = forecast(run, shape, tokens, cases, processor_rate(), gpus > 0)
-    where = f"{run.model}: {shape.weights / 1e6:,.0f} million weights; a run takes about {made.gigabytes:.1f} GB"
-    if gpus:
-        minutes = made.operations / GPU_RATE / 60
-        return f"{where} of GPU memory and {_minutes(minutes)} at {GPU_RATE / 1e12:.0f} TFLOP/s"
-    return f"{where} and {_minutes(made.seconds / 60)} on one core here (within a factor of two)"
-
-
-def _minutes(minutes: float) -> str:
-    return f"{max(1, minutes):.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
 
 
 def _notes(table: pd.DataFrame, n: int) -> Iterator[str]:
     """What of an audit a reader should look at before training."""
-    found = {(row["topic"], row["measure"]): row["source"] for row in table.to_dict("records")}
-    for (topic, what), count in found.items():
+    for row in table.to_dict("records"):
+        topic, what, count = row["topic"], row["measure"], row["source"]
         if topic == "leak?":
             yield f"  note: {what}: {count}; does it give the answer away? See columns.exclude"
         elif topic == "repeats" and count:
             yield f"  note: {what}: {count}; see columns.repeats"
         elif topic == "missing values" and count == n:
             yield f"  note: {what} has no value in any case"
+        elif topic == "overlap" and max(row["validation"], row["test"]) > 0:
+            yield f"  note: {what}: {row['validation']} of validation, {row['test']} of test"
         elif what.startswith("without a row in"):
             yield f"  note: {count} rows {what}"
-        elif count == 0 and topic not in {"rows", "size", "repeats", "overlap", "missing values"}:
+        elif topic not in {"rows", "size", "repeats", "overlap", "missing values"} and not count:
             yield f"  note: no case has {topic} '{what}'"
+        elif topic not in {"rows", "size", "repeats", "overlap", "missing values"} and 0 in (row["train"], row["test"]):
+            yield f"  note: {topic} '{what}': {row['train']} in train, {row['test']} in test"
 
 
 def _check_pairs(run: RunParams, card: DataCard) -> None:
-    """What `pair_source` needs is there: said here, as the notebook would only after SFT.
-
-    Raises:
-        DataError: the file or the card's `columns.rejected` is missing.
-    """
+    """What `pair_source` needs is there: said here, as the notebook would only after SFT."""
     if run.pair_file and not from_root(run.pair_file).is_file():
         raise DataError(f"pair_file = '{run.pair_file}' does not exist (looked for in {Path.cwd()})")
     if run.pair_source == "card" and not (card.columns and card.columns.rejected):
         raise DataError(f"pair_source = 'card', but data card '{card.name}' has no columns.rejected")
-
-
-def _tokens(text: str) -> int:
-    return round(len(text.split()) * TOKENS_A_WORD)

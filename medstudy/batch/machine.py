@@ -1,4 +1,4 @@
-"""The machine that jobs share: cores, memory, GPUs, locks, and no process that outlives its parent."""
+"""The machine that jobs share: cores, memory, GPUs, locks, and what helps against known failures."""
 
 from __future__ import annotations
 
@@ -18,42 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-
-def die_with_parent() -> None:
-    """Have Linux kill this process when its parent dies, so that no job is orphaned."""
-    if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def release_memory() -> None:
-    """Give back to the system what is no longer used; glibc would keep it for this process.
-
-    Trainers and their callbacks point at one another, so that only a collection frees them.
-    """
-    gc.collect()
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)
-
-
-def memory_gb() -> int:
-    """Memory of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**3
-
-
 #: What is known of a failure by the words of its error, and what helps. Holds nothing of the error itself.
 REMEDIES = {
     r"CUDA out of memory|OutOfMemoryError": "the GPU's memory is full: smaller batch_size (and more "
     "gradient_accumulation), smaller eval_batch_size, gradient_checkpointing, or quantization: 4bit",
-    r"MemoryError|can't allocate memory|Cannot allocate memory": "the machine's memory is full: fewer "
+    r"MemoryError|[Cc]an('|no)t allocate memory": "the machine's memory is full: fewer "
     "--jobs, smaller batch_size or eval_batch_size",
     r"No space left on device|Disk quota exceeded": "the disk is full: make room and start again; what is "
     "finished is kept",
+    r"PermissionError|Permission denied|Read-only file system": "a file or folder belongs to somebody else: use a "
+    "checkout of your own, or share one by group rights",
     r"ConnectionError|Connection (refused|reset)|Name or service not known|Temporary failure in name "
     r"resolution|Max retries exceeded|Network is unreachable": "a host cannot be reached: check the "
     "network, or use local copies (data_root, a model's folder)",
@@ -63,6 +37,38 @@ REMEDIES = {
 def remedy(text: str) -> str:
     """`; what is wrong: what helps` for an error that is known, else an empty string."""
     return next((f"; {said}" for words, said in REMEDIES.items() if re.search(words, text)), "")
+
+
+def die_with_parent() -> None:
+    """Have Linux kill this process when its parent dies, so that no job is orphaned."""
+    if sys.platform == "linux":
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that only its owner reads and git passes over; returns it."""
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+    (path / ".gitignore").write_text("*\n", encoding="utf-8")
+    return path
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def release_memory() -> None:
+    """Give back to the system what is no longer used; glibc would keep it for this process."""
+    gc.collect()
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def memory_gb() -> int:
+    """Memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**3
 
 
 def oom_kills() -> int:
@@ -96,14 +102,21 @@ def take_gpus(count: int) -> Iterator[list[str]]:
         with contextlib.ExitStack() as held:
             taken: list[str] = []
             for name in names:
-                safe = re.sub(r"\W", "-", name)
-                path = Path(tempfile.gettempdir(), f"medstudy-{os.getuid()}-gpu-{safe}.lock")
-                if len(taken) < count and try_lock(held.enter_context(path.open("w"))):
+                if len(taken) < count and try_lock(held.enter_context(_gpu_lock(name))):
                     taken.append(name)
             if len(taken) == count:
                 yield taken
                 return
         time.sleep(1)
+
+
+def _gpu_lock(name: str) -> IO[str]:
+    """A file that all users of the machine lock; one who did not make it can only read it, which is enough."""
+    safe = re.sub(r"\W", "-", name)
+    path = Path(tempfile.gettempdir(), f"medstudy-gpu-{safe}.lock")
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o644))
+    return path.open()
 
 
 def try_lock(file: IO[str]) -> bool:

@@ -3,16 +3,14 @@
     python -m medstudy.batch.run_notebook notebooks/summarization.ipynb results/…/notebook.ipynb \
         --run params/demo summarization builtin/llama 1 --threads 1
 
-The kernel talks over sockets in a private folder (TCP ports are raced for when many kernels start), runs the
-interpreter that runs this file, and dies with it. A run counts as finished only if papermill met no error and
-the notebook wrote its end marker, ``run.json`` with ``"status": "ok"``: a killed kernel leaves cells that
-look completed.
+The kernel runs this interpreter and dies with the job. It talks over sockets in a private folder, as TCP ports are
+raced for when many kernels start. A run counts as finished only if papermill met no error and the notebook wrote its
+end marker, ``run.json`` with ``"status": "ok"``: a killed kernel leaves cells that look completed.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import contextlib
 import fcntl
 import json
@@ -21,13 +19,12 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medstudy.batch.forkserver import fork_kernel
-from medstudy.batch.kernel import PRELOAD
-from medstudy.batch.machine import die_with_parent, oom_kills, remedy, take_gpus, visible_gpus
+from medstudy.batch.machine import die_with_parent, oom_kills, private_folder, remedy, take_gpus, visible_gpus
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
 from medstudy.runs import write_json
 
@@ -35,8 +32,6 @@ from medstudy.runs import write_json
 FIGURES = """c.InlineBackend.figure_formats = {"svg"}
 c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}
 """
-
-
 KILLED_FOR_MEMORY = "the system killed it for want of memory: fewer --jobs, smaller batch_size or eval_batch_size"
 KILLED = "it was killed from outside: by hand, by the batch system or by a limit on time"
 
@@ -46,133 +41,23 @@ class NotebookError(RuntimeError):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one notebook; 0 if it finished, else 1 with the reason on the last line of stderr."""
+    """Run one notebook; 0 if it finished, else 1 with ``FAILED name: why`` on the last line of stderr."""
     die_with_parent()
     args = _arguments(argv)
     marker = args.output.parent / "run.json" if args.run else None
-    note(args.journal, name=args.name, state="started")
     started = time.time()
-    message = ""
     try:
         _run_alone(args, marker)
     except (NotebookError, ParamsError, OSError) as error:
-        message = _one_line(error) + (remedy(str(error)) if isinstance(error, OSError) else "")
-    seconds = round(time.time() - started, 1)
-    if not message:
-        note(args.journal, name=args.name, state="ok", seconds=seconds)
-        return 0
-    with contextlib.suppress(OSError):  # on a full disk the last word is the one on stderr
-        note(args.journal, name=args.name, state="failed", seconds=seconds, message=message)
-        if marker is not None:
-            write_json(marker, {"status": "failed", "seconds": seconds, "message": message})
-    print(f"FAILED {args.name}: {message}", file=sys.stderr)
-    return 1
-
-
-def run_parameters(study: str, task: str, model: str, seed: str) -> dict[str, Any]:
-    """What the params files and the command line say of one run, and nothing that they leave to the notebook.
-
-    Raises:
-        ParamsError: a value is unknown, missing or not allowed.
-    """
-    folder = Path(study)
-    run = load_study(folder).run(task, model, int(seed))
-    given = read_yaml(folder / "shared.yaml") | read_yaml(folder / f"{task}.yaml")
-    return given | {"study": run.study, "model": run.model, "seed": run.seed}
-
-
-def execute(
-    notebook: Path, output: Path, parameters: Mapping[str, Any], threads: int, gpus: int, marker: Path | None
-) -> None:
-    """Execute ``notebook`` into ``output``, which is kept, partly executed, when it fails.
-
-    Args:
-        marker: the file that the notebook itself writes last, with ``"status": "ok"``; None if it has none.
-
-    Raises:
-        NotebookError: an unknown parameter, a cell raised, the kernel died, or the end marker is missing.
-    """
-    # on import jsonschema compiles a grammar of web addresses, 0.9 s a job, that no notebook needs
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-
-    from medstudy.report.privacy import run_folders
-
-    _refuse_unknown(notebook, parameters)
-    runs = [output.parent] if marker else run_folders(output.parent)
-    hidden = _is_private(parameters) if marker else any(map(_was_private, runs))
-    private = output.parent / "private" if hidden else None
-    # of a private source nothing is written outside private/ before it has been looked at
-    working = private / output.name if private else output
-    working.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if gpus > len(visible_gpus()):
-        raise NotebookError(f"the run asks for {gpus} GPU and this machine shows {len(visible_gpus())}")
-    with (
-        tempfile.TemporaryDirectory(prefix="medstudy-", ignore_cleanup_errors=True) as folder,
-        take_gpus(gpus) as devices,
-    ):
-        scratch, killed = Path(folder), oom_kills()
-        os.environ.update(
-            job_environment(scratch, output.parent / "private" if marker else scratch, threads, devices)
-            | {PRELOAD: "1" if marker else ""}
-        )
-        try:
-            papermill.execute_notebook(
-                str(notebook),
-                str(working),
-                dict(parameters),
-                kernel_name="python3",
-                language="python",
-                progress_bar=False,
-                start_timeout=300,
-                iopub_timeout=60,
-                kernel_manager_class=_kernel_manager(scratch, private, forked=not gpus),
-            )
-        except PapermillExecutionError as error:
-            said = f"its message is withheld, see {working}" if private else error.evalue
-            help_ = remedy(f"{error.ename}: {error.evalue}")
-            raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {said}{help_}") from None
-        except RuntimeError as error:
-            why = KILLED_FOR_MEMORY if oom_kills() > killed else KILLED
-            raise NotebookError(f"cell {_last_started(working)}: {error}; {why}") from None
-        finally:
-            _tidy(working)
-            taken = _release(working, output, runs) if private else []
-    for what in taken:
-        print(what)
-    if marker is not None and not finished(marker):
-        raise NotebookError(f"all cells ran, but none wrote {marker.name} with status ok")
-
-
-def _is_private(parameters: Mapping[str, Any]) -> bool:
-    """Whether the run's cases may not be shown; so too where the data card cannot be read."""
-    from medstudy.data.card import load_card
-    from medstudy.data.cases import DataError
-
-    try:
-        return not load_card(parameters["data"]).shareable
-    except (DataError, KeyError):
-        return True
-
-
-def _was_private(run: Path) -> bool:
-    return not json.loads((run / "private" / "source.json").read_text(encoding="utf-8"))["shareable"]
-
-
-def _release(working: Path, output: Path, runs: list[Path]) -> list[str]:
-    """Write a notebook out of ``private/`` without what repeats cases of ``runs``; returns what was taken."""
-    from medstudy.report.privacy import release
-
-    return release(working, output, runs) if working.is_file() else []
-
-
-def note(journal: Path | None, **event: Any) -> None:
-    """Append one event to the study's journal, which `medstudy run` turns into its progress lines."""
-    if journal is not None:
-        journal.parent.mkdir(parents=True, exist_ok=True)
-        with journal.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        text = re.sub(r"\s*\n\s*", "; ", str(error).strip())
+        help_ = remedy(f"{type(error).__name__}: {error}") if isinstance(error, OSError) else ""
+        message = text[:500] + "…" * (len(text) > 500) + help_
+        with contextlib.suppress(OSError):  # on a full disk the last word is the one on stderr
+            if marker is not None:
+                write_json(marker, {"status": "failed", "seconds": time.time() - started, "message": message})
+        print(f"FAILED {args.name}: {message}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -183,7 +68,6 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     what.add_argument("--run", nargs=4, metavar=("STUDY", "TASK", "MODEL", "SEED"), help="parameters of a study's run")
     what.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of any other notebook")
     parser.add_argument("--name", default="notebook", help="what the job is called in logs")
-    parser.add_argument("--journal", type=Path, help="file that gets a line when the job starts and ends")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=0)
     return parser.parse_args(argv)
@@ -201,33 +85,132 @@ def _run_alone(args: argparse.Namespace, marker: Path | None) -> None:
         execute(args.notebook, args.output, parameters, args.threads, args.gpus, marker)
 
 
+def run_parameters(study: str, task: str, model: str, seed: str) -> dict[str, Any]:
+    """What the params files and the command line say of one run, and nothing that they leave to the notebook.
+
+    Raises:
+        ParamsError: a value is unknown, missing or not allowed.
+    """
+    folder = Path(study)
+    run = load_study(folder).run(task, model, int(seed))
+    given = read_yaml(folder / "shared.yaml") | read_yaml(folder / f"{task}.yaml")
+    return given | {"study": run.study, "model": run.model, "seed": run.seed}
+
+
 def _value(text: str) -> str | float:
     """A decimal number as a number; whole ones may be names."""
     return float(text) if re.fullmatch(r"\d*\.\d+", text) else text
 
 
-def _refuse_unknown(notebook: Path, parameters: Mapping[str, Any]) -> None:
-    """papermill only warns of a parameter that the notebook does not have, and runs the default."""
-    import nbformat
-
-    cells = nbformat.read(notebook, as_version=4).cells
-    source = "\n".join(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
-    stored = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name))
-    known = [node.id for node in stored if isinstance(node.ctx, ast.Store)]
-    for name in parameters:
-        if name not in known:
-            allowed = f"(allowed: {', '.join(known)})"
-            raise NotebookError(f"{notebook.name} has no parameter '{name}'{nearest(name, known)} {allowed}")
-
-
-def _kernel_manager(folder: Path, private: Path | None, forked: bool) -> type:
-    """A kernel manager class: this interpreter, Unix sockets and the connection file in ``folder``.
-
-    What the kernel's process itself writes goes to ``private/kernel.log`` where there is one.
+def execute(
+    notebook: Path, output: Path, parameters: Mapping[str, Any], threads: int, gpus: int, marker: Path | None
+) -> None:
+    """Execute ``notebook`` into ``output``, which is kept, partly executed, when it fails.
 
     Args:
-        forked: ask the study's `forkserver` first.
+        marker: the file that the notebook itself writes last, with ``"status": "ok"``; None if it has none.
+
+    Raises:
+        NotebookError: an unknown parameter, a cell raised, the kernel died, or the end marker is missing.
     """
+    from medstudy.report.privacy import guard_of, run_folders, withhold
+
+    runs = [output.parent] if marker else run_folders(output.parent)
+    hidden = _is_private(parameters) if marker else any(map(_was_private, runs))
+    private = private_folder(output.parent / "private") if hidden or marker else None
+    # of a private source nothing is written outside private/ before it has been looked at
+    working = private / output.name if private and hidden else output
+    if gpus > len(visible_gpus()):
+        raise NotebookError(f"the run asks for {gpus} GPU and this machine shows {len(visible_gpus())}")
+    with (
+        tempfile.TemporaryDirectory(prefix="medstudy-", ignore_cleanup_errors=True) as folder,
+        take_gpus(gpus) as devices,
+    ):
+        os.environ.update(job_environment(Path(folder), private or Path(folder), threads, devices))
+        with _written_to(private / "kernel.log") if private and hidden else contextlib.nullcontext():
+            try:
+                _papermill(notebook, working, parameters, Path(folder), hidden)
+            finally:
+                _tidy(working)
+                taken = withhold(working, output, guard_of(runs)) if hidden and working.is_file() else []
+    if taken:
+        raise NotebookError(f"outputs repeat a private source and were withheld ({'; '.join(taken)}); see {working}")
+    if marker is not None and not finished(marker):
+        raise NotebookError(f"all cells ran, but none wrote {marker.name} with status ok")
+
+
+def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], folder: Path, hidden: bool) -> None:
+    # on import jsonschema compiles a grammar of web addresses, 0.9 s a job, that no notebook needs
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
+    import nbformat
+    import papermill
+    from papermill.exceptions import PapermillExecutionError
+    from papermill.translators import PythonTranslator
+
+    cells = nbformat.read(notebook, as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    known = [parameter.name for cell in tagged for parameter in PythonTranslator.inspect(cell)]
+    for name in set(parameters) - set(known):  # papermill itself only warns, and runs the default
+        allowed = f"(allowed: {', '.join(known)})"
+        raise NotebookError(f"{notebook.name} has no parameter '{name}'{nearest(name, known)} {allowed}")
+    killed = oom_kills()
+    try:
+        papermill.execute_notebook(
+            str(notebook),
+            str(working),
+            dict(parameters),
+            kernel_name="python3",
+            language="python",
+            progress_bar=False,
+            start_timeout=300,
+            iopub_timeout=60,
+            kernel_manager_class=_kernel_manager(folder),
+        )
+    except PapermillExecutionError as error:
+        said = f"its message is withheld, see {working}" if hidden else error.evalue
+        help_ = remedy(f"{error.ename}: {error.evalue}")
+        raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {said}{help_}") from None
+    except Exception as error:  # noqa: BLE001  of papermill and what it uses, whose messages may quote an output
+        traceback.print_exc()
+        dead = isinstance(error, RuntimeError) and "ernel died" in str(error)
+        why = (KILLED_FOR_MEMORY if oom_kills() > killed else KILLED) if dead else "the notebook could not be executed"
+        said = "" if hidden and not dead else f": {error}"
+        raise NotebookError(f"cell {_last_started(working)}: {type(error).__name__}{said}; {why}") from None
+
+
+@contextlib.contextmanager
+def _written_to(log: Path) -> Iterator[None]:
+    """Have what this process and its kernel write go to ``log``: engines quote an output that they stumble over."""
+    terminal = [os.dup(number) for number in (1, 2)]
+    with log.open("w") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        sys.stdout.flush(), sys.stderr.flush()
+        for number, descriptor in zip((1, 2), terminal, strict=True):
+            os.dup2(descriptor, number)
+            os.close(descriptor)
+
+
+def _is_private(parameters: Mapping[str, Any]) -> bool:
+    """Whether the run's cases may not be shown; so too where the data card cannot be read."""
+    from medstudy.data.card import load_card
+    from medstudy.data.cases import DataError
+
+    try:
+        return not load_card(parameters["data"]).shareable
+    except (DataError, KeyError):
+        return True
+
+
+def _was_private(run: Path) -> bool:
+    return not json.loads((run / "private" / "source.json").read_text(encoding="utf-8"))["shareable"]
+
+
+def _kernel_manager(folder: Path) -> type:
+    """A kernel manager class: this interpreter, Unix sockets and the connection file in ``folder``."""
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -236,39 +219,25 @@ def _kernel_manager(folder: Path, private: Path | None, forked: bool) -> type:
             super().__init__(**kwargs)
             self.transport, self.ip = "ipc", str(folder / "kernel")
             self.connection_file = str(folder / "kernel.json")
-            argv = [sys.executable, "-m", "medstudy.batch.kernel", "-f", "{connection_file}"]
+            argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             self._kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
 
         async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
-            with contextlib.ExitStack() as opened:
-                if private is not None:
-                    private.mkdir(parents=True, exist_ok=True, mode=0o700)
-                    log = opened.enter_context((private / "kernel.log").open("w"))
-                    options |= {"stdout": log, "stderr": log}
-                outputs = [log.fileno()] * 2 if private else [1, 2]
-                kernel = fork_kernel(kernel_cmd[3:], options["env"], outputs) if forked else None
-                if kernel is None:
-                    await super()._async_launch_kernel(kernel_cmd, **options)
-                else:
-                    self.provisioner.process = kernel
-                    self.provisioner.pid = self.provisioner.pgid = kernel.pid
+            await super()._async_launch_kernel(kernel_cmd, preexec_fn=die_with_parent, **options)
 
     return LocalKernelManager
 
 
 def job_environment(scratch: Path, private: Path, threads: int, devices: list[str]) -> dict[str, str]:
     """Environment of the kernel. Caches may hold case text and go to ``private``; weights stay shared."""
-    home = Path(os.environ.get("HF_HOME", "~/.cache/huggingface")).expanduser()
-    private.mkdir(parents=True, exist_ok=True, mode=0o700)
+    from huggingface_hub import constants  # it knows which variable of several says where weights and token are
+
     cache = private.absolute() / "cache"
-    count = str(threads)
     profile = scratch / "ipython" / "profile_default" / "ipython_kernel_config.py"
     profile.parent.mkdir(parents=True, exist_ok=True)
     profile.write_text(FIGURES, encoding="utf-8")
     return {
-        "OMP_NUM_THREADS": count,
-        "MKL_NUM_THREADS": count,
-        "OPENBLAS_NUM_THREADS": count,
+        **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
         # threads that wait give the core to another job soon, instead of spinning
         "GOMP_SPINCOUNT": "1000",
         # what is compiled for each shape is kept twice, 1024 of each unless told: a fifth of a job's memory
@@ -279,8 +248,8 @@ def job_environment(scratch: Path, private: Path, threads: int, devices: list[st
         "TQDM_DISABLE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_CACHE": os.environ.get("HF_HUB_CACHE", str(home / "hub")),
-        "HF_TOKEN_PATH": os.environ.get("HF_TOKEN_PATH", str(home / "token")),
+        "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+        "HF_TOKEN_PATH": constants.HF_TOKEN_PATH,
         "HF_HOME": str(cache),
         "HF_DATASETS_CACHE": str(cache / "datasets"),
         # neither the user's start-up scripts nor a read-only home may decide how a job runs
@@ -291,7 +260,7 @@ def job_environment(scratch: Path, private: Path, threads: int, devices: list[st
 
 def lock_of(output: Path) -> Path:
     """The file that is locked for as long as ``output`` is being executed."""
-    return output.with_name(f".{output.name}.lock")  # not the lock under which a base model is built
+    return output.with_name(f".{output.name}.lock")
 
 
 def finished(marker: Path) -> bool:
@@ -303,7 +272,7 @@ def _last_started(output: Path) -> int:
     """Number of the last cell that was started, counted from 1 over all cells."""
     import nbformat
 
-    cells = nbformat.read(output, as_version=4).cells
+    cells = nbformat.read(output, as_version=4).cells if output.is_file() else []
     return max((i for i, c in enumerate(cells, 1) if c.metadata.get("papermill", {}).get("start_time")), default=1)
 
 
@@ -315,32 +284,19 @@ def _tidy(output: Path) -> None:
         return
     notebook = nbformat.read(output, as_version=4)
     notebook.metadata.pop("widgets", None)
-    outputs = (output for cell in notebook.cells for output in cell.get("outputs", []))
-    for data in (output.data for output in outputs if "data" in output):
+    for data in (made.data for cell in notebook.cells for made in cell.get("outputs", []) if "data" in made):
         if "image/svg+xml" in data:  # a line of a figure is a line of JSON: a third of the file
             data["image/svg+xml"] = re.sub(r"\s*\n\s*", " ", data["image/svg+xml"])
     text = re.sub(r"/[\w/.-]*/ipykernel_\d+/\d+\.py", "<cell>", nbformat.writes(notebook))
-    for path, short in (
-        (Path.cwd(), "."),
-        (sys.prefix, "<python>"),
-        (sys.base_prefix, "<python>"),
-        (Path.home(), "~"),
-    ):
-        if len(Path(path).parts) > 1:
+    places = {Path.cwd(): ".", Path(sys.prefix): "<python>", Path(sys.base_prefix): "<python>", Path.home(): "~"}
+    for path, short in places.items():
+        if len(path.parts) > 1:
             # what follows is looked at lest a figure's base64 be taken for a path
-            text = re.sub(
-                re.escape(json.dumps(str(path), ensure_ascii=False)[1:-1]) + r"(?=[/\\\"'\s:,)<])",
-                short,
-                text,
-            )
+            written = re.escape(json.dumps(str(path), ensure_ascii=False)[1:-1])
+            text = re.sub(written + r"(?=[/\\\"'\s:,)<])", short, text)
     part = output.with_name(f".{output.name}.{os.getpid()}")
     part.write_text(text + "\n", encoding="utf-8")
     part.replace(output)
-
-
-def _one_line(error: Exception) -> str:
-    text = re.sub(r"\s*\n\s*", "; ", str(error).strip())
-    return text if len(text) <= 500 else text[:499] + "…"
 
 
 if __name__ == "__main__":

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import medstudy
-from medstudy.batch.forkserver import ForkServer, fork_server
-from medstudy.batch.machine import cores, die_with_parent, is_locked, memory_gb, try_lock, visible_gpus
+from medstudy.batch.machine import cores, die_with_parent, is_locked, memory_gb, private_folder, try_lock, visible_gpus
 from medstudy.batch.run_notebook import finished, lock_of
 from medstudy.params import RunParams, StudyParams, load_study, refuse_missing
-from medstudy.runs import project_root, run_folder
+from medstudy.runs import fingerprint, project_root, run_folder
 
 #: Exit code when the study is running already: sysexits' "try again later".
 BUSY = 75
@@ -49,8 +46,8 @@ def enter(folder: str | Path) -> Path:
     own = root / "params" / folder.name
     if (folder / "study.yaml").is_file() and (own / "study.yaml").is_file() and not own.samefile(folder):
         raise BatchError(f"{folder} and {own} would share results/{folder.name}: give one another name")
-    if not (folder / "study.yaml").is_file() and (root / "params" / folder.name / "study.yaml").is_file():
-        folder = root / "params" / folder.name
+    if not (folder / "study.yaml").is_file() and (own / "study.yaml").is_file():
+        folder = own
     return folder.relative_to(root) if folder.is_relative_to(root) else folder
 
 
@@ -67,6 +64,33 @@ def results_of(study: StudyParams) -> Path:
     if len(folders) > 1:
         raise BatchError(f"{study.folder}: `results` differs between tasks; set it in shared.yaml only")
     return folders.pop()
+
+
+def code_files() -> list[str]:
+    """Files of the package that a notebook may use: all but those that only start notebooks."""
+    package = Path(medstudy.__file__).parent
+    found = (path for path in package.rglob("*.py") if path.parent != Path(__file__).parent)
+    return sorted(os.path.relpath(path) for path in found)
+
+
+def data_key(run: RunParams) -> str:
+    """Another one as soon as the run's data card, a local data file of it or its file of pairs is another.
+
+    Names of data files may name a patient, and Snakemake would keep those of inputs in a folder of its own.
+    """
+    from medstudy.data.card import Files, Hub, load_card
+    from medstudy.data.cases import DataError
+    from medstudy.data.tables import find_file  # with pandas, which most commands do not need
+
+    card = load_card(run.data)
+    source = card.load.local if isinstance(card.load, Hub) else card.load
+    named = [*source.files, *(join.file for join in source.join)] if isinstance(source, Files) else []
+    files = [Path(run.pair_file)] if run.pair_file else []
+    for file in named:
+        with contextlib.suppress(DataError):  # said by the notebook, with what helps
+            files.append(find_file(file.path, run.data_root))
+    there = [(str(file), file.stat()) for file in files if file.is_file()]
+    return fingerprint([card, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in there]])
 
 
 def run(
@@ -87,18 +111,19 @@ def run(
     for task in only:
         if task not in study.tasks:
             raise BatchError(f"--only {task}: not a task of {study.name} (allowed: {', '.join(study.tasks)})")
+    for params in study.runs():
+        refuse_missing(params)
+    command = _snakemake(folder, profile)
     if profile == "default":
         jobs, threads, gpus = _shares(study, jobs, threads)
         # Snakemake grants `cores` in all, and each job asks for `threads` of them
-        limits = ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
-    else:
-        limits = ["--jobs", str(jobs)] if jobs else []
-    for params in study.runs():
-        refuse_missing(params)
-    targets = ["--until", *only] if only else []
-    command = [*_snakemake(folder, profile, threads or CLUSTER_THREADS), *limits, *targets, *extra]
-    results.mkdir(parents=True, exist_ok=True)
-    with (results / ".lock").open("w") as lock:
+        command += ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
+    elif jobs:
+        command += ["--jobs", str(jobs)]
+    command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}"]
+    command += [*(["--until", *only] if only else []), *extra]
+    private = private_folder(results / "private")
+    with (private / ".lock").open("w") as lock:
         if not try_lock(lock):
             print(f"{study.name} is running already; see: medstudy status {results}", file=sys.stderr)
             return BUSY
@@ -106,34 +131,19 @@ def run(
             if not finished(run_folder(params) / "run.json"):
                 # metrics without an end marker, however they came about, are not to be taken for a result
                 (run_folder(params) / "metrics.json").unlink(missing_ok=True)
-        # on a cluster jobs run elsewhere
-        with fork_server(threads) if threads and profile == "default" else nullcontext() as server:
-            code = _supervise(command, results, server)
+        (private / "failures.txt").unlink(missing_ok=True)
+        code = _supervise(command, private / "engine.log")
     _print_end(code, folder, results)
     return code
 
 
-def plan(folder: Path) -> dict[str, int]:
-    """Jobs that `run` would start now, counted by rule; starts nothing."""
-    command = [*_snakemake(folder, "default", 1), "--dry-run"]
+def plan(folder: Path) -> str:
+    """Snakemake's table of the jobs that `run` would start now, or that there are none; starts nothing."""
+    command = [*_snakemake(folder, "default"), "--config", f"run={folder}", "--dry-run", "--quiet", "rules", "progress"]
     asked = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if asked.returncode:
         raise BatchError(f"Snakemake cannot plan {folder}:\n{(asked.stdout + asked.stderr).strip()}")
-    return planned(asked.stdout + asked.stderr)
-
-
-def planned(log: str) -> dict[str, int]:
-    """Snakemake's table of job counts, without its target and total."""
-    table = re.search(r"^Job stats:\njob +count\n[- ]+\n((?:\S+ +\d+\n)+)", log, re.MULTILINE)
-    rows = (line.split() for line in table[1].splitlines()) if table else ()
-    return {rule: int(count) for rule, count in rows if rule not in {"all", "total"}}
-
-
-def changed_inputs(log: str) -> list[str]:
-    """Files because of whose change jobs were run again, results of other jobs left out."""
-    listed = re.findall(r"^ *reason: .*?Updated input files: ([^;\n]*)", log, re.MULTILINE)
-    files = {name.strip() for line in listed for name in line.split(", ")}
-    return sorted(name for name in files if "results/" not in name)
+    return asked.stdout.strip()
 
 
 def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
@@ -159,22 +169,23 @@ def _where(progress: dict[str, Any]) -> str:
     return f"{stage} {progress['step']}/{progress['steps']}, loss {progress['loss']:.3f}{left}"
 
 
-def failures(results: Path) -> list[str]:
-    """One line for each job of the last start that failed, or that ended without saying how."""
-    last = {event["name"]: event for event in _events(results / "engine.jsonl")}
-    bad = (event for event in last.values() if event["state"] != "ok")
-    unsaid = "ended without saying why (killed?); see its log"
-    return [f"failed: {event['name']}: {event.get('message', unsaid)}" for event in bad]
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _snakemake(folder: Path, profile: str, threads: int) -> list[str]:
+def _snakemake(folder: Path, profile: str) -> list[str]:
     """The command up to its options; the lock is ours, as Snakemake's outlives a SIGKILL."""
     if not Path("profiles", profile).is_dir():
         known = ", ".join(sorted(p.name for p in Path("profiles").iterdir()))
         raise BatchError(f"no profile '{profile}' (allowed: {known})")
+    own = Path(".snakemake")
+    if not os.access(own if own.exists() else ".", os.W_OK):
+        raise BatchError(
+            f"{own.absolute()} cannot be written by you: {folder} was run here by {own.parent.absolute().owner()}; "
+            "use a checkout of your own, or share this one by group rights (chmod -R g+w .snakemake results)"
+        )
     program = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--nolock"]
-    config = ["--config", f"run={folder}", f"threads={threads}"]
-    return [*program, "--workflow-profile", f"profiles/{profile}", *config]
+    return [*program, "--workflow-profile", f"profiles/{profile}"]
 
 
 def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[int, int, int]:
@@ -202,39 +213,28 @@ def _environment() -> dict[str, str]:
     there = next(path for path in (cache, *cache.parents) if path.exists())
     if os.access(there, os.W_OK):
         return dict(os.environ)
-    return os.environ | {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
+    from huggingface_hub import constants
+
+    where = {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_TOKEN_PATH": constants.HF_TOKEN_PATH}
+    return os.environ | where | {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
 
 
-def _supervise(command: list[str], results: Path, server: ForkServer | None) -> int:
-    """Run Snakemake with its chatter in engine.log, and print a line for every notebook that ends."""
-    journal, log = results / "engine.jsonl", results / "engine.log"
-    journal.write_text("", encoding="utf-8")
+def _supervise(command: list[str], log: Path) -> int:
+    """Run Snakemake with its chatter in ``log``; its lines of progress are those of `medstudy.batch.progress`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         # as Ctrl-C, so that the engine can cancel what it has started
         signal.signal(number, signal.default_int_handler)
     with log.open("w") as chatter:
         # a session of its own, so that one signal reaches the jobs too; and no jobs without us
         engine = subprocess.Popen(
-            command,
-            stdout=chatter,
-            stderr=chatter,
-            env=_environment(),
-            start_new_session=True,
-            preexec_fn=_engine_begins,
+            command, stderr=chatter, env=_environment(), start_new_session=True, preexec_fn=_engine_begins
         )
-        shown = 0
         try:
-            while engine.poll() is None:
-                time.sleep(0.3)
-                if server:
-                    server.attend()
-                shown = _show_progress(journal, log, shown)
+            return engine.wait()
         except KeyboardInterrupt:
             os.killpg(engine.pid, signal.SIGINT)
             engine.wait()
             return INTERRUPTED
-    _show_progress(journal, log, shown)
-    return engine.returncode
 
 
 def _engine_begins() -> None:
@@ -244,42 +244,16 @@ def _engine_begins() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _show_progress(journal: Path, log: Path, shown: int) -> int:
-    """Print the jobs that ended since ``shown``; returns how many have ended by now."""
-    ended = [event for event in _events(journal) if event["state"] != "started"]
-    if len(ended) > shown:
-        jobs = planned(log.read_text(encoding="utf-8", errors="replace"))
-        total = sum(n for rule, n in jobs.items() if rule != "report")
-        for number, event in enumerate(ended[shown:], start=shown + 1):
-            print(f"[{number}/{total}] {event['name']} {event['state']} {event['seconds']:.0f} s", flush=True)
-    return len(ended)
-
-
 def _print_end(code: int, folder: Path, results: Path) -> None:
-    log = (results / "engine.log").read_text(encoding="utf-8", errors="replace")
+    log, failures = results / "private" / "engine.log", results / "private" / "failures.txt"
     if code == INTERRUPTED:
         print("interrupted; what has finished is kept", file=sys.stderr)
     elif code:
         # what broke before or beside the notebooks, only the engine can tell
-        print("\n".join(failures(results)) or log[-3000:], file=sys.stderr)
-        log_file = results / "engine.log"
-        print(f"`medstudy run {folder}` redoes only what is missing; log: {log_file}", file=sys.stderr)
-    elif "dry-run" in log:
-        print(log)
-    elif not planned(log):
-        print("nothing to do: every run is finished and up to date")
-    if changed := changed_inputs(log):
-        print(f"run again because of what changed: {', '.join(changed)}")
-    if not code and (report := results / "report" / "index.html").is_file():
+        told = failures if failures.is_file() else log
+        print(told.read_text(encoding="utf-8", errors="replace")[-3000:].strip(), file=sys.stderr)
+        print(f"`medstudy run {folder}` redoes only what is missing; log: {log}", file=sys.stderr)
+        if (results / "report").is_dir():
+            print(f"comparison and report in {results} are of an earlier start", file=sys.stderr)
+    elif (report := results / "report" / "index.html").is_file():
         print(f"report: {report}")
-
-
-def _events(journal: Path) -> list[dict[str, Any]]:
-    # not splitlines, which also cuts at signs that may stand in a message
-    lines = journal.read_text(encoding="utf-8").split("\n") if journal.is_file() else []
-    # a line without its end is still being written
-    return [json.loads(line) for line in lines[:-1]]
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}

@@ -16,7 +16,6 @@ import mock_study
 import pytest
 from mock_study import medstudy, record, runs, write
 
-from medstudy.batch import inputs
 from medstudy.batch import study as batch
 from medstudy.params import load_study
 
@@ -24,6 +23,16 @@ from medstudy.params import load_study
 NO_REPORT = ("--", "--until", "comparison")
 RESULTS = Path("results", "tiny")
 pytestmark = pytest.mark.slow
+CARD = """
+name: fever
+title: Made-up notes
+task: text_classification
+question: Does the patient have a fever?
+labels: {label: [no, yes]}
+positive: yes
+load: {kind: files, format: csv, files: [{path: Grobblestone-Ferdinand.csv}]}
+columns: {text: "{note}", gold: {label: {column: fever}}}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +69,11 @@ def test_second_start_does_nothing(root: Path) -> None:
 def test_changed_parameters_redo_their_task_only(root: Path) -> None:
     before = runs(root)
     write(root / "params" / "tiny" / "clinical_triage.yaml", data="synthetic_messages", n_test=21)
-    assert batch_plan(root) == {"clinical_triage": 2, "comparison": 1, "report": 1}
+    planned = [line.split() for line in batch_plan(root).splitlines()]
+    assert [row for row in planned if row[0] in {"text_classification", "clinical_triage", "report"}] == [
+        ["clinical_triage", "2"],
+        ["report", "1"],
+    ]
     done = medstudy(root, "run", "params/tiny", "--only", "clinical_triage")
     assert done.returncode == 0
     assert "run again because of what changed: params/tiny/clinical_triage.yaml" in done.stdout
@@ -89,7 +102,7 @@ def test_failures_are_kept_and_named_and_the_others_go_on(tmp_path: Path) -> Non
         assert (good / "metrics.json").is_file() and record(root, task, 0)["status"] == "ok"
         assert not (bad / "metrics.json").exists() and record(root, task, 1)["status"] == "failed"
         assert "starts.txt" in (bad / "notebook.ipynb").read_text()
-        assert (bad / "notebook.log").read_text().splitlines()[-1].startswith(f"FAILED {task} mock/a seed 1: ")
+        assert (bad / "private" / "notebook.log").read_text().splitlines()[-1].startswith(f"FAILED {task} mock/a seed 1: ")
     assert not (root / RESULTS / "comparison.done").exists()
 
     mock_study.task_notebook(root, "text_classification")
@@ -110,8 +123,8 @@ def test_unknown_parameter_is_refused_before_a_kernel_starts(tmp_path: Path) -> 
 
 def test_a_study_runs_once_at_a_time(tmp_path: Path) -> None:
     root = mock_study.make(tmp_path)
-    (root / RESULTS).mkdir(parents=True)
-    with (root / RESULTS / ".lock").open("w") as lock:
+    (root / RESULTS / "private").mkdir(parents=True)
+    with (root / RESULTS / "private" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         done = medstudy(root, "run", "params/tiny")
     assert done.returncode == batch.BUSY
@@ -167,46 +180,33 @@ def test_a_start_from_a_script_in_the_background_ends_when_asked_to(tmp_path: Pa
     assert wait_for(lambda: not Path("/proc", pid.read_text()).exists())
 
 
-def test_plain_snakemake_makes_built_in_models_first(tmp_path: Path) -> None:
-    root = mock_study.make(tmp_path)
-    study = root / "params" / "tiny"
-    write(study / "study.yaml", models=["builtin/llama"], seeds=[3], tasks={"clinical_triage": {}})
-    # the package locks a model while it makes it, which must not be the lock that the job holds
-    weights = (
-        "import fcntl\nfrom pathlib import Path\nbases = Path('results/base_models')\n"
-        "fcntl.flock(open(bases / '.builtin-llama.lock', 'w'), fcntl.LOCK_EX | fcntl.LOCK_NB)\n"
-        "(bases / 'builtin-llama').mkdir()"
-    )
-    mock_study.notebook(root / "notebooks" / "base_model.ipynb", "model = ''", weights)
-    mock_study.task_notebook(root, "clinical_triage", "Path('results/base_models/builtin-llama').rmdir()")
-    command = [sys.executable, "-m", "snakemake", "--config", "run=params/tiny", "--until", "clinical_triage"]
+def test_plain_snakemake_does_the_same(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path, seeds=(3,))
+    command = [sys.executable, "-m", "snakemake", "--config", "run=params/tiny", "--until", "comparison"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (root / "results" / "base_models" / "builtin-llama.ipynb").is_file()
-    assert (root / RESULTS / "builtin-llama" / "clinical_triage" / "seed3" / "metrics.json").is_file()
+    assert "[3/3] comparison ok" in done.stdout
+    private = root / RESULTS / "private"
+    assert private.stat().st_mode & 0o777 == 0o700 and (private / ".gitignore").read_text() == "*\n"
 
 
-def test_code_of_a_notebook_is_what_it_imports(tmp_path: Path) -> None:
-    path = tmp_path / "notebook.ipynb"
-    mock_study.notebook(path, "seed = 0", "%matplotlib inline\nfrom medstudy.data import splits\nimport json")
-    files = {Path(name).resolve().relative_to(mock_study.REPOSITORY) for name in inputs.code_of(str(path))}
-    assert {
-        Path("medstudy/data/splits.py"),
-        Path("medstudy/data/cases.py"),
-        Path("medstudy/__init__.py"),
-    } <= files
-    assert not files & {Path("medstudy/cli.py"), Path("medstudy/batch.py"), Path("medstudy/training.py")}
-
-
-def test_data_files_are_the_card_and_local_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    root = mock_study.make(tmp_path)
-    monkeypatch.chdir(root)
-    (root / "data.csv").write_text("x")
-    write(root / "params" / "tiny" / "clinical_triage.yaml", data="ktas", data_root=str(root))
-    run = load_study("params/tiny").run("clinical_triage", "mock/a", 0)
-    card, data = inputs.data_files(run)
-    assert Path(card).resolve() == mock_study.REPOSITORY / "params" / "data" / "ktas.yaml"
-    assert Path(data) == root / "data.csv"
+def test_data_redo_their_task_and_are_named_nowhere(tmp_path: Path) -> None:
+    root = mock_study.make(tmp_path, seeds=(0,))
+    (root / "Grobblestone-Ferdinand.csv").write_text("note,fever\nwarm,yes\n")
+    card = root / "Grobblestone.yaml"
+    card.write_text(CARD)
+    study = root / "params" / "tiny"
+    write(study / "text_classification.yaml", data="Grobblestone.yaml", n_test=20)
+    assert medstudy(root, "run", "params/tiny", *NO_REPORT).returncode == 0
+    (root / "Grobblestone-Ferdinand.csv").write_text("note,fever\nwarm,yes\ncold,no\n")
+    done = medstudy(root, "run", "params/tiny", *NO_REPORT)
+    assert done.returncode == 0 and "run again because of what changed: the data of text_classification" in done.stdout
+    assert runs(root) == {"clinical_triage seed0": 1, "text_classification seed0": 2}
+    told = [done.stdout + done.stderr]
+    open_to_all = [p for p in (*root.glob(".snakemake/**/*"), *root.glob("results/**/*")) if p.is_file()]
+    told += [str(p) + p.read_text(errors="replace") for p in open_to_all if "private" not in p.parts]
+    # an executed notebook names its data card, by which a reader finds it
+    assert not [text[:80] for text in told if "Ferdinand" in text]
 
 
 def test_a_gpu_that_is_not_there_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +235,7 @@ def test_a_gpu_that_no_task_asks_for_is_pointed_out(
         assert ("clinical_triage will not use" in capsys.readouterr().out) == said
 
 
-def batch_plan(root: Path) -> dict[str, int]:
+def batch_plan(root: Path) -> str:
     """`batch.plan`, from within the checkout."""
     here = Path.cwd()
     os.chdir(root)

@@ -1,0 +1,82 @@
+"""What Snakemake itself says of its jobs, as a line a job; attached to its logger by the Snakefile."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+UNSAID = "ended without saying why (killed?); see {log}"
+
+
+class Progress(logging.Handler):
+    """Prints ``[3/12] task model seed 0 ok 41 s`` as jobs end, and keeps what failed and what had changed."""
+
+    def __init__(self, models: Mapping[str, str]) -> None:
+        """``models``: names of the models by their folders'."""
+        super().__init__(logging.INFO)
+        self.models = models
+        self.jobs: dict[int, tuple[str, float]] = {}
+        self.ended: set[int] = set()
+        self.failed: dict[int, str] = {}
+        self.changed: set[str] = set()
+        self.total = 0
+
+    def emit(self, record: Any) -> None:
+        """Take one of Snakemake's events."""
+        from snakemake.common import NOTHING_TO_BE_DONE_MSG
+
+        event = getattr(record, "event", None)
+        if event == "run_info":
+            self.total = record.stats["total"] - record.stats.get("all", 0)
+        elif event == "job_info" and record.rule_name != "all":
+            self.jobs[record.jobid] = (self._name(record.rule_name, dict(record.wildcards.items())), time.time())
+            self._note_change(record.rule_name, record.reason)
+        elif event == "job_finished" and record.job_id in self.jobs:
+            self.failed.pop(record.job_id, None)
+            self._end(record.job_id, "ok")
+        elif event == "job_error" and record.jobid in self.jobs:
+            self.failed[record.jobid] = self._why(record.jobid, record.log)
+            self._end(record.jobid, "failed")
+        elif record.msg == NOTHING_TO_BE_DONE_MSG:
+            print("nothing to do: every run is finished and up to date", flush=True)
+
+    def close_study(self, file: Path) -> None:
+        """Say what made jobs run again; write a line for each failure to ``file`` and on stderr."""
+        if self.changed:
+            print(f"run again because of what changed: {', '.join(sorted(self.changed))}", flush=True)
+        if self.failed:
+            text = "".join(f"failed: {line}\n" for line in self.failed.values())
+            file.write_text(text, encoding="utf-8")
+            print(text, end="", file=sys.stderr)
+
+    def _name(self, rule: str, wildcards: Mapping[str, str]) -> str:
+        model, seed = wildcards.get("model"), wildcards.get("seed")
+        return f"{rule} {self.models[model]} seed {seed}" if model else rule
+
+    def _note_change(self, rule: str, reason: str) -> None:
+        """Keep the changed files that are nobody's result, and the data where their key is another."""
+        if "Params have changed" in reason:
+            self.changed.add(f"the data of {rule}")
+        files = reason.partition("Updated input files: ")[2].partition("; ")[0].split(", ")
+        self.changed |= {name.strip() for name in files if name.strip() and not name.endswith((".json", ".done"))}
+
+    def _end(self, job: int, state: str) -> None:
+        name, begun = self.jobs[job]
+        self.ended.add(job)
+        line = f"[{len(self.ended)}/{self.total}] {name} {state} {time.time() - begun:.0f} s"
+        print(line, flush=True)
+
+    def _why(self, job: int, logs: list[str]) -> str:
+        """What a job's log says last, if it is of this start: only what is meant for a terminal."""
+        name, begun = self.jobs[job]
+        log = Path(logs[0])
+        text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+        if text and log.stat().st_mtime > begun - 1:
+            for start in (f"FAILED {name}: ", "medstudy: "):
+                if start in text:
+                    return f"{name}: {text.rsplit(start, 1)[1].strip()}"
+        return f"{name}: {UNSAID.format(log=log)}"
