@@ -33,7 +33,7 @@ class Progress(logging.Handler):
         if event == "run_info":
             self.total = record.stats["total"] - record.stats.get("all", 0)
         elif event == "job_info" and record.rule_name != "all":
-            self.jobs[record.jobid] = (self._name(record.rule_name, dict(record.wildcards.items())), time.time())
+            self.jobs[record.jobid] = (self._called(record.rule_name, record.wildcards), time.time())
             self._note_change(record.rule_name, record.reason)
         elif event == "job_finished" and record.job_id in self.jobs:
             self.failed.pop(record.job_id, None)
@@ -41,7 +41,7 @@ class Progress(logging.Handler):
         elif event == "job_error" and record.jobid in self.jobs:
             self.failed[record.jobid] = self._why(record.jobid, record.log)
             self._end(record.jobid, "failed")
-        elif record.msg == NOTHING_TO_BE_DONE_MSG:
+        if record.msg == NOTHING_TO_BE_DONE_MSG or (event == "run_info" and not self.total):
             print("nothing to do: every run is finished and up to date", flush=True)
 
     def close_study(self, file: Path) -> None:
@@ -53,7 +53,7 @@ class Progress(logging.Handler):
             file.write_text(text, encoding="utf-8")
             print(text, end="", file=sys.stderr)
 
-    def _name(self, rule: str, wildcards: Mapping[str, str]) -> str:
+    def _called(self, rule: str, wildcards: Mapping[str, str]) -> str:
         model, seed = wildcards.get("model"), wildcards.get("seed")
         return f"{rule} {self.models[model]} seed {seed}" if model else rule
 

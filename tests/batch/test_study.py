@@ -69,11 +69,8 @@ def test_second_start_does_nothing(root: Path) -> None:
 def test_changed_parameters_redo_their_task_only(root: Path) -> None:
     before = runs(root)
     write(root / "params" / "tiny" / "clinical_triage.yaml", data="synthetic_messages", n_test=21)
-    planned = [line.split() for line in batch_plan(root).splitlines()]
-    assert [row for row in planned if row[0] in {"text_classification", "clinical_triage", "report"}] == [
-        ["clinical_triage", "2"],
-        ["report", "1"],
-    ]
+    planned = [line.split() for line in batch_plan(root).splitlines() if line.endswith(tuple("0123456789"))]
+    assert planned[:2] == [["clinical_triage", "2"], ["comparison", "1"]]
     done = medstudy(root, "run", "params/tiny", "--only", "clinical_triage")
     assert done.returncode == 0
     assert "run again because of what changed: params/tiny/clinical_triage.yaml" in done.stdout
