@@ -45,7 +45,8 @@ def report_study(folder: Path) -> int:
         try:
             states = Counter(state for _, state, _ in batch.statuses(study))
             print("runs: " + ", ".join(f"{n} {state}" for state, n in states.items()))
-            print(f"results in {batch.results_of(study)}; would run:\n{batch.plan(folder)}")
+            planned = ", ".join(f"{n} {rule}" for rule, n in batch.plan(folder).items())
+            print(f"would run: {planned or 'nothing, all is up to date'}; results in {batch.results_of(study)}")
         except batch.BatchError as error:
             faults.append(str(error))
     for fault in faults:
@@ -142,8 +143,9 @@ def _is_here(model: str) -> bool:
 
 def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: int) -> Iterator[str]:
     """Tokens, memory and minutes of a run of one model."""
-    from medstudy.tasks import get_task
     from medstudy.data.card import load_card
+    from medstudy.tasks import get_task
+    from medstudy.training.models import locate
 
     if lengths is None:
         task = get_task(run.task, load_card(run.data))
@@ -157,8 +159,9 @@ def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: in
     yield f"{mean:.0f} tokens a prompt, longest {max(prompts)}, longest answer {max(answers)}: {how}"
     try:
         refuse_missing(run)
-        source = run.model if lengths is None else _source(run)
-        shape = forecast.read_shape(source)
+        if lengths is None:
+            return
+        shape = forecast.read_shape(locate(run))
     except ParamsError as error:  # on this machine: another may run it
         yield f"note: {error}"
         return
@@ -167,17 +170,11 @@ def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: in
         return
     work = forecast.Work(mean, statistics.mean(answers), max(prompts) + max(answers), len(parts[0]), len(parts[2]))
     gb = forecast.gigabytes(run, shape, work, gpus > 0) / max(1, gpus)
-    rate = forecast.GPU_RATE if gpus else forecast.processor_rate()
+    rate = forecast.GPU_RATE if gpus else forecast.CPU_RATE
     minutes = max(1, forecast.seconds(run, shape, work, rate) / 60)
     time = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
-    place = f"GPU memory and {time} at {rate / 1e12:.0f} TFLOP/s" if gpus else f"memory and {time} on an idle core"
-    yield f"{shape.weights / 1e6:,.0f} million weights; a run takes about {gb:.1f} GB of {place} (up to twice as much)"
-
-
-def _source(run: RunParams) -> str:
-    from medstudy.training.models import locate
-
-    return locate(run)
+    where = f"GPU memory and {time} at {rate / 1e12:.0f} TFLOP/s" if gpus else f"memory and {time} on one idle core"
+    yield f"{shape.weights / 1e6:,.0f} million weights; a run takes about {gb:.1f} GB of {where} (up to twice that)"
 
 
 def _power(test: list[Case]) -> Iterator[str]:

@@ -26,8 +26,10 @@ def main(argv: list[str] | None = None) -> int:
 
     try:
         return args.command(args)
-    except (BatchError, DataError, ParamsError) as error:
-        print(f"medstudy: {error}", file=sys.stderr)
+    except (BatchError, DataError, ParamsError, OSError) as error:
+        from medstudy.batch.machine import remedy
+
+        print(f"medstudy: {error}{remedy(repr(error)) if isinstance(error, OSError) else ''}", file=sys.stderr)
         return 2
 
 

@@ -172,10 +172,11 @@ def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], fol
         raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {said}{help_}") from None
     except Exception as error:  # noqa: BLE001  of papermill and what it uses, whose messages may quote an output
         traceback.print_exc()
-        dead = isinstance(error, RuntimeError) and "ernel died" in str(error)
-        why = (KILLED_FOR_MEMORY if oom_kills() > killed else KILLED) if dead else "the notebook could not be executed"
-        said = "" if hidden and not dead else f": {error}"
-        raise NotebookError(f"cell {_last_started(working)}: {type(error).__name__}{said}; {why}") from None
+        if isinstance(error, RuntimeError) and "ernel died" in str(error):
+            said = f"{error}; {KILLED_FOR_MEMORY if oom_kills() > killed else KILLED}"
+        else:
+            said = f"{type(error).__name__}: {'its message is withheld' if hidden else error}"
+        raise NotebookError(f"cell {_last_started(working)}: {said}") from None
 
 
 @contextlib.contextmanager

@@ -88,7 +88,7 @@ def data_key(run: RunParams) -> str:
     files = [Path(run.pair_file)] if run.pair_file else []
     for file in named:
         with contextlib.suppress(DataError):  # said by the notebook, with what helps
-            files.append(find_file(file.path, run.data_root))
+            files.append(find_file(file.path, run.data_root, card.folder))
     there = [(str(file), file.stat()) for file in files if file.is_file()]
     return fingerprint([card, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in there]])
 
@@ -137,13 +137,14 @@ def run(
     return code
 
 
-def plan(folder: Path) -> str:
-    """Snakemake's table of the jobs that `run` would start now, or that there are none; starts nothing."""
-    command = [*_snakemake(folder, "default"), "--config", f"run={folder}", "--dry-run", "--quiet", "rules", "progress"]
+def plan(folder: Path) -> dict[str, int]:
+    """Jobs that `run` would start now, counted by rule; starts nothing."""
+    command = [*_snakemake(folder, "default"), "--config", f"run={folder}", "--dry-run"]
     asked = subprocess.run(command, capture_output=True, text=True, env=_environment())
     if asked.returncode:
-        raise BatchError(f"Snakemake cannot plan {folder}:\n{(asked.stdout + asked.stderr).strip()}")
-    return asked.stdout.strip()
+        raise BatchError(f"Snakemake cannot plan {folder}:\n{(asked.stdout + asked.stderr).strip()[-3000:]}")
+    table = asked.stdout.partition("Job stats:\n")[2].partition("\n\n")[0].splitlines()[2:]
+    return {rule: int(n) for rule, n in map(str.split, table) if rule not in {"all", "total"}}
 
 
 def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:

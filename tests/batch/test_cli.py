@@ -51,7 +51,8 @@ def test_check_says_what_would_run(root: Path) -> None:
     done = medstudy(root, "check", "params/tiny")
     assert done.returncode == 0, done.stderr
     assert "tiny: 2 runs (1 tasks x 1 models x 2 seeds)" in done.stdout
-    assert "41 rows, 40 cases; train 10, validation 4, test 12" in done.stdout
+    assert "41 rows, 40 cases" in done.stdout and "mock/a: train 10, validation 4, test 12" in done.stdout
+    assert "estimated from words" in done.stdout  # the model is not on this machine
     assert "left out: 1 x" in done.stdout
     assert "runs: 2 not started" in done.stdout
     assert all(job in done.stdout for job in ("2 text_classification", "1 comparison", "1 report"))
@@ -61,7 +62,7 @@ def test_check_says_what_would_run(root: Path) -> None:
 def test_check_refuses_what_cannot_run(root: Path) -> None:
     task = root / "params" / "tiny" / "text_classification.yaml"
     write(task, data="fever.yaml", n_test=400)
-    assert_refused(root, "text_classification: ", "400")
+    assert_refused(root, "text_classification, mock/a: ", "400")
     write(task, data="fever.yml", n_test=4)
     assert_refused(root, "fever.yml")
     write(task, data="fever.yaml", n_test="many")
