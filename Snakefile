@@ -9,11 +9,10 @@ from pathlib import Path
 
 from snakemake.logging import logger
 
-from medstudy.batch.machine import private_folder
 from medstudy.batch.progress import Progress
 from medstudy.batch.study import code_files, data_key, results_of
 from medstudy.params import load_study
-from medstudy.runs import slug
+from medstudy.runs import private_folder, slug
 
 STUDY = load_study(config.get("run", "params/demo"))
 R = str(results_of(STUDY))

@@ -45,14 +45,6 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner reads and git passes over; returns it."""
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
-    (path / ".gitignore").write_text("*\n", encoding="utf-8")
-    return path
-
-
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

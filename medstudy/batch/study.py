@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import medstudy
-from medstudy.batch.machine import cores, die_with_parent, is_locked, memory_gb, private_folder, try_lock, visible_gpus
+from medstudy.batch.machine import cores, die_with_parent, is_locked, memory_gb, try_lock, visible_gpus
 from medstudy.batch.run_notebook import finished, lock_of
 from medstudy.params import RunParams, StudyParams, load_study, refuse_missing
-from medstudy.runs import fingerprint, project_root, run_folder
+from medstudy.runs import fingerprint, private_folder, project_root, run_folder
 
 #: Exit code when the study is running already: sysexits' "try again later".
 BUSY = 75
