@@ -10,7 +10,7 @@ from medstudy.data.cases import Case
 from medstudy.tasks.base import ACCURACY, UNPARSED, Answer, Task
 from medstudy.tasks.reading import field_of, normalise, plain, said
 
-_ASKED = re.compile(r"^\s*Diagnosis\s*:[ \t]*(\S.*)$", re.IGNORECASE | re.MULTILINE)
+_ASKED = re.compile(r"^\s*Diagnosis\s*:[ \t]*(?!.*\bFindings\s*:)(\S.*)$", re.IGNORECASE | re.MULTILINE)
 _FIELDS = ("final diagnosis", "diagnosis", "final answer", "answer")
 _PHRASE = re.compile(r"^(?:(?:it|this) is|(?:most )?likely|probably)\s+(?:an?\s)?")
 _REASON = re.compile(r",?\s(?:because|since|as the|given)\s.*|\.\s(?=(?:\S+\s){3}).*|\s\((?!or\b)[^()]*\)$", re.DOTALL)

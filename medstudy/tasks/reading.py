@@ -20,7 +20,7 @@ _END = re.compile(
     rf"\s*(?:$|(?:{_STOP}|-\s)(?!\s*(?:or|and|maybe|perhaps|possibly)\b)|(?:because|since|as|due to|given)\b)"
 )
 _NEGATED = re.compile(
-    r"(?:\b(?:not|no|non|never|neither|nor|without|cannot|unlikely|rather than|instead of|excludes?d?|rule[sd]? out"
+    r"(?:\b(?:not|no|non|never|neither|nor|without|cannot|unlikely|than|instead of|excludes?d?|rule[sd]? out"
     r"|denie[sd]|whether|if)\b|n't\b)(?:\s+(?!(?:and|but|doubt|only|however)\b)[\w'-]+){0,4}\s*$"
 )
 _DENIED = re.compile(
@@ -69,7 +69,7 @@ def labels_in(text: str, labels: Sequence[str]) -> list[str]:
     found: list[tuple[int, str, bool]] = []
     for label in sorted(labels, key=len, reverse=True):
         wanted = normalise(plain(label))
-        words = r"[\s_-]+".join(map(re.escape, re.split(r"[\s_-]+", wanted)))
+        words = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", wanted)))
         pattern = re.compile(rf"(?<![\w-])(?<!\d[.,/]){words}(?![\w-])(?![.,/]\d)")
         for match in pattern.finditer(text):
             before, after = text[max(0, match.start() - 80) : match.start()], text[match.end() : match.end() + 80]
