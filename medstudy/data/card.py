@@ -39,7 +39,7 @@ class Section(BaseModel):
 
 
 class BreastCancer(Section):
-    """The 569 real patients that come with scikit-learn; needs no network."""
+    """The 569 real patients that come with scikit-learn."""
 
     kind: Literal["sklearn_breast_cancer"]
 
@@ -118,12 +118,6 @@ class FeatureColumn(Section):
         """Declared as a number, by unit or decimals."""
         return bool(self.unit) or self.decimals is not None
 
-    @model_validator(mode="after")
-    def _number_or_code(self) -> FeatureColumn:
-        if self.map and self.is_number:
-            raise ValueError(f"field '{self.column}' has a map and a unit or decimals; keep one of the two")
-        return self
-
 
 class Extract(Section):
     """A part of a text column as a column of its own: from behind `start` to before the next of `end`."""
@@ -194,14 +188,10 @@ class Columns(Section):
         return [*self.placeholders, *(f.column for f in self.fields), *self.details.values()]
 
     @property
-    def answers(self) -> list[str]:
-        """Columns that hold a right or a worse answer."""
-        return [g.column for g in (*self.gold.values(), *self.rejected.values())]
-
-    @property
     def used(self) -> list[str]:
         """Every column that a case is made of."""
-        named = [*self.shown, *self.answers, self.split_by.column if self.split_by else "", self.case_id, self.group_id]
+        answers = [g.column for g in (*self.gold.values(), *self.rejected.values())]
+        named = [*self.shown, *answers, self.split_by.column if self.split_by else "", self.case_id, self.group_id]
         return [name for name in dict.fromkeys(named) if name]
 
     @property
@@ -216,7 +206,7 @@ class Columns(Section):
             raise ValueError("fields go where text says {fields}: give both, or a text with {Column} placeholders")
         if not self.shown:
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
-        answers = {*self.exclude, *self.answers}
+        answers = {*self.exclude, *(g.column for g in (*self.gold.values(), *self.rejected.values()))}
         # a part of a note that is the answer is in the note, too
         whole = {self.extract[name].column for name in answers if name in self.extract}
         leaks = (answers | whole).intersection(self.shown)
@@ -262,10 +252,10 @@ class DataCard(Section):
     def _fits_task(self) -> DataCard:
         task = TASK_TYPES[self.task]
         closed = [name for name in task.outcomes if name not in task.open_outcomes]
-        if not task.outcomes and len(self.labels) != 1:
-            raise ValueError(f"labels must name one outcome in the task {self.task}, not {list(self.labels)}")
-        if task.outcomes:
-            _same_keys("labels", self.labels, closed, self.task)
+        # a task without outcomes of its own has the one that the labels name
+        if set(self.labels) != set(closed) if task.outcomes else len(self.labels) != 1:
+            wanted = closed if task.outcomes else "one outcome"
+            raise ValueError(f"labels must be for {wanted} in the task {self.task}, not {list(self.labels)}")
         for outcome, names in self.labels.items():
             if len({n.casefold().strip() for n in names}) < max(2, len(names)):
                 raise ValueError(f"labels.{outcome} needs two labels or more, all different: {names}")
@@ -277,9 +267,9 @@ class DataCard(Section):
 
     def _check_columns(self, outcomes: Any) -> None:
         columns, files = self.columns, self.load.files if isinstance(self.load, Files) else []
-        _same_keys("columns.gold", columns.gold, outcomes, self.task)
-        unknown = set(columns.rejected) - set(outcomes)
-        if unknown:
+        if set(columns.gold) != set(outcomes):
+            raise ValueError(f"columns.gold must be for {list(outcomes)}, not {list(columns.gold)}")
+        if unknown := set(columns.rejected) - set(outcomes):
             raise ValueError(f"columns.rejected.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})")
         for kind, specs in (("gold", columns.gold), ("rejected", columns.rejected)):
             for outcome, answer in ((o, a) for o, g in specs.items() for a in g.map.values() if o in self.labels):
@@ -288,6 +278,9 @@ class DataCard(Section):
                     raise ValueError(wrong + nearest(answer, known))
         if columns.split_by and (isinstance(self.load, Hub) or any(f.split for f in files)):
             raise ValueError("columns.split_by and splits of the source: keep one of the two")
+        both = [f.column for f in columns.fields if f.map and f.is_number]
+        if both:
+            raise ValueError(f"field '{both[0]}' has a map and a unit or decimals; keep one of the two")
         bare = [f.column for f in columns.fields if not (f.map or f.is_number)]
         if self.task == "numeric_classification" and (bare or not columns.fields and "features" not in columns.details):
             raise ValueError(f"numeric_classification needs fields with unit, decimals or map; without: {bare}")
@@ -323,11 +316,6 @@ class _TextLoader(yaml.BaseLoader):
         if twice is not None:
             raise yaml.MarkedYAMLError(problem=f"key '{twice}' is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-def _same_keys(where: str, given: dict[str, Any], wanted: Any, task: str) -> None:
-    if set(given) != set(wanted):
-        raise ValueError(f"{where} must be for {list(wanted)} in the task {task}, not {list(given)}")
 
 
 def _explain(error: Any) -> str:

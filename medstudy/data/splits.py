@@ -99,7 +99,7 @@ def _carve(name: str, cases: list[Case], n: int, share: float) -> tuple[list[Cas
 
 
 def _check_answers(cases: Sequence[Case], train: list[Case], test: list[Case]) -> None:
-    for outcome in cases[0].gold.keys() - cases[0].open_outcomes:
+    for outcome in sorted(cases[0].gold.keys() - cases[0].open_outcomes):
         for name, split in (("train", train), ("test", test)):
             answers = {case.gold[outcome] for case in split}
             if len(answers) == 1:
