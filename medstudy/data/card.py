@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -19,6 +19,7 @@ from medstudy.runs import from_root
 from medstudy.tasks import TASK_TYPES
 
 SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[str, ...] = get_args(SplitName)
 Text = Annotated[str, Field(min_length=1)]
 CARDS = Path(__file__).resolve().parents[2] / "params" / "data"
 
@@ -127,28 +128,8 @@ class Extract(Section):
     end: list[str] = []
 
 
-class SplitBy(Section):
-    """Splits by a column: `test` and `validation` list values, `test_from` is the first value of the test split.
-
-    Values are compared as numbers where `test_from` is one, else as dates YYYY-MM-DD. The rest is for training.
-    """
-
-    column: str
-    validation: list[str] = []
-    test: list[str] = []
-    test_from: str = Field("", pattern=r"^(\d+(\.\d+)?|\d{4}-\d\d-\d\d)?$")
-
-    @model_validator(mode="after")
-    def _names_a_test_split(self) -> SplitBy:
-        if bool(self.test) == bool(self.test_from):
-            raise ValueError("give one of test (values) and test_from (the first value)")
-        if both := set(self.test) & set(self.validation):
-            raise ValueError(f"'{min(both)}' is in validation and in test")
-        return self
-
-
 class Gold(Section):
-    """Where an outcome's right answer stands. ``drop``: values (``*``: any other) of rows to leave out."""
+    """A column of answers, and what each of its values means. ``drop``: values (``*``: any other) to leave out."""
 
     column: str
     map: dict[str, str] = {}
@@ -169,7 +150,7 @@ class Columns(Section):
     gold: dict[str, Gold]
     rejected: dict[str, Gold] = {}
     extract: dict[str, Extract] = {}
-    split_by: SplitBy | None = None
+    split: Gold | None = None
     case_id: str = ""
     group_id: str = ""
     details: dict[str, str] = {}
@@ -191,7 +172,7 @@ class Columns(Section):
     def used(self) -> list[str]:
         """Every column that a case is made of."""
         answers = [g.column for g in (*self.gold.values(), *self.rejected.values())]
-        named = [*self.shown, *answers, self.split_by.column if self.split_by else "", self.case_id, self.group_id]
+        named = [*self.shown, *answers, self.split.column if self.split else "", self.case_id, self.group_id]
         return [name for name in dict.fromkeys(named) if name]
 
     @property
@@ -271,13 +252,15 @@ class DataCard(Section):
             raise ValueError(f"columns.gold must be for {list(outcomes)}, not {list(columns.gold)}")
         if unknown := set(columns.rejected) - set(outcomes):
             raise ValueError(f"columns.rejected.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})")
-        for kind, specs in (("gold", columns.gold), ("rejected", columns.rejected)):
-            for outcome, answer in ((o, a) for o, g in specs.items() for a in g.map.values() if o in self.labels):
-                if answer not in (known := self.labels[outcome]):
-                    wrong = f"columns.{kind}.{outcome}.map: '{answer}' is not one of labels.{outcome} {known}"
-                    raise ValueError(wrong + nearest(answer, known))
-        if columns.split_by and (isinstance(self.load, Hub) or any(f.split for f in files)):
-            raise ValueError("columns.split_by and splits of the source: keep one of the two")
+        maps = [(f"gold.{o}", f"labels.{o}", g, self.labels.get(o)) for o, g in columns.gold.items()]
+        maps += [(f"rejected.{o}", f"labels.{o}", g, self.labels.get(o)) for o, g in columns.rejected.items()]
+        maps += [("split", "the splits", columns.split, list(SPLITS))] if columns.split else []
+        for where, what, spec, known in maps:
+            wrong = next((answer for answer in spec.map.values() if known and answer not in known), None)
+            if wrong is not None:
+                raise ValueError(f"columns.{where}.map: '{wrong}' is not one of {what} {known}{nearest(wrong, known)}")
+        if columns.split and (isinstance(self.load, Hub) or any(f.split for f in files)):
+            raise ValueError("columns.split and splits of the source: keep one of the two")
         both = [f.column for f in columns.fields if f.map and f.is_number]
         if both:
             raise ValueError(f"field '{both[0]}' has a map and a unit or decimals; keep one of the two")

@@ -61,7 +61,6 @@ def load_cases(card: DataCard, data_root: str | Path = "") -> Loaded:
                 dropped.append(Dropped(row.where, str(reason)))
     rows_in = len(kept) + len(dropped)
     _check_ids(card, kept)
-    _check_split_by(card, kept)
     for reason, out in _further_reasons(card):
         gone = [where for where, leave in zip(kept, out(list(kept.values())), strict=True) if leave]
         dropped += [Dropped(where, reason) for where in gone]
@@ -116,18 +115,6 @@ def _check_columns(card: DataCard, tables: list[Table]) -> None:
             raise DataError(f"{table.name}: no column '{absent[0]}'{hint}{alone} (columns: {known})")
 
 
-def _check_split_by(card: DataCard, kept: dict[str, Case]) -> None:
-    by = card.columns.split_by
-    splits = Counter(case.split for case in kept.values())
-    wanted = ["train", "test", *(["validation"] if by and by.validation else [])]
-    if by and not all(splits[name] for name in wanted):
-        empty = " and ".join(name for name in wanted if not splits[name])
-        raise DataError(
-            f"data card '{card.name}': columns.split_by ({by.model_dump(exclude_defaults=True)}) leaves no case for"
-            f" {empty}; are the values written as in the file?"
-        )
-
-
 def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
     seen: dict[str, str] = {}
     for where, case in kept.items():
@@ -144,6 +131,9 @@ def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) ->
     if not cases:
         reasons = "; ".join(f"{n} x {reason}" for reason, n in Counter(d.reason for d in dropped).items())
         raise DataError(f"data card '{card.name}': no case is left of {len(dropped)} rows ({reasons})")
+    given = {case.split for case in cases}
+    if card.columns.split and not {"train", "test"} <= given:
+        raise DataError(f"data card '{card.name}': columns.split leaves cases for {sorted(map(str, given))} only")
     for outcome in card.labels:
         answers = {case.gold[outcome] for case in cases}
         if len(answers) < 2:

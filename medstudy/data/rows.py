@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from medstudy.data.card import DataCard, Extract, FeatureColumn, Gold, SplitBy
+from medstudy.data.card import SPLITS, DataCard, Extract, FeatureColumn, Gold
 from medstudy.data.cases import Case, DataError
 
 
@@ -54,7 +54,7 @@ class Row:
             text=text,
             gold=gold,
             details=self._details(gold) | self._rejected(gold),
-            split=self._split(columns.split_by) if columns.split_by else split,
+            split=self._answer("", "split", columns.split) if columns.split else split,
             open_outcomes=self.card.open_outcomes,
         )
 
@@ -108,13 +108,16 @@ class Row:
         return codes[key]
 
     def _answer(self, kind: str, outcome: str, spec: Gold) -> str:
-        value = self._needed(spec.column, f"answer for '{outcome}'")
-        # labels map to themselves; an open outcome takes any answer
-        mapping = spec.map or {name: name for name in self.card.labels.get(outcome, [value])}
+        """The answer of an outcome, or the split, that the row's value means."""
+        where = f"{kind}.{outcome}" if kind else outcome
+        value = self._needed(spec.column, f"answer for '{outcome}'" if kind else outcome)
+        # labels map to themselves, as splits do; an open outcome takes any answer
+        allowed = self.card.labels.get(outcome, [value]) if kind else SPLITS
+        mapping = spec.map or {name: name for name in allowed}
         known, dropped = code_key(value) in map(code_key, mapping), map(code_key, spec.drop)
         if code_key(value) in dropped or (not known and "*" in spec.drop):
-            raise RowDropped(f"answer for '{outcome}' is one that the card drops")
-        return self._mapped(spec.column, mapping, f"columns.{kind}.{outcome}.map or .drop")
+            raise RowDropped(f"{f'answer for {outcome!r}' if kind else outcome} is one that the card drops")
+        return self._mapped(spec.column, mapping, f"columns.{where}.map or .drop")
 
     def _rejected(self, gold: Mapping[str, str]) -> dict[str, Any]:
         """The worse answer that the source holds, whole; none where it is missing, dropped or equals gold."""
@@ -124,23 +127,6 @@ class Row:
         except RowDropped:
             return {}
         return {"rejected": worse} if worse != gold else {}
-
-    def _split(self, by: SplitBy) -> str:
-        value = code_key(self._needed(by.column, "split"))
-        for name in ("validation", "test"):
-            if value in map(code_key, getattr(by, name)):
-                return name
-        if not by.test_from:
-            return "train"
-        first, this = _number_or_none(by.test_from), _number_or_none(value)
-        if first is None or this is None:
-            if first is not None or not re.match(r"\d{4}-\d\d-\d\d", value):
-                first_one = f"split_by.test_from = '{by.test_from}'"
-                raise self._fault(
-                    by.column, f"cannot be compared with {first_one}: write both as numbers or YYYY-MM-DD"
-                )
-            return "test" if value >= by.test_from else "train"
-        return "test" if this >= first else "train"
 
     def _details(self, gold: Mapping[str, str]) -> dict[str, Any]:
         columns = self.card.columns

@@ -177,23 +177,13 @@ BROKEN = {
         edited("columns.extract", {"plan": {"column": "note", "start": ""}}),
         ["extract.plan.start = ''"],
     ),
-    "split by nothing": (edited("columns.split_by", {"column": "year"}), ["one of test", "test_from"]),
-    "split from a date in another order": (
-        edited("columns.split_by", {"column": "day", "test_from": "01.01.2020"}),
-        ["test_from = '01.01.2020'"],
+    "unknown split in a column": (
+        edited("columns.split", {"column": "year", "map": {"2019": "dev"}}),
+        ["columns.split.map: 'dev' is not one of the splits"],
     ),
-    "split by two things": (
-        edited("columns.split_by", {"column": "year", "test": ["2020"], "test_from": "2019"}),
-        ["one of test"],
-    ),
-    "value in two splits": (
-        edited("columns.split_by", {"column": "site", "test": ["a"], "validation": ["a"]}),
-        ["'a' is in validation and in test"],
-    ),
-    "two kinds of splits": (
-        edited("load.files.0.split", "train")
-        | {"columns": BASE["columns"] | {"split_by": {"column": "site", "test": ["a"]}}},
-        ["split_by", "keep one"],
+    "splits of the files and of a column": (
+        edited("load.files.0.split", "train") | {"columns": BASE["columns"] | {"split": {"column": "site"}}},
+        ["columns.split", "keep one"],
     ),
     "key given twice": ("name: a\nname: b\n", ["key 'name' is given twice"]),
 }

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -294,59 +295,26 @@ def test_a_part_of_a_note_becomes_a_column(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("by", "splits"),
+    ("mapping", "splits"),
     [
-        ({"column": "when", "test_from": "2019"}, ["train", "train", "test", "test"]),
+        ({"2018": "train", "2019": "validation", "2020": "test"}, ["train", "test", "validation", "test"]),
         (
-            {"column": "when", "test": ["2018"], "validation": ["2020"]},
-            ["train", "test", "train", "validation"],
+            {},
+            "row 1, column 'when': '2018' is not among the allowed (train, validation, test); extend columns.split.map",
         ),
-        ({"column": "day", "test_from": "2019-06-01"}, ["train", "test", "train", "test"]),
+        ({"2018": "train", "2019": "train", "2020": "train"}, "columns.split leaves cases for ['train'] only"),
     ],
 )
-def test_splits_by_a_column(tmp_path, by, splits):
-    days = ("2018-01-02", "2020-11-30", "2018-12-31", "2019-06-01")
-    years = ("900", "2018", "2019.0", "2020")
-    rows = "".join(f"n{i},{i % 2},{y},{d}\n" for i, (y, d) in enumerate(zip(years, days, strict=True)))
-    loaded = load({"split_by": by}, tmp_path, f"note,uti,when,day\n{rows}n5,1,,\n")
+def test_splits_by_a_column(tmp_path, mapping, splits):
+    content = "note,uti,when\na,0,2018\nb,1,2020\nc,1,2019.0\nd,0,2020\ne,1,\n"
+    columns = {"split": {"column": "when", "map": mapping}}
+    if isinstance(splits, str):
+        with pytest.raises(DataError, match=re.escape(splits)):
+            load(columns, tmp_path, content)
+        return
+    loaded = load(columns, tmp_path, content)
     assert [c.split for c in loaded.cases] == splits
-    assert [d.reason for d in loaded.dropped] == [f"no split in column '{by['column']}'"]
-
-
-@pytest.mark.parametrize(
-    ("by", "said"),
-    [
-        (
-            {"column": "when", "test": ["nort"]},
-            ["'test': ['nort']", "no case for test", "written as in the file"],
-        ),
-        ({"column": "when", "test_from": "3000"}, ["'test_from': '3000'", "no case for test"]),
-        ({"column": "when", "test_from": "1000"}, ["no case for train"]),
-        ({"column": "when", "test": ["2019"], "validation": ["x"]}, ["no case for validation"]),
-        ({"column": "german", "test_from": "2020-01-01"}, ["'21.05.2017'", "YYYY-MM-DD"]),
-        (
-            {"column": "day", "test_from": "2019"},
-            ["row 1, column 'day': '2018-01-02'", "'2019'", "YYYY-MM-DD"],
-        ),
-    ],
-)
-def test_splits_that_the_column_does_not_give_are_refused(tmp_path, by, said):
-    content = "note,uti,when,day,german\na,0,2018,2018-01-02,21.05.2017\n"
-    content += "b,1,2019,2019-03-04,3.4.2019\nc,1,2020,unknown,01.02.2020\n"
-    with pytest.raises(DataError) as error:
-        load({"split_by": by}, tmp_path, content)
-    assert all(words in str(error.value) for words in said), str(error.value)
-
-
-def test_validation_is_named_beside_a_first_value_of_the_test(tmp_path):
-    content = "note,uti,when\na,0,2017\nb,1,2018\nc,1,2019\nd,0,2020\n"
-    by = {"column": "when", "test_from": "2019", "validation": ["2018"]}
-    assert [c.split for c in load({"split_by": by}, tmp_path, content).cases] == [
-        "train",
-        "validation",
-        "test",
-        "test",
-    ]
+    assert [d.reason for d in loaded.dropped] == ["no split in column 'when'"]
 
 
 def test_a_worse_answer_of_the_source_is_kept_with_the_case(tmp_path):
@@ -409,7 +377,7 @@ BROKEN = {
         ["no column 'notes'; nearest: note"],
     ),
     "split by a column that is not there": (
-        {"split_by": {"column": "year", "test_from": "2019"}},
+        {"split": {"column": "year"}},
         CSV,
         {},
         ["ward.csv: no column 'year'"],
@@ -476,6 +444,54 @@ def test_broken_data_is_refused_and_the_fault_is_named(tmp_path, columns, conten
     with pytest.raises(DataError) as error:
         load(columns, tmp_path, content, **how)
     assert all(words in str(error.value) for words in said), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "content"),
+    [
+        (NUMBER, "pulse,uti\n80,1\nGrobblestone,0\n"),
+        ({"case_id": "id"}, "id,note,uti\nGrobblestone,x,1\nGrobblestone,y,0\n"),
+        ({"gold": {"label": {"column": "uti"}}}, "note,uti\na,yes\nb,Grobblestone\n"),
+        ({}, "Grobblestone,1\nb,0\n"),
+        ({}, '{"note": "Grobblestone", "uti": 1\n'),
+    ],
+)
+def test_errors_of_a_private_source_show_no_cell(tmp_path, columns, content):
+    private = card(columns, format="jsonl" if content.startswith("{") else "csv").model_copy(
+        update={"shareable": False}
+    )
+    (tmp_path / "ward.csv").write_text(content)
+    with pytest.raises(DataError, match="ward") as error:
+        load_cases(private, tmp_path)
+    assert "Grobble" not in str(error.value) + str(error.value.__cause__ or "")
+
+
+@pytest.mark.parametrize(
+    ("content", "how", "said"),
+    [
+        ("note,uti\na,1\nb,0\n".encode("utf-16"), {}, "UTF-16: say `encoding: utf-16`"),
+        (b"PK\x03\x04\xff\xff", {}, "a zip archive"),
+        (gzip.compress(CSV.encode()), {}, "packed by gzip"),
+        ("note;uti\na;1\n", {}, "is load.sep right?"),
+    ],
+)
+def test_a_message_names_what_the_bytes_show(tmp_path, content, how, said):
+    with pytest.raises(DataError, match=re.escape(said)):
+        load({}, tmp_path, content, **how)
+
+
+def test_ids_are_read_by_one_rule(tmp_path):
+    columns = {"case_id": "id", "group_id": "patient"}
+    cases = load(columns, tmp_path, "id,patient,note,uti\n1000,7,a,1\n1001,7.0,b,0\n0012,8.,c,0\n").cases
+    assert [(c.case_id, c.group_id) for c in cases] == [("1000", "7"), ("1001", "7"), ("0012", "8")]
+    with pytest.raises(DataError, match="without their leading zeros some are"):
+        joined(tmp_path, "stay,sex\n0001,F\n0002,M\n")
+
+
+def test_an_excluded_column_need_not_be_in_every_file(tmp_path):
+    (tmp_path / "a.csv").write_text("note,uti,code\na,1,x\n")
+    (tmp_path / "b.csv").write_text("note,uti\nb,0\n")
+    assert load({"exclude": ["code"]}, tmp_path, files=[("a.csv", None), ("b.csv", None)]).rows_in == 2
 
 
 def test_files_are_found_by_name_in_sub_folders(ward):
