@@ -79,7 +79,7 @@ def test_cells_are_edited_and_run_in_any_order(opened: Opened) -> None:
         opened.run(opened.cells[finish])
     for number in (opened.at("split_cases("), opened.at("make_pairs(")):
         opened.run(opened.cells[number])
-    opened.run(opened.cells[opened.at("evaluate(predictions,")])
+    opened.run(opened.cells[opened.at("evaluate(scored,")])
     with pytest.raises(CellExecutionError, match="KeyError"):
         opened.run(opened.cells[opened.at("check_gates(")])
     with pytest.raises(CellExecutionError, match="gates.json is not of the answers as they are now"):

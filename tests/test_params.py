@@ -201,7 +201,7 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     source = "\n".join(row for c in code for row in c)
     assert not re.search(r"^\s*(def|class) |partial|globals\(|lambda|\bdisplay\(\*", source, re.MULTILINE)
     imported = [name for line in ast.walk(ast.parse(source)) if isinstance(line, ast.ImportFrom) for name in line.names]
-    assert len(imported) <= 34
+    assert len(imported) <= 22
     assert not any(c.get("outputs") for c in notebook.cells)
 
 

@@ -97,8 +97,8 @@ def arguments_table(*configs: Any) -> pd.DataFrame:
     import pandas as pd
 
     rows = [(type(config).__name__, *row) for config in configs for row in set_arguments(config)]
-    table = pd.DataFrame(rows, columns=["", "argument", "value", "default", "parameter"])
-    return aggregate(table.set_index(["", "argument"]), list(table))
+    columns = ["config", "argument", "value", "default", "parameter"]
+    return aggregate(pd.DataFrame(rows, columns=columns).set_index(columns[:2]), words=columns)
 
 
 def set_arguments(config: Any) -> list[tuple[str, Any, Any, str]]:
