@@ -127,8 +127,9 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
     import pandas as pd
 
     counted = list(columns) or list(table)
-    table = table.astype(object)
-    table = table.assign(**{str(name): table[name].map(shown) for name in counted})
+    # as objects: beside a mean, pandas would turn a count of 168 into 168.00
+    columns = {str(name): pd.Series(map(shown, table[name]), table.index, dtype=object) for name in counted}
+    table = table.astype(object).assign(**columns)
     words = ["", "topic", "measure", "pairs audit"]  # the package's own: index and first columns of its tables
     if card.shareable or "topic" not in table:
         return aggregate(table, words)

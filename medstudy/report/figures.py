@@ -222,6 +222,11 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
                 line = ARMS[arm].label + suffix
                 looks[line] = (ARMS[arm].colour, (3, 2) if suffix else "")
                 lines.append(pd.DataFrame({"step": steps, "value": log[column], "panel": panel, "line": line}))
+    if not lines:
+        with style():
+            figure, axes = _grid(1, 1, COLUMN, 1)
+            axes[0, 0].set(title="no training was logged", xticks=[], yticks=[])
+            return aggregate(figure)
     colours, dashes = ({line: look[i] for line, look in looks.items()} for i in (0, 1))
     options = {"col_wrap": 2, "hue": "line", "style": "line", "palette": colours, "dashes": dashes}
     grid = _curves(pd.concat(lines), "panel", (6.2, 4.4), **options)

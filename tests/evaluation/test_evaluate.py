@@ -11,8 +11,9 @@ from made_up import labelled, rows, study
 from medstudy.evaluation.answers import validate_predictions
 from medstudy.evaluation.evaluate import contrasts_view, evaluate, pooled, values_table
 from medstudy.evaluation.metrics import PredictionsError
-from medstudy.evaluation.predictions import first_look
+from medstudy.evaluation.predictions import first_look, predictions_table, show_counts
 from medstudy.evaluation.statistics import wilson
+from medstudy.tasks import get_task
 from medstudy.training.gates import Gate, gates_table
 
 LABELS = {"label": list("abcd")}
@@ -196,7 +197,11 @@ def test_counts_of_parsed_answers_are_means_over_seeds():
     assert metrics["sft"]["accuracy_parsed"]["n"] == 8
 
 
-def test_the_share_rescued_is_a_metric_where_it_was_looked_at():
+def test_the_share_rescued_is_a_metric_where_it_was_looked_at(card, cases):
+    outputs = ["yes", "Answer: yes", "who knows"] + ["no"] * 5
+    table = predictions_table(get_task(card.task, card), cases, {"base": outputs})
+    assert table["score_rescued"].tolist() == [0, 1, 0] + [0] * 5
+    assert table.attrs["shareable"]
     predictions = study(SHARES)
     assert "rescued" not in run(predictions)[0]["dpo"]
     looked = predictions.assign(score_rescued=(predictions["arm"] == "base") * 1.0)
@@ -207,7 +212,7 @@ def test_the_share_rescued_is_a_metric_where_it_was_looked_at():
 
 def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast():
     gold = ["a"] * 40
-    said = {"sft": ["a"] * 35 + [""] * 5, "dpo": ["a"] * 20 + ["b"] * 20}
+    said = {"sft": ["a"] * 35 + [""] * 5, "dpo": ["a"] * 20 + ["b"] * 20, "sft_more": ["a"] * 25 + ["b"] * 15}
     private = pd.concat([labelled("label", gold, answers, arm) for arm, answers in said.items()])
     private.attrs["shareable"] = False
     metrics, contrasts = run(private)
@@ -216,17 +221,19 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     assert (metrics["dpo"]["unparsed"]["value"], metrics["dpo"]["accuracy"]["value"]) == (0, 0.5)
     assert metrics["sft"]["accuracy"]["low"] == 29 / 40  # 5 wrong answers are a small count too
     assert metrics["sft"]["macro_f1"]["value"] > 0.9  # the primary outcome is the study's result
-    assert {row["metric"] for row in contrasts} == {"macro_f1"}
+    assert {row["metric"] for row in contrasts if row["contrast"] == "dpo-sft"} == {"macro_f1"}
+    assert "lost" not in contrast(contrasts, "dpo-sft_more", "accuracy")  # 5 cases
     assert values_table(metrics).loc["sft", "unparsed"] == "< 0.275"
     shown = first_look(private.assign(score_rescued=0.0)).loc["sft"]
     assert shown.tolist() == [40, "> 0.725", "< 0.275", "0.000"]
-    open_source = run(private.pipe(_shareable))[1]
-    assert contrast(open_source, "dpo-sft", "unparsed")["lost"] == 5
+    private.attrs["shareable"] = True
+    assert contrast(run(private)[1], "dpo-sft", "unparsed")["lost"] == 5
 
 
-def _shareable(predictions):
-    predictions.attrs["shareable"] = True
-    return predictions
+def test_counts_stay_whole_numbers_beside_a_mean(card):
+    shown = show_counts(card, pd.DataFrame({"value": {"pairs": 168.0, "ratio": 0.47}}))
+    assert [str(value) for value in shown["value"]] == ["168", "0.47"]
+    assert "168.0" not in shown.to_string()
 
 
 SIXTH = """

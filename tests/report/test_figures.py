@@ -190,6 +190,11 @@ def test_few_cases_of_a_private_source_stand_in_no_calibration_point():
     assert 2 < points[False] < points[True] == 2 + 2 * 5
 
 
+def test_a_run_without_a_log_is_said_to_have_none():
+    for empty in ({}, {"dpo": pd.DataFrame(columns=["step"])}):
+        assert [t.get_text() for t in texts(figures.training_figure(empty))] == ["no training was logged"]
+
+
 def test_ln_2_is_drawn_only_where_the_loss_starts_there():
     with_sft_term = logs()
     with_sft_term["dpo"]["loss"] += 1
