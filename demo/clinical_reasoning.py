@@ -34,12 +34,7 @@ _OLD = (
     "years ago there was {old}, long gone",
     "{old} are long known and no worse",
 )
-_ASIDE = (
-    "{she} mentions {aside}",
-    "{she} wonders about {aside}",
-    "of note, {aside}",
-    "{she} blames {aside}",
-)
+_ASIDE = ("{she} mentions {aside}", "{she} wonders about {aside}", "of note, {aside}", "{she} blames {aside}")
 _ABSENT = ("there is no {absent}", "{she} denies {absent}", "{absent} is absent", "never {absent}")
 _ORDERS = ((0, 1, 2, 3, 4), (2, 0, 3, 1, 4), (0, 3, 4, 1, 2), (3, 0, 4, 2, 1), (0, 2, 1, 4, 3))
 _SHAPE = tuple(map(len, (_OPENINGS, _SECOND, _OLD, _ASIDE, _ABSENT, _ORDERS)))

@@ -58,14 +58,7 @@ def _step(urgency: str) -> str:
     return med.URGENCIES[min(med.URGENCIES.index(urgency) + 1, med.URGENCIES.index("urgent"))]
 
 
-_HELLO = (
-    "Hello.",
-    "Good morning.",
-    "Dear team.",
-    "Hi there.",
-    "I need some advice.",
-    "Sorry to write again.",
-)
+_HELLO = ("Hello.", "Good morning.", "Dear team.", "Hi there.", "I need some advice.", "Sorry to write again.")
 _MAIN = (
     "I have had {lay} for {days}.",
     "For {days} I have had {lay}.",

@@ -184,11 +184,7 @@ def _urine(rng: random.Random) -> str:
         past = _evidence(rng, not positive) if rng.random() < 0.5 else f"{she} {_bladder(rng, not ill)}"
         lines.append(f"{rng.choice(sc.BEFORE)} {past}")
     if rng.random() < 0.4:
-        contexts = (
-            "{} has a catheter",
-            "{} awaits a hip operation",
-            "the bladder scan shows a known kidney stone",
-        )
+        contexts = ("{} has a catheter", "{} awaits a hip operation", "the bladder scan shows a known kidney stone")
         lines.append(rng.choice(contexts).format(she))
     rng.shuffle(lines)
     return _prose([*lines, meaning])

@@ -205,23 +205,13 @@ def _medicine(rng: random.Random) -> Said:
     first = rng.choice(med.DRUGS[drug])
     said = f"{dose} {often}" if first == dose else f"{first}, {rng.choice(('sorry', 'no wait'))}, {dose}, {often}"
     ask = rng.choice(("Which tablets?", "What do you take every day?", "Any medicines?"))
-    return Said(
-        _spoken(ask, f"I take {drug} {said}."),
-        f"takes {drug} {dose} {often}",
-        "Which drug?",
-        f"{drug} {dose}",
-    )
+    return Said(_spoken(ask, f"I take {drug} {said}."), f"takes {drug} {dose} {often}", "Which drug?", f"{drug} {dose}")
 
 
 def _allergy(rng: random.Random) -> Said:
     substance = rng.choice(med.ALLERGIES)
     if rng.random() < 0.25:
-        return Said(
-            _spoken("Any allergies?", "None that I know of."),
-            "has no known allergies",
-            "Any allergies?",
-            "no",
-        )
+        return Said(_spoken("Any allergies?", "None that I know of."), "has no known allergies", "Any allergies?", "no")
     spoken = _spoken("Any allergies?", f"Yes, {substance}.")
     return Said(spoken, f"is allergic to {substance}", "Allergic to what?", substance)
 

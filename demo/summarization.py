@@ -10,16 +10,7 @@ import random
 from collections.abc import Callable
 
 from demo import medicine as med
-from demo.writing import (
-    Draft,
-    Layout,
-    asked,
-    bare,
-    capital,
-    drug_line,
-    unlike,
-    write_cases,
-)
+from demo.writing import Draft, Layout, asked, bare, capital, drug_line, unlike, write_cases
 from medstudy.data.cases import Case
 
 Turn = tuple[str, str]  # what doctor and patient say, the fact for the note ("" for small talk)
@@ -50,22 +41,8 @@ _SMALL = (
     ("Did you watch the game?", "I did, we lost."),
     ("How is the dog?", "Getting old, like me."),
 )
-_CLOSINGS = (
-    "Thank you.",
-    "We will do some tests.",
-    "Let us have a look.",
-)
-_SHAPE = (
-    len(_GREETINGS),
-    len(_MAIN),
-    len(_ASKS),
-    len(_YES),
-    len(_NO),
-    len(_DRUG_ASKS),
-    len(_SMALL),
-    len(_CLOSINGS),
-    3,
-)
+_CLOSINGS = ("Thank you.", "We will do some tests.", "Let us have a look.")
+_SHAPE = (len(_GREETINGS), len(_MAIN), len(_ASKS), len(_YES), len(_NO), len(_DRUG_ASKS), len(_SMALL), len(_CLOSINGS), 3)
 
 
 def generate(n: int, seed: int) -> list[Case]:

@@ -71,11 +71,7 @@ def _layout(index: int, shape: Sequence[int]) -> Layout:
 
 
 def _unseen(
-    layout: Layout,
-    turn: int,
-    rng: random.Random,
-    draft: Callable[[Layout, int, random.Random], Draft],
-    seen: set[str],
+    layout: Layout, turn: int, rng: random.Random, draft: Callable[[Layout, int, random.Random], Draft], seen: set[str]
 ) -> Draft:
     for _ in range(_TRIES):
         new = draft(layout, turn, rng)

@@ -44,10 +44,7 @@ class Metric:
     optional: bool = False
 
 
-ACCURACY = (
-    Metric("accuracy", "share", "score_correct"),
-    Metric("accuracy_parsed", "share_of_parsed", "score_correct"),
-)
+ACCURACY = (Metric("accuracy", "share", "score_correct"), Metric("accuracy_parsed", "share_of_parsed", "score_correct"))
 UNPARSED = Metric("unparsed", "share", "unparsed")
 
 

@@ -16,20 +16,7 @@ def case(number, text, label="no", group=None, **details):
 
 
 OPEN = {"open_outcomes": frozenset({"summary"})}
-WORDS = [
-    "fever",
-    "cough",
-    "rash",
-    "pain",
-    "stone",
-    "sepsis",
-    "gout",
-    "anaemia",
-    "stroke",
-    "migraine",
-    "acne",
-    "lupus",
-]
+WORDS = ["fever", "cough", "rash", "pain", "stone", "sepsis", "gout", "anaemia", "stroke", "migraine", "acne", "lupus"]
 TRAIN = [case(i, f"{a} {b} since monday with {b}", group=f"g{i}") for i, (a, b) in enumerate(pairwise(WORDS))]
 VALIDATION = [case(20, "quite another story about a broken ankle", "yes", group="g0")]
 TEST = [
@@ -105,12 +92,7 @@ def leaks(cases):
 def test_what_tells_the_answer_alone_is_found():
     def patients(note, ward):
         return [
-            case(
-                i,
-                f"seen for complaint {i % 5} {note(i)}",
-                "yes" if i % 2 else "no",
-                features={"ward": ward(i)},
-            )
+            case(i, f"seen for complaint {i % 5} {note(i)}", "yes" if i % 2 else "no", features={"ward": ward(i)})
             for i in range(60)
         ]
 

@@ -20,10 +20,7 @@ BASE = {
     "columns": {
         "text": "Complaint: {complaint}\n{fields}",
         "fields": [{"column": "pulse", "unit": "/min"}],
-        "gold": {
-            "provider": {"column": "seen_by"},
-            "urgency": {"column": "level", "map": {"1": "now", "2": "later"}},
-        },
+        "gold": {"provider": {"column": "seen_by"}, "urgency": {"column": "level", "map": {"1": "now", "2": "later"}}},
         "exclude": ["diagnosis"],
     },
 }
@@ -92,10 +89,7 @@ def test_a_card_is_private_frozen_and_keeps_yes_and_no_as_text(tmp_path):
 
 BROKEN = {
     "unknown key": (edited("licens", "x"), ["unknown key 'licens'", "did you mean 'licence'"]),
-    "unknown key deep down": (
-        edited("columns.fields.0.units", "x"),
-        ["columns.fields.0", "did you mean 'unit'"],
-    ),
+    "unknown key deep down": (edited("columns.fields.0.units", "x"), ["columns.fields.0", "did you mean 'unit'"]),
     "unknown key of load": (edited("load.seperator", ";"), ["load.files", "seperator", "did you mean 'sep'"]),
     "missing key": (edited("question", MISSING), ["'question' is missing"]),
     "empty question": (edited("question", ""), ["question = ''"]),
@@ -106,10 +100,7 @@ BROKEN = {
     "no files": (edited("load.files", []), ["load.files.files", "at least 1"]),
     "unknown split": (edited("load.files.0.split", "dev"), ["= 'dev'", "'validation'"]),
     "no training file": (edited("load.files.0.split", "test"), ["no file is for training"]),
-    "some with split": (
-        edited("load.files", [{"path": "a", "split": "train"}, {"path": "b"}]),
-        ["every file"],
-    ),
+    "some with split": (edited("load.files", [{"path": "a", "split": "train"}, {"path": "b"}]), ["every file"]),
     "not a URL": (edited("load.files.0.url", "ftp://x"), ["url = 'ftp://x'"]),
     "not a hash": (edited("load.files.0.sha256", "abc"), ["sha256 = 'abc'"]),
     "not a hub id": (
@@ -124,22 +115,13 @@ BROKEN = {
     "label twice": (edited("labels.urgency", ["now", "Now "]), ["all different"]),
     "label misspelt in a map": (edited("columns.gold.urgency.map.1", "nov"), ["'nov'", "did you mean 'now'"]),
     "unknown positive": (edited("positive", "yes"), ["positive 'yes'"]),
-    "leak column in the text": (
-        edited("columns.text", "{diagnosis} {fields}"),
-        ["'diagnosis' gives the answer away"],
-    ),
+    "leak column in the text": (edited("columns.text", "{diagnosis} {fields}"), ["'diagnosis' gives the answer away"]),
     "leak column in a field": (edited("columns.exclude", ["pulse"]), ["'pulse' gives the answer away"]),
     "answer in the text": (edited("columns.text", "{level}\n{fields}"), ["'level' gives the answer away"]),
-    "answer in the details": (
-        edited("columns.details", {"note": "seen_by"}),
-        ["'seen_by' gives the answer away"],
-    ),
+    "answer in the details": (edited("columns.details", {"note": "seen_by"}), ["'seen_by' gives the answer away"]),
     "fields without their place": (edited("columns.text", "{complaint}"), ["{fields}"]),
     "place without fields": (edited("columns.fields", []), ["{fields}"]),
-    "the same text for all": (
-        edited("columns", BASE["columns"] | {"text": "Hm", "fields": []}),
-        ["read the same"],
-    ),
+    "the same text for all": (edited("columns", BASE["columns"] | {"text": "Hm", "fields": []}), ["read the same"]),
     "map and unit": (edited("columns.fields.0.map", {"1": "fast"}), ["keep one"]),
     "a number that is not declared": (
         edited("columns.fields.0.unit", "") | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}},
@@ -165,11 +147,7 @@ BROKEN = {
     "note that holds the answer": (
         edited(
             "columns",
-            BASE["columns"]
-            | {
-                "text": "{note}\n{fields}",
-                "extract": {"level": {"column": "note", "start": "Level:"}},
-            },
+            BASE["columns"] | {"text": "{note}\n{fields}", "extract": {"level": {"column": "note", "start": "Level:"}}},
         ),
         ["'note' gives the answer away"],
     ),

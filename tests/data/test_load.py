@@ -33,10 +33,7 @@ FIELDS = [
 def card(columns=None, files=(("ward.csv", None),), **load):
     """A text-classification card on csv files; `load` and `columns` override parts."""
     listed = [{"path": path} | ({"split": split} if split else {}) for path, split in files]
-    base = {
-        "text": "{note}",
-        "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}, "drop": ["9"]}},
-    }
+    base = {"text": "{note}", "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}, "drop": ["9"]}}}
     return DataCard.model_validate(
         {
             "name": "ward",
@@ -83,10 +80,7 @@ def test_fields_become_lines_and_features(ward):
     first, second = load(columns | {"group_id": "patient"}, ward).cases
     assert first.text == "Burning.\nFever.\nPulse: 80 /min\nSex: male\nlactate: 2.5 mmol/L"
     assert second.text == "No complaints\nPulse: not recorded\nSex: female"
-    assert second.details == {
-        "missing": ["pulse", "lactate"],
-        "features": {"pulse": None, "sex": 2.0, "lactate": None},
-    }
+    assert second.details == {"missing": ["pulse", "lactate"], "features": {"pulse": None, "sex": 2.0, "lactate": None}}
     assert (first.case_id, first.group_id, second.group_id) == ("a", "p1", "p1")
 
 
@@ -125,13 +119,7 @@ def test_formats_give_the_same_cases(ward, kind):
 def test_semicolons_latin_1_decimal_commas_and_no_header(tmp_path):
     content = "Fièvre;36,5;1\nNéant;#;0\n".encode("latin-1")
     columns = {"text": "{note}\n{fields}", "fields": [{"column": "temp", "unit": "°C"}]}
-    how = {
-        "sep": ";",
-        "encoding": "latin-1",
-        "decimal": ",",
-        "names": ["note", "temp", "uti"],
-        "na_values": ["#"],
-    }
+    how = {"sep": ";", "encoding": "latin-1", "decimal": ",", "names": ["note", "temp", "uti"], "na_values": ["#"]}
     cases = load(columns, tmp_path, content, **how).cases
     assert [c.text for c in cases] == ["Fièvre\ntemp: 36.5 °C", "Néant\ntemp: not recorded"]
 
@@ -179,12 +167,7 @@ def test_a_group_in_two_given_splits_stays_in_test_only(tmp_path):
     (tmp_path / "train.csv").write_text("note,uti\nA,1\nB,0\nC,1\n")
     (tmp_path / "test.csv").write_text("note,uti\nb,0\nD,1\n")
     loaded = load({}, tmp_path, files=[("train.csv", "train"), ("test.csv", "test")])
-    assert [(c.text, c.split) for c in loaded.cases] == [
-        ("A", "train"),
-        ("C", "train"),
-        ("b", "test"),
-        ("D", "test"),
-    ]
+    assert [(c.text, c.split) for c in loaded.cases] == [("A", "train"), ("C", "train"), ("b", "test"), ("D", "test")]
     assert loaded.dropped[0].row == "train.csv row 2" and "later split" in loaded.dropped[0].reason
 
 
@@ -226,10 +209,7 @@ def test_options_must_hold_the_answer(tmp_path):
 
 
 STAYS = "stay,sex,note\n2.0,F,other\n1.0,M,other\n9.0,F,other\n"
-JOINED = {
-    "text": "{note}\n{fields}",
-    "fields": [{"column": "sex", "map": {"F": "female", "M": "male"}}],
-}
+JOINED = {"text": "{note}\n{fields}", "fields": [{"column": "sex", "map": {"F": "female", "M": "male"}}]}
 VISITS = "stay,note,uti\n1,Burning.,1\n2,Well.,0\n3,Ill.,1\n1,Again.,1\n"
 
 
@@ -348,21 +328,11 @@ def test_files_that_nobody_foresaw(tmp_path):
 
 NUMBER = {"text": "{fields}", "fields": [{"column": "pulse", "unit": "/min"}]}
 BROKEN = {
-    "wrong column": (
-        {"text": "{notes}"},
-        CSV,
-        {},
-        ["ward.csv: no column 'notes'; nearest: note", "columns: id"],
-    ),
+    "wrong column": ({"text": "{notes}"}, CSV, {}, ["ward.csv: no column 'notes'; nearest: note", "columns: id"]),
     "wrong leak column": ({"exclude": ["cod"]}, CSV, {}, ["no column 'cod'; nearest: code"]),
     "wrong column with markers": ({"missing": {"lactat": ["0"]}}, CSV, {}, ["no column 'lactat'"]),
     "wrong separator": ({}, CSV.replace(",", ";"), {}, ["is load.sep right?"]),
-    "wrong encoding": (
-        {},
-        "note,uti\nFièvre,1\n".encode("latin-1"),
-        {},
-        ["ward.csv cannot be read", "encoding"],
-    ),
+    "wrong encoding": ({}, "note,uti\nFièvre,1\n".encode("latin-1"), {}, ["ward.csv cannot be read", "encoding"]),
     "unknown encoding": ({}, CSV, {"encoding": "latin-x"}, ["cannot be read", "latin-x"]),
     "no parquet": ({}, CSV, {"format": "parquet"}, ["cannot be read as parquet"]),
     "no excel sheet": ({}, CSV, {"format": "xlsx"}, ["cannot be read as xlsx"]),
@@ -376,12 +346,7 @@ BROKEN = {
         {},
         ["no column 'notes'; nearest: note"],
     ),
-    "split by a column that is not there": (
-        {"split": {"column": "year"}},
-        CSV,
-        {},
-        ["ward.csv: no column 'year'"],
-    ),
+    "split by a column that is not there": ({"split": {"column": "year"}}, CSV, {}, ["ward.csv: no column 'year'"]),
     "rejected answers that are not there": (
         {"rejected": {"label": {"column": "nurse"}}},
         CSV,
@@ -399,18 +364,8 @@ BROKEN = {
     "header only": ({}, "note,uti\n", {}, ["no rows"]),
     "cells without a name": ({}, "note,uti\na,b,1\nc,d,0\n", {}, ["more cells than the header"]),
     "one class only": ({}, "note,uti\na,1\nb,1\n", {}, ["all 2 cases have one label, 'yes'"]),
-    "nothing left": (
-        {},
-        "note,uti\n,1\nb,\n",
-        {},
-        ["no case is left of 2 rows", "1 x no text in column 'note'"],
-    ),
-    "value without a label": (
-        {},
-        "note,uti\na,1\nb,7\n",
-        {},
-        ["row 2, column 'uti': '7'", "allowed (0, 1)", ".drop"],
-    ),
+    "nothing left": ({}, "note,uti\n,1\nb,\n", {}, ["no case is left of 2 rows", "1 x no text in column 'note'"]),
+    "value without a label": ({}, "note,uti\na,1\nb,7\n", {}, ["row 2, column 'uti': '7'", "allowed (0, 1)", ".drop"]),
     "not one of the labels": (
         {"gold": {"label": {"column": "uti"}}},
         "note,uti\na,yes\nb,Yes!\n",
@@ -430,12 +385,7 @@ BROKEN = {
         {},
         ["row 2, column 'sex': '2' is not among the allowed (1)"],
     ),
-    "case id twice": (
-        {"case_id": "id"},
-        "id,note,uti\na,x,1\na,y,0\n",
-        {},
-        ["case id 'a'", "row 1", "row 2"],
-    ),
+    "case id twice": ({"case_id": "id"}, "id,note,uti\na,x,1\na,y,0\n", {}, ["case id 'a'", "row 1", "row 2"]),
 }
 
 

@@ -85,12 +85,7 @@ def test_mts_dialog_scores_become_ratings_as_documented(tmp_path, monkeypatch):
     values["columns"]["case_id"] = "ID"
     card = DataCard.model_validate(values)
     cases = load_cases(card, ROOT).cases
-    asked = {
-        "task": "summarization",
-        "data": "mts_dialog",
-        "pair_source": "ratings",
-        "pair_file": "ratings.csv",
-    }
+    asked = {"task": "summarization", "data": "mts_dialog", "pair_source": "ratings", "pair_file": "ratings.csv"}
     made = make_pairs(resolve(asked), get_task("summarization", card), cases)
     assert made.counts["rows in the file"] == 400
     assert len({p.case_id for p in made.pairs}) == 80  # in the others all four rate the same
@@ -116,13 +111,7 @@ def test_pima():
     loaded = load("pima")
     assert loaded.rows_in == len(loaded.cases) == 768
     assert answers(loaded) == {"no": 500, "yes": 268}
-    assert missing(loaded) == {
-        "Glucose": 5,
-        "BloodPressure": 35,
-        "SkinThickness": 227,
-        "Insulin": 374,
-        "BMI": 11,
-    }
+    assert missing(loaded) == {"Glucose": 5, "BloodPressure": 35, "SkinThickness": 227, "Insulin": 374, "BMI": 11}
 
 
 def test_uci_heart_trains_on_one_hospital_and_tests_on_three():

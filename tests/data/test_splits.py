@@ -88,11 +88,7 @@ def test_open_answers_can_be_split():
         (make(100), (50, 10, 101), "n_test = 101, but there are 100 cases"),
         (make(100), (50, 60, 50), "n_valid = 60, but there are 50 cases"),
         (make(100), (41, 10, 50), "n_train = 41, but there are 40 cases"),
-        (
-            make(100, split="train") + make(40, split="test", start=100),
-            (50, 10, 41),
-            "n_test = 41, but there are 40",
-        ),
+        (make(100, split="train") + make(40, split="test", start=100), (50, 10, 41), "n_test = 41, but there are 40"),
         (make(100, group=100), (10, 10, 10), r"n_valid = 10, but there are 0 cases \(in 0 groups\)"),
         (make(100, split="test"), (10, 10, 10), "n_valid = 10, but there are 0 cases"),
         (make(100), (0, 50, 50), "n_train = 0, but there are 0 cases"),
