@@ -103,13 +103,15 @@ def fit_context(
         DataError: a case or a gold answer does not fit and ``overlong`` is ``error``, or no case fits.
     """
     kept, prompts, answers, excluded, truncated, cut = [], [], [], 0, 0, 0
-    for case in cases:
-        gold = len(answer_ids(tokenizer, task.target(case))) + 1
-        if gold > params.max_new_tokens and params.overlong == "error":
-            raise DataError(
-                f"the gold answer of case {case.case_id} needs {gold} tokens with its end token, but "
-                f"max_new_tokens = {params.max_new_tokens}: it could never be given; raise max_new_tokens"
-            )
+    golds = [len(answer_ids(tokenizer, task.target(case))) + 1 for case in cases]
+    longest, few = max(golds, default=0), params.max_new_tokens
+    if longest > few and params.overlong == "error":
+        name = f", that of case {cases[golds.index(longest)].case_id}," if task.card.shareable else ""
+        raise DataError(
+            f"{sum(gold > few for gold in golds)} of {len(golds)} gold answers could never be given: the longest{name}"
+            f" needs {longest} tokens with its end token, max_new_tokens is {few}; set max_new_tokens = {longest}"
+        )
+    for case, gold in zip(cases, golds, strict=True):
         # an end token, and a newline that some templates put behind it
         answer = max(gold, params.max_new_tokens) + 2
         room = context - answer

@@ -464,7 +464,9 @@ def test_a_gold_answer_that_could_never_be_given_is_an_error_or_counted(
     """Seen once: max_new_tokens = 4 cut "malignant" to "malign", and every such answer counted as wrong."""
     task, tokenizer = get_task("text_classification", card), load_tokenizer(params)
     short = params.model_copy(update={"max_new_tokens": 1})
-    with pytest.raises(DataError, match="gold answer of case case0 needs . tokens .* raise max_new_tokens"):
+    with pytest.raises(
+        DataError, match=r"gold answers could never .* case case\d+, needs (\d) tokens .* set max_new_tokens = \1"
+    ):
         fit_context(cases, task, tokenizer, short, 300)
     _, lengths = fit_context(cases, task, tokenizer, short.model_copy(update={"overlong": "exclude"}), 300)
     assert lengths.answer_cut == len(cases)
