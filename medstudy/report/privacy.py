@@ -38,8 +38,8 @@ _KEPT_TAGS = {"parameters", "injected-parameters", RELEASE}
 _RULE = "|".join(map(re.escape, (*RULES, *PATTERNS)))
 #: What a released copy says in the place of what was withheld; it may be released again.
 _SAID = (
-    rf"({re.escape(WITHHELD)}|{re.escape(SOURCE_WITHHELD)}|{re.escape(UNKNOWN)}|{re.escape(RELEASED)}"
-    rf"|[A-Za-z]{{1,40}}: withheld|withheld: ({_RULE})(, ({_RULE}))*)"
+    rf"(?:{re.escape(WITHHELD)}|{re.escape(SOURCE_WITHHELD)}|{re.escape(UNKNOWN)}|{re.escape(RELEASED)}"
+    rf"|[A-Za-z]{{1,40}}: withheld|withheld: (?:{_RULE})(?:, (?:{_RULE}))*)"
 )
 
 
@@ -146,11 +146,15 @@ class Filter:
 
     def _source(self, cell: Any) -> list[str]:
         tags = cell.metadata.get("tags", [])
-        if {"parameters", "injected-parameters"} & set(tags):
-            cell.source = cell.source if self.public else parameters_shown(cell.source)
-        elif _trimmed(cell.source) in self.shipped or re.fullmatch(rf"(# |\*){_SAID}\*?", cell.source):
+        if _trimmed(cell.source) in self.shipped:
             return []
-        elif RELEASE not in tags and not self.public:
+        if said := re.fullmatch(rf"(?:# |\*)({_SAID})\*?", cell.source):
+            return [f"source {said[1]}"]
+        if self.public:
+            pass
+        elif {"parameters", "injected-parameters"} & set(tags):
+            cell.source = parameters_shown(cell.source)
+        elif RELEASE not in tags:
             return [f"source {self._replace(cell, SOURCE_WITHHELD)}"]
         broken = self.guard.rules_broken(cell.source)
         return [f"source {self._replace(cell, _because(broken))}"] if broken else []
@@ -178,8 +182,8 @@ class Filter:
         """The output as it may be seen, or None; and why not, or that somebody released it."""
         if output.output_type == "error":
             return None, f"{re.sub(r'[^A-Za-z]', '', output.ename)}: withheld"
-        if output.output_type == "stream" and re.fullmatch(rf"(output {_SAID}\n)+", output.text):
-            return None if RELEASED in output.text else output, ""  # said at an earlier release
+        if earlier := re.fullmatch(rf"output ({_SAID})\n", output.get("text", "")):
+            return None, earlier[1]
         said = output.get("text", output.get("data", {}).get("text/markdown", ""))
         if NOT_SHOWN in said and not said.replace(NOT_SHOWN, "").strip():
             return _note(NOT_SHOWN), ""

@@ -30,16 +30,8 @@ from medstudy.show import aggregate
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "the zebrafish keeper from Ulverston swallowed a marble on Friday"
 CANARIES = ("zebrafish", "Ulverston", "MRN-4417-QX", "17.03.2019", "marble")
-#: Where a run is made to crash, each time with a case's text in the exception.
-STAGES = {
-    "load_cases": "medstudy.data.load",
-    "split_cases": "medstudy.data.splits",
-    "answer_cases": "medstudy.training.generation",
-    "train": "medstudy.training.fit",
-    "sample_cases": "medstudy.training.generation",
-    "evaluate": "medstudy.evaluation.evaluate",
-    "check_gates": "medstudy.training.gates",
-}
+#: Where a run is made to crash, each time with a case's text in the exception; the first before the cases are known.
+STAGES = ("load_cases", "split_cases", "answer_cases", "fit", "evaluate")
 
 
 @pytest.fixture
@@ -128,7 +120,6 @@ def test_a_good_run_shows_nothing_and_hides_small_counts(checkout: Path) -> None
     assert len(adapters) == 3
     assert all("do not publish" in file.read_text() for file in adapters)
     assert "< 11" in (folder / "notebook.ipynb").read_text()
-    assert "files outside private/ were scanned" in (checkout / "results/ours/report/index.html").read_text()
     page = (checkout / "results/ours/report/index.html").read_text()
     assert "the package's own tables and figures" in page.replace("&#39;", "'")
     assert "data_root = 'private'" in (folder / "notebook.ipynb").read_text()
@@ -141,10 +132,10 @@ def test_a_good_run_shows_nothing_and_hides_small_counts(checkout: Path) -> None
 USERS_CELLS = {
     "a table of cut texts": "pd.DataFrame([c.text[:25] for c in splits.train + splits.test], columns=['note'])",
     "two words": "print([c.text for c in loaded.cases if 'Ulverston' in c.text][0].split()[2:4])",
-    "a figure's title": "f = figures.training_figure({})\nf.suptitle(loaded.cases[17].text[17:40])\nf",
-    "a title by pyplot": "import matplotlib.pyplot as plt\nplt.title(loaded.cases[17].text)\nplt.show()",
+    "a figure's title": "f = figures.training_figure({})\nf.suptitle(note[17:40])\nf",
+    "a title by pyplot": "import matplotlib.pyplot as plt\nplt.title(note)\nplt.show()",
     "an identifier": "[c.case_id for c in loaded.cases]",
-    "an exception": "try:\n    {}[loaded.cases[17].text]\nexcept KeyError:\n    get_ipython().showtraceback()",
+    "an exception": "try:\n    {}[note]\nexcept KeyError:\n    get_ipython().showtraceback()",
     "counts of a user's own table": "show_counts(card, pd.DataFrame({'note': [c.text for c in loaded.cases]}))",
     "files": (
         "t = pd.DataFrame({'zebrafish': [c.text for c in loaded.cases]})\n"
@@ -152,7 +143,6 @@ USERS_CELLS = {
         "t.to_csv(run.folder / 'b.csv.gz')\nt.to_csv(run.folder / 'training' / 'c.txt')\n"
         "t.to_pickle(run.folder / 'd.pkl')"
     ),
-    "a strange display": "display({'text/plain': 1, loaded.cases[17].text: 3}, raw=True)",
 }
 
 
@@ -163,7 +153,8 @@ def test_a_users_own_cells_are_withheld_and_the_study_has_its_report(checkout: P
     for source in USERS_CELLS.values():
         notebook.cells.insert(-1, nbformat.v4.new_code_cell(source))
     notebook.cells.insert(-1, nbformat.v4.new_markdown_cell("## The zebrafish keeper"))
-    notebook.cells.insert(2, nbformat.v4.new_code_cell("import pandas as pd"))
+    imported = "import pandas as pd\nnote = [c.text for c in loaded.cases if 'zebra' in c.text][0]"
+    notebook.cells.insert(-1 - len(USERS_CELLS) - 1, nbformat.v4.new_code_cell(imported))
     nbformat.write(notebook, page)
     job = start(checkout)
     said = job.communicate()
@@ -175,7 +166,7 @@ def test_a_users_own_cells_are_withheld_and_the_study_has_its_report(checkout: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", list(STAGES))
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_crash_with_a_case_in_the_exception_shows_nothing(checkout: Path, stage: str) -> None:
     page = checkout / "notebooks" / "text_classification.ipynb"
     notebook = nbformat.read(page, as_version=4)
@@ -188,6 +179,8 @@ def {stage}(*_, **__):
     raise ValueError(note)"""
     imports = next(i for i, cell in enumerate(notebook.cells) if "SFTTrainer" in cell.source)
     notebook.cells.insert(imports + 1, nbformat.v4.new_code_cell(spoil))
+    look = nbformat.v4.new_code_cell("import pathlib\npathlib.Path('notes.csv').read_text().splitlines()[15:22]")
+    notebook.cells.insert(imports + 1, look)
     nbformat.write(notebook, page)
     job = start(checkout)
     said = job.communicate()
@@ -197,6 +190,20 @@ def {stage}(*_, **__):
     assert record["status"] == "failed"
     assert "ValueError" in record["message"] and "withheld" in record["message"]
     assert "zebrafish" in (marker(checkout).parent / "private" / "notebook.ipynb").read_text()
+
+
+@pytest.mark.slow
+def test_a_display_that_the_engine_cannot_keep_shows_nothing(checkout: Path) -> None:
+    page = checkout / "notebooks" / "text_classification.ipynb"
+    notebook = nbformat.read(page, as_version=4)
+    strange = "display({'text/plain': 1, [c.text for c in loaded.cases if 'zebra' in c.text][0]: 3}, raw=True)"
+    notebook.cells.insert(-1, nbformat.v4.new_code_cell(strange))
+    nbformat.write(notebook, page)
+    job = start(checkout)
+    said = job.communicate()
+    assert job.returncode != 0
+    assert seen_outside(checkout, *said) == []
+    assert "NotebookValidationError" in json.loads(marker(checkout).read_text())["message"]
 
 
 @pytest.mark.slow
