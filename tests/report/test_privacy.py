@@ -132,10 +132,10 @@ def test_a_good_run_shows_nothing_and_hides_small_counts(checkout: Path) -> None
 USERS_CELLS = {
     "a table of cut texts": "pd.DataFrame([c.text[:25] for c in splits.train + splits.test], columns=['note'])",
     "two words": "print([c.text for c in loaded.cases if 'Ulverston' in c.text][0].split()[2:4])",
-    "a figure's title": "f = figures.training_figure({})\nf.suptitle(note[17:40])\nf",
+    "a figure's title": 'f = figures.training_figure({"sft": training_log(sft)})\nf.suptitle(note[17:40])\nf',
     "a title by pyplot": "import matplotlib.pyplot as plt\nplt.title(note)\nplt.show()",
     "an identifier": "[c.case_id for c in loaded.cases]",
-    "an exception": "try:\n    {}[note]\nexcept KeyError:\n    get_ipython().showtraceback()",
+    "an exception": "try:\n    {}[note]\nexcept KeyError:\n    import traceback; traceback.print_exc()",
     "counts of a user's own table": "show_counts(card, pd.DataFrame({'note': [c.text for c in loaded.cases]}))",
     "files": (
         "t = pd.DataFrame({'zebrafish': [c.text for c in loaded.cases]})\n"
