@@ -62,9 +62,9 @@ def load_cases(card: DataCard, data_root: str | Path = "") -> Loaded:
     rows_in = len(kept) + len(dropped)
     _check_ids(card, kept)
     for reason, out in _further_reasons(card):
-        gone = [where for where, leave in zip(kept, out(list(kept.values())), strict=True) if leave]
-        dropped += [Dropped(where, reason) for where in gone]
-        kept = {where: case for where, case in kept.items() if where not in set(gone)}
+        leaves = dict(zip(kept, out(list(kept.values())), strict=True))
+        dropped += [Dropped(where, reason) for where, gone in leaves.items() if gone]
+        kept = {where: case for where, case in kept.items() if not leaves[where]}
     _check_answers(card, list(kept.values()), dropped)
     unmatched: Counter[str] = Counter()
     for table in tables:
@@ -98,7 +98,7 @@ def _repeated(cases: list[Case]) -> list[bool]:
 
 
 def _check_columns(card: DataCard, tables: list[Table]) -> None:
-    """Every file has the columns that are read; one of them each that would give the answer away."""
+    """Every file has the columns that are read; those that are only excluded are somewhere."""
     everywhere = {name for table in tables for name in table.frame.columns}
     for table in tables:
         if table.frame.empty:
@@ -107,10 +107,11 @@ def _check_columns(card: DataCard, tables: list[Table]) -> None:
         absent = [name for name in card.columns.read if name not in names]
         absent += [name for name in card.columns.exclude if name not in everywhere]
         if absent:
-            near = difflib.get_close_matches(absent[0], names, n=3, cutoff=0.5)
+            # where no name is known the first line may be no header, but a patient's cells
+            shown = card.shareable or not set(card.columns.read).isdisjoint(table.frame.columns)
+            near = difflib.get_close_matches(absent[0], names, n=3, cutoff=0.5) if shown else []
             hint = f"; nearest: {', '.join(near)}" if near else ""
-            # a file without a header line has a patient's cells for names
-            known = ", ".join(names[:40]) if card.shareable or near else f"{len(names)}, not shown: is there a header?"
+            known = ", ".join(names[:40]) if shown else f"{len(names)}, not shown: is there a header line?"
             alone = "; only one column was found: is load.sep right?" if len(names) == 2 else ""
             raise DataError(f"{table.name}: no column '{absent[0]}'{hint}{alone} (columns: {known})")
 

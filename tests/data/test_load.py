@@ -403,6 +403,7 @@ def test_broken_data_is_refused_and_the_fault_is_named(tmp_path, columns, conten
         ({"case_id": "id"}, "id,note,uti\nGrobblestone,x,1\nGrobblestone,y,0\n"),
         ({"gold": {"label": {"column": "uti"}}}, "note,uti\na,yes\nb,Grobblestone\n"),
         ({}, "Grobblestone,1\nb,0\n"),
+        ({"text": "{Grobble stone}"}, "Grobblestone,1\nb,0\n"),
         ({}, '{"note": "Grobblestone", "uti": 1\n'),
     ],
 )
@@ -413,7 +414,7 @@ def test_errors_of_a_private_source_show_no_cell(tmp_path, columns, content):
     (tmp_path / "ward.csv").write_text(content)
     with pytest.raises(DataError, match="ward") as error:
         load_cases(private, tmp_path)
-    assert "Grobble" not in str(error.value) + str(error.value.__cause__ or "")
+    assert "Grobblestone" not in str(error.value) + str(error.value.__cause__ or "")
 
 
 @pytest.mark.parametrize(
