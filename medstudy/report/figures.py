@@ -33,9 +33,9 @@ _PUBLISHED_AS |= {"provider_macro_f1": "provider", "urgency_macro_f1": "urgency"
 _TRAINING = (
     ("SFT loss, then continued (log scale)", "cases", "loss", ""),
     ("DPO loss", "pairs", "loss", ""),
-    ("DPO reward margin, chosen - rejected", "pairs", "rewards/margins", ""),
-    ("DPO log-probability of the answers", "pairs", "logps/chosen", ""),
-    ("DPO log-probability of the answers", "pairs", "logps/rejected", ", rejected answers"),
+    ("Reward margin, chosen - rejected", "pairs", "rewards/margins", ""),
+    ("Log-probability of the answers", "pairs", "logps/chosen", ""),
+    ("Log-probability of the answers", "pairs", "logps/rejected", ", rejected answers"),
 )
 _SMOOTHED = 5
 #: What a row of the forest plot is about.
@@ -256,6 +256,7 @@ def trainings_figure(logs: pd.DataFrame) -> Figure:
     tidy = tidy.melt([*by, "step"], var_name="curve")
     size = A4_WIDTH, 1.45 * tidy["task"].nunique() + 0.4
     grid = _curves(tidy, "curve", size, row="task", hue="model", style="seed", palette="colorblind")
+    grid.set_xlabels(f"optimiser step (mean of {_SMOOTHED})")
     with style():
         return aggregate(grid.figure)
 
@@ -381,7 +382,8 @@ def _p(p: float) -> str:
 
 
 def _range(values: pd.Series) -> str:
-    low, high = int(values.min()), int(values.max())
+    counted = values[values > 0]  # an arm without a value has none
+    low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
     return f"{low}" if low == high else f"{low} to {high}"
 
 

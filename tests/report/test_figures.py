@@ -155,6 +155,7 @@ def test_a_missing_value_and_a_masked_one_are_said_to_be_so():
     metrics = {"base": {"unparsed": cell}, "sft": {"unparsed": masked}}
     shown = [t.get_text() for t in texts(figures.arms_figure(metrics, ["unparsed"]))]
     assert {"no value", "< 0.28"} <= set(shown)
+    assert any("(n = 40 cases)" in text for text in shown)
 
 
 def test_every_figure_says_its_n_and_what_its_interval_speaks_of():
