@@ -8,7 +8,8 @@ from functools import cache
 from typing import Any
 
 from medstudy.data.cases import Case
-from medstudy.tasks.base import UNPARSED, Answer, Metric, Task, normalise
+from medstudy.tasks.base import UNPARSED, Answer, Metric, Task
+from medstudy.tasks.reading import normalise, said
 
 #: Share of a fact's content words that another text must hold to count as stating it (real notes only).
 OVERLAP = 0.5
@@ -43,7 +44,8 @@ class Summarization(Task):
         return case.gold["summary"]
 
     def parse(self, text: str) -> Answer:
-        return Answer("parsed", {"summary": text.strip()}) if text.strip() else Answer("unparsed")
+        note = said(text)
+        return Answer("parsed", {"summary": note}, exact=note == text.strip()) if note else Answer("unparsed")
 
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
         said = answer.value.get("summary", "")

@@ -199,6 +199,13 @@ def test_a_letter_counts_where_options_are_shown(text: str, right: float) -> Non
         assert open_ended.score(open_ended.parse(text), GOUT)["correct"] == 0.0
 
 
+def test_a_note_is_what_stands_behind_the_thinking() -> None:
+    task = get_task("summarization", load_card("synthetic_dialogues"))
+    for text, note, exact in [(" Denies fever. ", "Denies fever.", True), ("<think>a</think>\nHi.", "Hi.", False)]:
+        assert (task.parse(text).value, task.parse(text).exact) == ({"summary": note}, exact)
+    assert task.parse("<think>never closed").status == "unparsed"
+
+
 @pytest.mark.parametrize("path", sorted(CARDS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_the_gold_answer_reads_as_gold_in_the_exact_form(path) -> None:
     card = load_card(path.stem)
