@@ -110,34 +110,26 @@ def cell(folder: Path, number: int) -> None:
     from medstudy.batch.kernel import preload
 
     preload(True)  # as in the kernel of a job
-    from datasets import Dataset
     from trl import DPOTrainer, SFTTrainer
 
     from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.runs import Run
     from medstudy.tasks import get_task
-    from medstudy.training.fit import CODE, dpo_config, lora_config, sft_config, train
+    from medstudy.training.arguments import dpo_config, sft_config
+    from medstudy.training.fit import fit
     from medstudy.training.generation import answer_cases, sample_cases
-    from medstudy.training.models import load_model, load_tokenizer
 
     asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "seed": number, "lora_rank": RANK}
     asked |= {"results": str(folder / f"results{number}"), "batch_size": BATCH, "sft_epochs": EPOCHS}
     asked |= {"sft_learning_rate": RATES["sft"], "dpo_learning_rate": RATES["dpo"], "dpo_loss": "sigmoid"}
     params = resolve(asked | {"samples_per_case": SAMPLES, "max_new_tokens": NEW})
-    run, tokenizer, card = Run(params), load_tokenizer(params), load_card(params.data)
+    run, card = Run(params), load_card(params.data)
     task, cases = get_task(params.task, card), load_cases(card).cases
     rows = {kind: json.loads((folder / f"{kind}.json").read_text()) for kind in ("sft", "dpo")}
-    sft = run.stage("sft", CODE, time=time.time())
-    given = {"train_dataset": Dataset.from_list(rows["sft"]), "processing_class": tokenizer}
-    model = load_model(params, trainable=True)
-    trainer = SFTTrainer(model, sft_config(params, run, 192), peft_config=lora_config(params), **given)
-    train(trainer, sft, CASES)
+    sft = fit(run, "sft", SFTTrainer, sft_config(params, run), rows["sft"])
     sample_cases(run, task, cases[:CASES], sft)
-    dpo = run.stage("dpo", CODE, start=sft.key)
-    policy = load_model(params, sft.folder / "adapter", trainable=True)
-    given["train_dataset"] = Dataset.from_list(rows["dpo"])
-    train(DPOTrainer(policy, args=dpo_config(params, run, 192), **given), dpo, len(rows["dpo"]))
+    dpo = fit(run, "dpo", DPOTrainer, dpo_config(params, run), rows["dpo"], start=sft)
     answer_cases(run, "dpo", task, cases[CASES : CASES + TESTED], dpo)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -32,13 +33,12 @@ def main() -> None:
 
 def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
     """As the notebooks do; for DPO from an adapter that changes nothing yet, so that all start alike."""
-    from datasets import Dataset
     from trl import DPOTrainer, SFTTrainer
 
     from medstudy.params import resolve
     from medstudy.runs import Run
-    from medstudy.training.fit import CODE, dpo_config, lora_config, sft_config, train
-    from medstudy.training.models import load_model, load_tokenizer
+    from medstudy.training.arguments import dpo_config, sft_config
+    from medstudy.training.fit import fit
 
     asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "seed": seed, "lora_rank": RANK}
     asked |= {
@@ -49,22 +49,15 @@ def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int
         "dpo_loss": "sigmoid",
     }
     params = resolve(asked | {"sft_learning_rate": RATES["sft"], "dpo_learning_rate": RATES["dpo"]})
-    run, tokenizer = Run(params), load_tokenizer(params)
-    given = {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer}
-    stage = run.stage(kind, CODE, seed=seed, time=time.time())
-    longest = max(length(tokenizer, row) for row in rows)
+    run = Run(params)
     if kind == "sft":
-        model, args = load_model(params, trainable=True), sft_config(params, run, longest)
-        trainer = SFTTrainer(model, args, peft_config=lora_config(params), **given)
-        begun = time.monotonic()
+        stage = fit(run, kind, SFTTrainer, sft_config(params, run), rows)
     else:
-        model = load_model(params, folder / "untrained", trainable=True)
-        begun = time.monotonic()  # the constructor may compute the reference
-        trainer = DPOTrainer(model, args=dpo_config(params, run, longest), **given)
-    constructed = time.monotonic() - begun if kind == "dpo" else 0.0
-    train(trainer, stage, len(rows))
+        start = run.stage("untrained", (), time=time.time())
+        shutil.copytree(folder / "untrained", start.folder / "adapter")
+        stage = fit(run, kind, DPOTrainer, dpo_config(params, run), rows, start=start)
     (folder / f"medstudy-{kind}.txt").write_text(str(stage.folder / "adapter"))
-    return {"loop": stage.facts["train_seconds"] + constructed}
+    return {"loop": stage.facts["train_seconds"]}
 
 
 def trl_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -127,7 +128,6 @@ def _points(retraining: float) -> float:
 
 def swapped(study: Path) -> pd.DataFrame:
     """Train DPO of every finished run again, each pair turned round with probability 1/2; verdict a cell."""
-    from datasets import Dataset
     from trl import DPOTrainer
 
     from medstudy.data.load import load_card, load_cases
@@ -137,21 +137,20 @@ def swapped(study: Path) -> pd.DataFrame:
     from medstudy.params import RunParams
     from medstudy.runs import Run
     from medstudy.tasks import get_task
-    from medstudy.training.fit import CODE, dpo_config, train
+    from medstudy.training.arguments import dpo_config
+    from medstudy.training.fit import fit
     from medstudy.training.generation import answer_cases
-    from medstudy.training.models import context_length, load_model, load_tokenizer, model_fingerprint
-    from medstudy.training.prompts import fit_context, longest_row
+    from medstudy.training.models import context_length, load_tokenizer
+    from medstudy.training.prompts import fit_context
 
     by_cell: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
     labels = {}
     for finished in finished_runs(study):
-        asked = RunParams(**finished.parameters | finished.record.get("chosen", {}))
+        asked = RunParams(**finished.parameters)
         run = Run(asked.model_copy(update={"study": f"{asked.study}-swapped"}))
         card = load_card(asked.data)
         task, tokenizer = get_task(asked.task, card), load_tokenizer(asked)
-        cases, lengths = fit_context(
-            load_cases(card, asked.data_root).cases, task, tokenizer, asked, context_length(asked)
-        )
+        cases, _ = fit_context(load_cases(card, asked.data_root).cases, task, tokenizer, asked, context_length(asked))
         test = split_cases(cases, asked.n_train, asked.n_valid, asked.n_test, asked.seed, asked.split_seed).test
         rng = np.random.default_rng(asked.seed)
         rows = []
@@ -169,18 +168,10 @@ def swapped(study: Path) -> pd.DataFrame:
         if not rows:
             continue
         key = finished.record["stages"]["sft"]["key"]
-        stages = (finished.folder / "private" / "stages").glob("sft*/stage.json")
-        [adapter] = [file.parent for file in stages if json.loads(file.read_text())["key"] == key]
-        args = dpo_config(asked, run, longest_row(tokenizer, rows, lengths))
-        stage = run.stage("dpo", CODE, base=model_fingerprint(asked), start=key, args=args, rows=rows)
-        if not stage.done:
-            policy = load_model(asked, adapter / "adapter", trainable=True)
-            data = Dataset.from_list(rows)
-            train(
-                DPOTrainer(policy, args=args, train_dataset=data, processing_class=tokenizer),
-                stage,
-                len(rows),
-            )
+        start = run.stage("sft", (), copied=key)
+        kept = finished.folder / "private" / "stages" / "sft" / key
+        shutil.copytree(kept, start.folder, dirs_exist_ok=True)
+        stage = fit(run, "dpo", DPOTrainer, dpo_config(asked, run), rows, start=start)
         answers = {"dpo": answer_cases(run, "dpo", task, test, stage)}
         table = predictions_table(task, test, answers)
         # the arm trained here has no label probabilities

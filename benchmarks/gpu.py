@@ -106,41 +106,28 @@ def save_model(shape: str, folder: Path) -> int:
 
 def sft_stage(run: Any, task: Any, cases: list[Any]) -> tuple[Any, int]:
     """SFT as in the notebooks; the stage and the tokens that it trained on."""
-    from datasets import Dataset
     from trl import SFTTrainer
 
-    from medstudy.training.fit import CODE, lora_config, sft_config, train
-    from medstudy.training.models import load_model, load_tokenizer
+    from medstudy.training.arguments import sft_config
+    from medstudy.training.fit import fit
     from medstudy.training.prompts import sft_row
 
     rows = [sft_row(task, case) for case in cases]
-    stage, model = run.stage("sft", CODE, rows=rows), load_model(run.params, trainable=True)
-    given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(run.params)}
-    train(
-        SFTTrainer(model, sft_config(run.params, run, 512), peft_config=lora_config(run.params), **given),
-        stage,
-        len(rows),
-    )
+    stage = fit(run, "sft", SFTTrainer, sft_config(run.params, run), rows)
     return stage, stage.facts["tokens"]
 
 
 def dpo_stage(run: Any, task: Any, cases: list[Any], sft: Any) -> tuple[Any, int]:
     """DPO on made-up wrong answers as in the notebooks."""
-    from datasets import Dataset
     from trl import DPOTrainer
 
-    from medstudy.training.fit import CODE, dpo_config, train
-    from medstudy.training.models import load_model, load_tokenizer
+    from medstudy.training.arguments import dpo_config
+    from medstudy.training.fit import fit
     from medstudy.training.preferences import make_pairs
 
     made = make_pairs(run.params.model_copy(update={"pair_source": "labels", "pairs_per_case": 1}), task, cases)
     rows = [pair.row() for pair in made.pairs]
-    stage, model = (
-        run.stage("dpo", CODE, rows=rows),
-        load_model(run.params, sft.folder / "adapter", trainable=True),
-    )
-    given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(run.params)}
-    train(DPOTrainer(model, args=dpo_config(run.params, run, 512), **given), stage, len(rows))
+    stage = fit(run, "dpo", DPOTrainer, dpo_config(run.params, run), rows, start=sft)
     return stage, stage.facts["tokens"]
 
 

@@ -11,7 +11,7 @@ from medstudy.runs import Run, Stage
 from medstudy.training.arguments import lora_config, set_arguments, set_by
 from medstudy.training.callbacks import ELAPSED, beside, whole_checkpoint
 from medstudy.training.measure import measured, row_length, save_probe
-from medstudy.training.models import load_model, load_tokenizer, model_fingerprint
+from medstudy.training.models import compute_dtype, load_model, load_tokenizer, model_fingerprint
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,10 +54,14 @@ def fit(
     if not stage.done and before and (not rows or args.max_steps == 0):
         shutil.copytree(before.folder / "adapter", stage.folder / "adapter", dirs_exist_ok=True)
         shutil.copy(before.folder / "probe.pt", stage.folder)
-        stage.finish(rows=0, steps=0, train_seconds=0.0)
+        stage.finish(rows=0, steps=0, train_seconds=0.0, model_revision=before.facts.get("model_revision"))
     elif not stage.done:
         _train(stage, _trainer(stage, trainer_class, copy.copy(args), rows, lora), len(rows))
     training_log(stage)
+    run.facts |= {
+        "model_revision": stage.facts.get("model_revision"),
+        "dtype": str(compute_dtype(run.params)).removeprefix("torch."),
+    }
     return stage
 
 
@@ -94,6 +98,7 @@ def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
     shutil.rmtree(checkpoints, ignore_errors=True)
     stage.finish(
         **facts,
+        model_revision=getattr(trainer.model.config, "_commit_hash", None),
         trainer=f"{type(trainer).__module__}.{type(trainer).__qualname__}",
         arguments={name: str(value) for name, value, *_ in set_arguments(trainer.args)},
         rows_in=rows_in,
