@@ -1,0 +1,58 @@
+"""Real sources marked private run to their report, and the second net gives no false alarm."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from medstudy.report.scan import PATTERNS, RULES
+
+ROOT, DATA = Path(__file__).resolve().parents[2], os.environ.get("MEDSTUDY_REAL_DATA", "")
+STUDIES = {
+    "four": {
+        "text_classification": "medical_abstracts",
+        "summarization": "mts_dialog",
+        "clinical_triage": "ktas",
+        "numeric_classification": "pima",
+    },
+    "heart": {"numeric_classification": "uci_heart"},
+}
+SMALL = {"n_train": 24, "n_valid": 8, "n_test": 24, "few_shot_k": 0, "samples_per_case": 2, "sft_epochs": 1}
+SMALL |= {"lora_rank": 2, "max_new_tokens": 200, "dpo_loss": "sigmoid", "overlong": "exclude"}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not DATA or not Path(DATA).is_dir(), reason="MEDSTUDY_REAL_DATA is not set")
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_real_source_marked_private_has_its_report(tmp_path: Path, tiny_model: Path, name: str) -> None:
+    for folder in ("notebooks", "profiles"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "Snakefile", tmp_path)
+    git = ("git", "-c", "user.name=us", "-c", "user.email=us@ward.example")
+    for words in (("init", "-q"), ("add", "notebooks"), ("commit", "-qm", "as it ships")):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    study = tmp_path / "params" / "ours"
+    study.mkdir(parents=True)
+    model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
+    tasks = STUDIES[name]
+    (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": dict.fromkeys(tasks)}))
+    (study / "shared.yaml").write_text(yaml.safe_dump(SMALL | {"data_root": DATA}))
+    for task, card in tasks.items():
+        text = (ROOT / "params" / "data" / f"{card}.yaml").read_text(encoding="utf-8")
+        (study / f"{card}.yaml").write_text(text.replace("shareable: true", "shareable: false"), encoding="utf-8")
+        (study / f"{task}.yaml").write_text(yaml.safe_dump({"data": f"params/ours/{card}.yaml"}))
+    command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/ours", "--jobs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = tmp_path / "results" / "ours"
+    index = (results / "report" / "index.html").read_text(encoding="utf-8")
+    assert "the package" in index and set(tasks) == set(pd.read_csv(results / "verdicts.csv")["task"])
+    assert [rule for rule in (*RULES, *PATTERNS) if f"withheld: {rule}" in index] == []
+    assert DATA not in "".join(f.read_text(errors="replace") for f in results.glob("*/*/*/*.*") if f.suffix != ".log")
