@@ -18,9 +18,10 @@ study: $(STAMP) ## install, run the demo study, say where the report is
 
 test: lint unit smoke ## lint, unit tests, and the smoke study end to end
 
-lint: $(STAMP) ## ruff on package, tests and notebooks
+lint: $(STAMP) ## ruff on package, tests and notebooks; rooms import one way
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	@set -e; for notebook in notebooks/*.ipynb; do $(BIN)/nbstripout --verify "$$notebook" \
 		|| { echo "$$notebook has outputs: run .venv/bin/nbstripout $$notebook" >&2; exit 1; }; done
 

@@ -72,6 +72,27 @@ def test_check_refuses_what_cannot_run(root: Path) -> None:
     assert_refused(root, "Snakemake cannot plan", "comparison.ipynb")
 
 
+def test_check_lists_all_that_is_wrong_with_every_task_and_model(root: Path, tiny_model: Path) -> None:
+    study, bare = root / "params" / "tiny", root / "bare"
+    shutil.copytree(tiny_model, bare)
+    for file in (bare / "chat_template.jinja", bare / "tokenizer_config.json"):
+        if file.suffix == ".jinja":
+            file.unlink(missing_ok=True)
+        else:
+            said = json.loads(file.read_text())
+            said.pop("chat_template", None)
+            file.write_text(json.dumps(said))
+    models = [str(tiny_model), "./nowhere", str(bare)]
+    write(study / "study.yaml", models=models, seeds=[0], tasks={"text_classification": {}, "clinical_triage": {}})
+    write(study / "text_classification.yaml", data="fever.yaml", n_train=10, n_test=12, n_valid=400, max_new_tokens=1)
+    write(study / "clinical_triage.yaml", data="none.yaml")
+    where = "text_classification, "
+    assert_refused(root, f"{where}{tiny_model}: ", "max_new_tokens", "n_valid = 400", "there is no folder ./nowhere")
+    assert_refused(root, "no chat template", "clinical_triage: ", "none.yaml")
+    numbers = [line for line in medstudy(root, "check", "params/tiny").stderr.splitlines() if "max_new_tokens" in line]
+    assert numbers and "set that" in numbers[0]
+
+
 def assert_refused(root: Path, *words: str) -> None:
     done = medstudy(root, "check", "params/tiny")
     assert done.returncode == 2

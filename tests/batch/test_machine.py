@@ -22,6 +22,23 @@ def test_jobs_are_given_different_gpus(tmp_path: Path, monkeypatch: pytest.Monke
         assert all_of_them == ["4", "5", "6"]
 
 
+def test_a_lock_that_another_user_made_is_respected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    theirs = tmp_path / "medstudy-gpu-0.lock"
+    theirs.touch()
+    theirs.chmod(0o444)  # not to be opened for writing, as another user's
+    with theirs.open() as held:
+        assert machine.try_lock(held)
+        with machine.take_gpus(1) as mine:
+            assert mine == ["1"]
+
+
+def test_a_number_in_a_path_is_no_error_of_a_host() -> None:
+    assert machine.remedy("FileNotFoundError: /data/ward403/401/notes.csv") == ""
+    assert "somebody else" in machine.remedy(repr(PermissionError(13, "Permission denied", "results/x")))
+
+
 def test_no_gpu_is_visible_where_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for value in ("", "-1"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)

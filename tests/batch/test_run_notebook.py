@@ -74,15 +74,10 @@ def test_parameters_of_a_run_are_those_given_and_no_others(tmp_path: Path, monke
     assert given == known | {"study": "tiny", "model": "mock/a", "seed": 1}
 
 
-def test_case_text_is_cached_in_private_and_weights_are_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HOME", "/shared/hf")
-    for name in ("HF_HUB_CACHE", "HF_TOKEN_PATH"):
-        monkeypatch.delenv(name, raising=False)
+def test_case_text_is_cached_in_private(tmp_path: Path) -> None:
     private = tmp_path / "private"
     environment = run_notebook.job_environment(tmp_path, private, threads=3, devices=["1"])
     assert environment["HF_DATASETS_CACHE"] == str(private / "cache" / "datasets")
-    assert environment["HF_HUB_CACHE"] == "/shared/hf/hub"
-    assert environment["HF_TOKEN_PATH"] == "/shared/hf/token"
     assert environment["OMP_NUM_THREADS"] == environment["MKL_NUM_THREADS"] == "3"
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
 
@@ -190,3 +185,37 @@ def test_a_kernel_that_the_system_kills_for_memory_is_named(tmp_path: Path) -> N
         group.rmdir()
     assert done.returncode == 1
     assert "the system killed it for want of memory: fewer --jobs" in done.stderr
+
+
+def test_an_engines_own_error_does_not_quote_a_private_output(tmp_path: Path) -> None:
+    """papermill and nbformat write an output that they cannot keep into their message and their log."""
+    root = mock_study.make(tmp_path)
+    (root / "secret.yaml").write_text("not a card")  # a source that cannot be read is taken for private
+    strange = (
+        "from IPython.display import publish_display_data\n"
+        "publish_display_data({'text/plain': {'note': 'Grobblestone sleeps badly'}})\nprint('Grobblestone')"
+    )
+    mock_study.notebook(root / "notebooks" / "a.ipynb", PARAMETERS, strange)
+    (root / "params" / "tiny" / "clinical_triage.yaml").write_text("data: secret.yaml\nn_test: 20\n")
+    done = execute(root, "a", "--run", "params/tiny", "clinical_triage", "mock/a", "0")
+    assert done.returncode == 1 and "FAILED" in done.stderr
+    seen = done.stdout + done.stderr
+    seen += "".join(f.read_text() for f in (root / "out").rglob("*") if f.is_file() and "private" not in f.parts)
+    assert "Grobblestone" not in seen
+
+
+def test_caches_are_where_any_of_their_variables_says(tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from medstudy.batch.run_notebook import job_environment as e\n"
+    code += (
+        "found = e(Path(sys.argv[1]), Path(sys.argv[1]), 1, []); print(found['HF_HUB_CACHE'], found['HF_TOKEN_PATH'])"
+    )
+    names = {"HF_HOME", "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN_PATH"}
+    plain = {name: value for name, value in os.environ.items() if name not in names}
+    for given, hub, token in (
+        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub", "/x/huggingface/token"),
+        ({"HF_HOME": "/h"}, "/h/hub", "/h/token"),
+        ({"HF_HOME": "/h", "HUGGINGFACE_HUB_CACHE": "/c"}, "/c", "/h/token"),
+        ({"HF_HUB_CACHE": "/c", "HF_TOKEN_PATH": "/t"}, "/c", "/t"),
+    ):
+        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=plain | given, capture_output=True)
+        assert done.stdout.decode().split() == [hub, token], done.stderr
