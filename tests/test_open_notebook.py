@@ -96,7 +96,7 @@ def test_cells_are_edited_and_run_in_any_order(opened: Opened) -> None:
 
     # a text of one's own leaves the answers to the test cases alone
     before = record()["stages"]["answers_dpo"]
-    opened.run('answer_cases(run, "dpo", task, splits.test[:1], dpo)')
+    opened.run('generation.answer_cases(run, "dpo", task, splits.test[:1], dpo)')
     assert "ok" in opened.run(opened.cells[finish])
     assert record()["stages"]["answers_dpo"] == before
 
