@@ -16,11 +16,11 @@ import random
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-#: The same for everyone: rank, rows a step, share of warm-up steps, learning rates (those of the demo).
-RANK, BATCH, WARMUP, RATES, BETA = 32, 8, 0.05, {"sft": 3e-3, "dpo": 3e-4}, 0.1
+from peers import BATCH, BETA, RANK, RATES, WARMUP
 
 
 def main() -> None:
@@ -31,31 +31,34 @@ def main() -> None:
     print(json.dumps(contestant(kind, rows, folder, seed)))
 
 
-def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
-    """As the notebooks do; for DPO from an adapter that changes nothing yet, so that all start alike."""
-    from trl import DPOTrainer, SFTTrainer
-
+def prepared(folder: Path, **asked: Any) -> tuple[Any, Callable[[str], list[Any]]]:
+    """A run of clinical reasoning with everybody's settings, and the rows of a training as the notebooks make them."""
     from medstudy.params import resolve
     from medstudy.runs import Run
-    from medstudy.training.arguments import dpo_config, sft_config
+
+    told = {"task": "clinical_reasoning", "lora_rank": RANK, "batch_size": BATCH, "dpo_loss": "sigmoid"}
+    told |= {"model": str(folder / "model"), "sft_learning_rate": RATES["sft"], "dpo_learning_rate": RATES["dpo"]}
+    run = Run(resolve(told | asked))
+    return run, lambda kind: json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
+
+
+def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
+    """As the notebooks do; for DPO from an adapter that changes nothing yet, so that all start alike."""
+    from medstudy.training.arguments import dpo_config, lora_config, sft_config
+    from peft import PeftConfig
+    from trl import DPOTrainer, SFTTrainer
+
+    from medstudy.runs import Stage
     from medstudy.training.fit import fit
 
-    asked = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "seed": seed, "lora_rank": RANK}
-    asked |= {
-        "model": str(folder / "model"),
-        "results": str(folder / "results"),
-        "batch_size": BATCH,
-        "sft_epochs": 1,
-        "dpo_loss": "sigmoid",
-    }
-    params = resolve(asked | {"sft_learning_rate": RATES["sft"], "dpo_learning_rate": RATES["dpo"]})
-    run = Run(params)
+    run, made = prepared(folder, results=str(folder / f"results-{time.time()}"), seed=seed, sft_epochs=1)
     if kind == "sft":
-        stage = fit(run, kind, SFTTrainer, sft_config(params, run), rows)
+        stage = fit(run, "sft", SFTTrainer, sft_config(run.params, run), made("sft"), lora_config(run.params))
     else:
-        start = run.stage("untrained", (), time=time.time())
+        start = Stage(run, "untrained", PeftConfig.from_pretrained(folder / "untrained").peft_type.value)
         shutil.copytree(folder / "untrained", start.folder / "adapter")
-        stage = fit(run, kind, DPOTrainer, dpo_config(params, run), rows, start=start)
+        start.finish()
+        stage = fit(run, "dpo", DPOTrainer, dpo_config(run.params, run), made("dpo"), start)
     (folder / f"medstudy-{kind}.txt").write_text(str(stage.folder / "adapter"))
     return {"loop": stage.facts["train_seconds"]}
 
@@ -201,11 +204,6 @@ def encode(tokenizer: Any, row: dict[str, Any]) -> list[tuple[list[int], int]]:
     sides = [row["completion"]] if "completion" in row else [row["chosen"], row["rejected"]]
     whole = [tokenizer.apply_chat_template([*row["prompt"], *s], tokenize=True, return_dict=False) for s in sides]
     return [(ids, len(prompt)) for ids in whole]
-
-
-def length(tokenizer: Any, row: dict[str, Any]) -> int:
-    """Tokens of the longer side."""
-    return max(len(ids) for ids, _ in encode(tokenizer, row))
 
 
 def bucketed(lengths: list[int], seed: int) -> list[list[int]]:

@@ -2,133 +2,85 @@
 
     python benchmarks/generation.py --rounds 3
 
-The model is `builtin/llama` after SFT on 800 rows, as in the notebooks: the base itself hardly says a word.
-Seconds a token, interleaved; how many greedy answers are the same in fp32; and how time and memory grow with
-the number of prompts (x1, x2, x4), each in a process of its own.
+The model is `builtin/llama` after SFT on 800 rows: the base itself hardly says a word. Microseconds
+a token, interleaved, and how many greedy answers are the same in fp32.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
-import os
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+import peers
 from contestants import medstudy_loop
-from speed import prepare
 
-NEW = 48
+NEW, SAMPLES, PROMPTS, AT_ONCE = 48, 8, 300, 64
 
 
 def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--prompts", type=int, default=300)
-    parser.add_argument("--samples", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=64, help="answers at once; a run's eval_batch_size")
-    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--grow", type=int, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if args.grow:
-        print(json.dumps(sampled(args, *ready(args.folder, args.grow)) | memory()))
-        return
+    """Interleaved rounds; medians."""
+    args = peers.arguments(__doc__).parse_args()
     with tempfile.TemporaryDirectory(prefix="generation-") as name:
-        args.folder = Path(name)
-        prepare(args.folder)
+        folder = Path(name)
+        peers.prepare(folder, 800)
         with contextlib.redirect_stdout(sys.stderr):  # its progress
-            medstudy_loop("sft", json.loads((args.folder / "sft.json").read_text()), args.folder, 0)
-        tables(args)
+            medstudy_loop("sft", [], folder, 0)
+        model, tokenizer, messages = ready(folder)
+        times: dict[str, list[float]] = {"one by one, greedy": [], "batched, greedy": [], "8 samples a prompt": []}
+        for _ in range(args.rounds):
+            found = [one_by_one(model, tokenizer, messages)]
+            found += [batched(model, tokenizer, messages, 1), batched(model, tokenizer, messages, SAMPLES)]
+            for (seconds, ids), kept in zip(found, times.values(), strict=True):
+                kept.append(seconds / sum(map(len, ids)))
+            same = sum(alone == other for alone, other in zip(found[0][1], found[1][1], strict=True))
+        print(f"{PROMPTS} prompts, {same} greedy answers the same token for token\n")
+        print("| way | microseconds a token | x one by one |\n|---|---|---|")
+        slow = statistics.median(times["one by one, greedy"])
+        for way, seconds in times.items():
+            median = statistics.median(seconds)
+            print(f"| {way} | {1e6 * median:.0f} | {slow / median:.1f} |")
 
 
-def tables(args: argparse.Namespace) -> None:
-    """Against one at a time, then growth."""
-    against_one_by_one(args)
-    print("\n| prompts | seconds | tokens/s | peak MB |\n|---|---|---|---|")
-    for prompts in (75, 150, 300):
-        command = [sys.executable, __file__, "--grow", str(prompts), "--samples", str(args.samples)]
-        command += ["--folder", str(args.folder), "--batch", str(args.batch)]
-        said = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ).stdout
-        found = json.loads(said.splitlines()[-1])
-        speed = found["tokens"] / found["seconds"]
-        print(f"| {prompts} | {found['seconds']:.1f} | {speed:.0f} | {found['peak']:.0f} |")
-
-
-def ready(folder: Path, prompts: int) -> tuple[Any, Any, list[Any]]:
-    """The model after SFT, its tokenizer and the prompts of that many cases."""
+def ready(folder: Path) -> tuple[Any, Any, list[Any]]:
+    """The model after SFT, its tokenizer and the prompts."""
     from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.tasks import get_task
     from medstudy.training.models import load_model, load_tokenizer
 
-    params = resolve({"task": "clinical_reasoning", "data": "synthetic_vignettes"})
+    params = resolve({"task": "clinical_reasoning"})
     card = load_card(params.data)
-    task, cases = get_task(params.task, card), load_cases(card).cases[:prompts]
+    task, cases = get_task(params.task, card), load_cases(card).cases[:PROMPTS]
     model = load_model(params, Path((folder / "medstudy-sft.txt").read_text()), merged=True)
     return model, load_tokenizer(params), [task.messages(case) for case in cases]
 
 
-def sampled(args: argparse.Namespace, model: Any, tokenizer: Any, messages: list[Any]) -> dict[str, float]:
-    """Samples as the notebooks draw them."""
+def batched(model: Any, tokenizer: Any, messages: list[Any], samples: int) -> tuple[float, list[list[int]]]:
+    """As the notebooks do: seconds, and the tokens of each answer."""
     from medstudy.training.generation import Decoding, decode
 
     begun = time.monotonic()
-    made = decode(model, tokenizer, messages, Decoding(NEW, args.batch, args.samples, 1.0))
-    seconds = time.monotonic() - begun
-    return {"seconds": seconds, "tokens": sum(len(ids) for several in made.ids for ids in several)}
+    made = decode(model, tokenizer, messages, Decoding(NEW, AT_ONCE, samples, 1.0 if samples > 1 else 0.0))
+    return time.monotonic() - begun, [ids for several in made.ids for ids in several]
 
 
-def memory() -> dict[str, float]:
-    """Of this process at its highest point."""
-    return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-
-def against_one_by_one(args: argparse.Namespace) -> None:
-    """Interleaved rounds; medians."""
+def one_by_one(model: Any, tokenizer: Any, messages: list[Any]) -> tuple[float, list[list[int]]]:
+    """By the library's own generate: seconds, and the tokens of each answer."""
     import torch
 
-    from medstudy.training.generation import Decoding, decode
-    from medstudy.training.models import stop_tokens
-    from medstudy.training.prompts import prompt_ids
-
-    model, tokenizer, messages = ready(args.folder, args.prompts)
-    times: dict[str, list[float]] = {"one by one, greedy": [], "batched, greedy": [], "samples": []}
-    for _ in range(args.rounds):
-        begun, alone = time.monotonic(), []
-        for one in messages:
-            ids = torch.tensor([prompt_ids(tokenizer, one)])
-            with torch.inference_mode():
-                made = model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    max_new_tokens=NEW,
-                    do_sample=False,
-                    eos_token_id=stop_tokens(model, tokenizer),
-                    pad_token_id=tokenizer.pad_token_id,
-                )
-            alone.append(made[0, ids.shape[1] :].tolist())
-        times["one by one, greedy"].append((time.monotonic() - begun) / sum(map(len, alone)))
-        begun = time.monotonic()
-        greedy = decode(model, tokenizer, messages, Decoding(NEW, args.batch))
-        times["batched, greedy"].append((time.monotonic() - begun) / sum(len(ids) for (ids,) in greedy.ids))
-        same = sum(ids == other for (ids,), other in zip(greedy.ids, alone, strict=True))
-        found = sampled(args, model, tokenizer, messages)
-        times["samples"].append(found["seconds"] / found["tokens"])
-    slow = statistics.median(times["one by one, greedy"])
-    print(f"{args.prompts} prompts, {same} greedy answers the same token for token\n")
-    print("| way | microseconds a token | x one by one |\n|---|---|---|")
-    for name, seconds in times.items():
-        median = statistics.median(seconds)
-        label = f"{args.samples} samples a prompt" if name == "samples" else name
-        print(f"| {label} | {1e6 * median:.0f} | {slow / median:.1f} |")
+    begun, answers = time.monotonic(), []
+    how = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    for one in messages:
+        asked = tokenizer.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        with torch.inference_mode():
+            made = model.generate(**asked, **how, eos_token_id=tokenizer.eos_token_id)
+        answers.append(made[0, asked["input_ids"].shape[1] :].tolist())
+    return time.monotonic() - begun, answers
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ SHAPES = {
            "intermediate_size": 14336, "vocab_size": 128256},
     "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
            "intermediate_size": 8192, "vocab_size": 128256},
-    "360m": {"hidden_size": 960, "num_hidden_layers": 32, "num_attention_heads": 15, "num_key_value_heads": 5,
-             "intermediate_size": 2560, "vocab_size": 49152, "tie_word_embeddings": True},
     "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
              "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True},
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -35,39 +33,38 @@ SHAPES = {
 
 def main() -> int:
     """Run the stages and print a line of JSON each."""
+    from medstudy.training.arguments import dpo_config, sft_config
+    from trl import DPOTrainer, SFTTrainer
+
     from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.runs import Run
     from medstudy.tasks import get_task
+    from medstudy.training.fit import fit
     from medstudy.training.generation import answer_cases, sample_cases
+    from medstudy.training.preferences import make_pairs
+    from medstudy.training.prompts import sft_row
 
     args = arguments()
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         weights = save_model(args.shape, Path(folder) / "model")
-        asked = {
-            "task": "clinical_reasoning",
-            "data": "synthetic_vignettes",
-            "model": str(Path(folder) / "model"),
-        }
-        asked |= {
-            "results": f"{folder}/results",
-            "quantization": args.quantization,
-            "batch_size": args.batch_size,
-        }
-        asked |= {"gradient_checkpointing": args.checkpointing, "lora_rank": 16, "max_new_tokens": 64}
-        params = resolve(asked | {"sft_epochs": 1, "samples_per_case": 4, "eval_batch_size": 32})
+        asked = {"task": "clinical_reasoning", "model": f"{folder}/model", "results": f"{folder}/results"}
+        asked |= {"quantization": args.quantization, "batch_size": args.batch_size, "lora_rank": 16, "sft_epochs": 1}
+        asked |= {"gradient_checkpointing": args.checkpointing, "max_new_tokens": 64, "samples_per_case": 4}
+        params = resolve(asked | {"eval_batch_size": 32, "pair_source": "labels", "pairs_per_case": 1})
         run, card = Run(params), load_card(params.data)
         task, cases = get_task(params.task, card), load_cases(card).cases[: args.rows]
         rate = matmul_rate()
         say("machine", device=device(), weights=weights, matmul_tflops=round(rate / 1e12, 1))
-        sft, tokens = sft_stage(run, task, cases)
-        say("sft", **trained(sft, tokens, weights, rate))
+        sft = fit(run, "sft", SFTTrainer, sft_config(params, run), [sft_row(task, case) for case in cases])
+        say("sft", **trained(sft, weights, rate))
         begun = time.monotonic()
         sample_cases(run, task, cases[:32], sft)
         new = run.stages["samples"].facts["new_tokens"]
         say("samples", tokens_per_s=round(new / (time.monotonic() - begun)), **memory())
-        dpo, tokens = dpo_stage(run, task, cases, sft)
-        say("dpo", **trained(dpo, tokens, weights, rate))
+        rows = [pair.row() for pair in make_pairs(params, task, cases).pairs]
+        dpo = fit(run, "dpo", DPOTrainer, dpo_config(params, run), rows, sft)
+        say("dpo", **trained(dpo, weights, rate))
         begun = time.monotonic()
         answer_cases(run, "dpo", task, cases[:32], dpo)
         say("answers", seconds=round(time.monotonic() - begun, 1), **memory())
@@ -104,36 +101,9 @@ def save_model(shape: str, folder: Path) -> int:
     return sum(p.numel() for p in model.parameters())
 
 
-def sft_stage(run: Any, task: Any, cases: list[Any]) -> tuple[Any, int]:
-    """SFT as in the notebooks; the stage and the tokens that it trained on."""
-    from trl import SFTTrainer
-
-    from medstudy.training.arguments import sft_config
-    from medstudy.training.fit import fit
-    from medstudy.training.prompts import sft_row
-
-    rows = [sft_row(task, case) for case in cases]
-    stage = fit(run, "sft", SFTTrainer, sft_config(run.params, run), rows)
-    return stage, stage.facts["tokens"]
-
-
-def dpo_stage(run: Any, task: Any, cases: list[Any], sft: Any) -> tuple[Any, int]:
-    """DPO on made-up wrong answers as in the notebooks."""
-    from trl import DPOTrainer
-
-    from medstudy.training.arguments import dpo_config
-    from medstudy.training.fit import fit
-    from medstudy.training.preferences import make_pairs
-
-    made = make_pairs(run.params.model_copy(update={"pair_source": "labels", "pairs_per_case": 1}), task, cases)
-    rows = [pair.row() for pair in made.pairs]
-    stage = fit(run, "dpo", DPOTrainer, dpo_config(run.params, run), rows, start=sft)
-    return stage, stage.facts["tokens"]
-
-
-def trained(stage: Any, tokens: int, weights: int, rate: float) -> dict[str, Any]:
+def trained(stage: Any, weights: int, rate: float) -> dict[str, Any]:
     """Speed and memory of a training. Frozen weights: forward and backward of activations, 4 a weight."""
-    seconds = stage.facts["train_seconds"]
+    seconds, tokens = stage.facts["train_seconds"], stage.facts["tokens"]
     passes = 6 if stage.name == "dpo" else 4  # DPO also runs its reference forward: 2 more
     share = passes * weights * tokens / seconds / rate
     return {"tokens_per_s": round(tokens / seconds), "share_of_matmul": round(share, 3), **memory()}

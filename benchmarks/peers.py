@@ -1,0 +1,145 @@
+"""The same rows in everybody's form, and the commands by which peers are started.
+
+A peer runs by its own command from an environment of its own (`pip install llamafactory`, `pip install ms-swift`;
+torchvision and torchaudio for CUDA must go, a stub of torchaudio may be needed).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+#: The same for everyone: rank, rows a step, share of warm-up steps, learning rates (those of the demo), beta.
+RANK, BATCH, WARMUP, RATES, BETA = 32, 8, 0.05, {"sft": 3e-3, "dpo": 3e-4}, 0.1
+Command = tuple[list[str], dict[str, str]]
+
+
+def arguments(doc: str | None) -> argparse.ArgumentParser:
+    """Options that the benchmarks share."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--llamafactory", type=Path, help="virtual environment with LLaMA-Factory")
+    parser.add_argument("--swift", type=Path, help="virtual environment with ms-swift")
+    return parser
+
+
+def plain(threads: int) -> dict[str, str]:
+    """As a user would start it, without a network."""
+    return os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+
+
+def prepare(folder: Path, train: int, pairs_per_case: int = 1, test: int = 0) -> None:
+    """The model, an adapter that changes nothing, and cases of synthetic_vignettes as rows of every form."""
+    from peft import LoraConfig, get_peft_model
+
+    from medstudy.data.load import load_card, load_cases
+    from medstudy.params import resolve
+    from medstudy.tasks import get_task
+    from medstudy.training.models import load_model, load_tokenizer, locate
+    from medstudy.training.preferences import make_pairs
+
+    asked = {"task": "clinical_reasoning", "pair_source": "labels", "pairs_per_case": pairs_per_case}
+    params = resolve(asked)
+    card = load_card(params.data)
+    task, cases = get_task(params.task, card), load_cases(card).cases
+    answered = [
+        {"prompt": task.messages(case), "completion": [{"role": "assistant", "content": task.target(case)}]}
+        for case in cases[: train + test]
+    ]
+    rows: dict[str, Any] = {"sft": answered[:train], "test": answered[train:]}
+    rows["dpo"] = [
+        {"prompt": p.prompt, **{s: [{"role": "assistant", "content": getattr(p, s)}] for s in ("chosen", "rejected")}}
+        for p in make_pairs(params, task, cases[:train]).pairs
+    ]
+    shutil.copytree(locate(params), folder / "model")
+    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+    get_peft_model(load_model(params, trainable=True), lora).save_pretrained(folder / "untrained")
+    tokenizer, info = load_tokenizer(params), {}
+    columns = {"prompt": "instruction", "query": "input"}
+    for kind, some in rows.items():
+        sides = {"chosen": "chosen", "rejected": "rejected"} if kind == "dpo" else {"response": "output"}
+        info[kind] = {"file_name": f"lf-{kind}.json", "columns": columns | sides, "ranking": kind == "dpo"}
+        write(folder / f"{kind}.json", some)
+        write(folder / f"lf-{kind}.json", [for_llamafactory(tokenizer, row) for row in some])
+        lines = [json.dumps(for_swift(row), ensure_ascii=False) for row in some]
+        (folder / f"swift-{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(folder / "dataset_info.json", info)
+
+
+def for_llamafactory(tokenizer: Any, row: dict[str, Any]) -> dict[str, str]:
+    """Rendered by the model's own template, as none of LLaMA-Factory's is the same."""
+    prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
+    sides = {"completion": "output", "chosen": "chosen", "rejected": "rejected"}
+    whole = {
+        new: tokenizer.apply_chat_template([*row["prompt"], *row[old]], tokenize=False)[len(prompt) :]
+        for old, new in sides.items()
+        if old in row
+    }
+    return {"instruction": prompt, "input": ""} | whole
+
+
+def for_swift(row: dict[str, Any]) -> dict[str, Any]:
+    """Messages; the worse answer beside them."""
+    answer = row.get("completion") or row["chosen"]
+    worse = {"rejected_response": row["rejected"][0]["content"]} if "rejected" in row else {}
+    return {"messages": [*row["prompt"], *answer]} | worse
+
+
+def llamafactory(venv: Path, folder: Path, threads: int, name: str, **asked: Any) -> Command:
+    """A training, or with ``do_predict`` answers; ``name`` is that of its output."""
+    told = {"model_name_or_path": str(folder / "model"), "finetuning_type": "lora", "template": "empty"}
+    told |= {"dataset_dir": str(folder), "cutoff_len": 256, "bf16": True, "use_cpu": True, "report_to": "none"}
+    told |= {"overwrite_cache": True, "overwrite_output_dir": True, "preprocessing_num_workers": 1}
+    told |= {"disable_gradient_checkpointing": True, "output_dir": str(folder / name)}
+    if "do_predict" not in asked:
+        told |= {"do_train": True, "lora_rank": RANK, "lora_alpha": 2 * RANK, "lora_target": "all"}
+        told |= {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "warmup_ratio": WARMUP}
+        told |= {"lr_scheduler_type": "linear", "save_strategy": "no", "logging_steps": 1, "pref_beta": BETA}
+    write(folder / f"{name}.yaml", told | asked)
+    return [str(venv / "bin/llamafactory-cli"), "train", str(folder / f"{name}.yaml")], plain(threads)
+
+
+def swift(venv: Path, folder: Path, threads: int, verb: list[str], **asked: Any) -> Command:
+    """A training, or with the verb ``infer`` answers."""
+    told = {"model": folder / "model", "model_type": "llama", "template": "dummy", "template_backend": "jinja"}
+    told |= {"torch_dtype": "float32", "max_length": 256}
+    if verb != ["infer"]:
+        told |= {"tuner_type": "lora", "lora_rank": RANK, "lora_alpha": 2 * RANK, "lora_dropout": 0}
+        told |= {"target_modules": "all-linear", "bf16": "true", "fp16": "false", "use_cpu": "true"}
+        told |= {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "save_strategy": "epoch"}
+        told |= {"lr_scheduler_type": "linear", "warmup_ratio": WARMUP, "add_version": "false", "report_to": "none"}
+        told |= {"gradient_checkpointing": "false", "split_dataset_ratio": 0, "save_only_model": "true"}
+        told |= {"save_total_limit": 1, "dataset_num_proc": 1, "logging_steps": 1}
+    words = [str(word) for name, value in (told | asked).items() for word in (f"--{name}", value)]
+    return [str(venv / "bin/swift"), *verb, *words], plain(threads)
+
+
+def measured(command: list[str], env: dict[str, str]) -> dict[str, float]:
+    """Seconds and memory of a process with its children, and what it printed last."""
+    begun = time.monotonic()
+    with tempfile.TemporaryFile("w+") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.monotonic() - begun
+        log.seek(0)
+        text = log.read()
+    if status:
+        sys.exit(f"{' '.join(command)} ended with {status}:\n{text[-3000:]}")
+    said = re.findall(r"^\{.*\}$", text, re.MULTILINE)
+    figures = {"process": seconds, "cpu": usage.ru_utime + usage.ru_stime, "peak": usage.ru_maxrss / 1024}
+    return figures | (json.loads(said[-1]) if said and '"loop"' in said[-1] else {})
+
+
+def write(path: Path, value: Any) -> None:
+    """As JSON, which is YAML too."""
+    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
