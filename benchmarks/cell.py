@@ -65,11 +65,11 @@ def ours(args: argparse.Namespace, folder: Path, number: int) -> list[peers.Comm
 def cell(folder: Path, number: int) -> None:
     """What the notebook does between the data and the tables."""
     from contestants import prepared
-    from medstudy.training.arguments import dpo_config, sft_config
     from trl import DPOTrainer, SFTTrainer
 
     from medstudy.data.load import load_card, load_cases
     from medstudy.tasks import get_task
+    from medstudy.training.arguments import dpo_config, sft_config
     from medstudy.training.fit import fit
     from medstudy.training.generation import answer_cases, sample_cases
 

@@ -44,18 +44,17 @@ def prepared(folder: Path, **asked: Any) -> tuple[Any, Callable[[str], list[Any]
 
 def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
     """As the notebooks do; for DPO from an adapter that changes nothing yet, so that all start alike."""
-    from medstudy.training.arguments import dpo_config, lora_config, sft_config
-    from peft import PeftConfig
     from trl import DPOTrainer, SFTTrainer
 
     from medstudy.runs import Stage
+    from medstudy.training.arguments import dpo_config, lora_config, sft_config
     from medstudy.training.fit import fit
 
     run, made = prepared(folder, results=str(folder / f"results-{time.time()}"), seed=seed, sft_epochs=1)
     if kind == "sft":
         stage = fit(run, "sft", SFTTrainer, sft_config(run.params, run), made("sft"), lora_config(run.params))
     else:
-        start = Stage(run, "untrained", PeftConfig.from_pretrained(folder / "untrained").peft_type.value)
+        start = Stage(run, "untrained", "nothing")
         shutil.copytree(folder / "untrained", start.folder / "adapter")
         start.finish()
         stage = fit(run, "dpo", DPOTrainer, dpo_config(run.params, run), made("dpo"), start)

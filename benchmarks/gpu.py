@@ -33,13 +33,13 @@ SHAPES = {
 
 def main() -> int:
     """Run the stages and print a line of JSON each."""
-    from medstudy.training.arguments import dpo_config, sft_config
     from trl import DPOTrainer, SFTTrainer
 
     from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.runs import Run
     from medstudy.tasks import get_task
+    from medstudy.training.arguments import dpo_config, sft_config
     from medstudy.training.fit import fit
     from medstudy.training.generation import answer_cases, sample_cases
     from medstudy.training.preferences import make_pairs
