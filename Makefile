@@ -32,12 +32,10 @@ smoke: $(STAMP) ## every notebook, tiny, end to end; its pages in Chromium, if t
 	$(BIN)/medstudy run params/smoke
 	MEDSTUDY_REPORT=results/smoke/report $(BIN)/python -m pytest tests/test_pages.py
 
-benchmark: $(STAMP) ## speed against TRL, a bare loop and, if PEERS names their environments, others
+benchmark: $(STAMP) ## speed against a bare loop, TRL and, if PEERS names their environments, others
 	$(BIN)/python benchmarks/speed.py $(PEERS)
-	$(BIN)/python benchmarks/growth.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/cell.py $(PEERS)
-	$(BIN)/python benchmarks/study.py params/demo numeric_classification
 
 lab: $(STAMP) ## open JupyterLab
 	$(BIN)/jupyter lab --LabApp.default_url=/lab/tree/notebooks
