@@ -249,7 +249,8 @@ def guard_of(folders: Iterable[Path]) -> Guard:
     for folder in folders:
         if _is_known(folder) and is_private(folder):
             said = _source(folder)
-            guard.add(pd.read_parquet(folder / "private" / "cases.parquet"), said["card"], said["known"])
+            named = " ".join((said["known"], *folder.parts[-4:]))  # study, model and task are said everywhere
+            guard.add(pd.read_parquet(folder / "private" / "cases.parquet"), said["card"], named)
     return guard
 
 

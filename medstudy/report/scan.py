@@ -28,18 +28,27 @@ RULES = (f"{WORDS} words in a row of a case", "rare word of a case", "identifier
 #: Letters of scripts that put no blank between words: each two neighbours are taken for a word.
 _UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uac00-\ud7af]"
 _TOKEN = re.compile(rf"{_UNSPACED}+|\d+|[^\W\d_]+")
+_HASH = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b")
+#: Names that the trainers write into their logs.
+_LOGGED = "rewards/accuracies rewards/margins logps/chosen logits/rejected entropy grad_norm learning_rate epoch"
 #: Dates, telephone and record numbers: two or more groups of digits, or letters and digits in one.
-_NUMBERS = re.compile(r"\d+(?:[ ./:+()#-]{1,2}\d+)+|[a-z]+[-#/ ]?\d{3,}[\w-]*|\d{5,}|\d+[a-z]{2,}\d*", re.IGNORECASE)
+_NUMBERS = re.compile(
+    r"\d+(?:[ ./:+()#-]{1,2}\d+)+|[a-z]+[-#/]?\d{3,}[\w-]*|\b[a-z]{1,3} \d{5,}|\d{5,}|\d+[a-z]{2,}\d*", re.IGNORECASE
+)
 
 
 @dataclass
 class Guard:
-    """What is known of the cases that may not be seen; ``cases`` holds the (card, case id) pairs."""
+    """What is known of the cases that may not be seen; ``cases`` holds the (card, case id) pairs.
+
+    ``known`` are words that all cards of a study and its parameters say themselves: no patient's in any of its files.
+    """
 
     runs: set[int] = field(default_factory=set)
     words: set[str] = field(default_factory=set)
     marks: set[tuple[str, ...]] = field(default_factory=set)
     cases: set[tuple[str, str]] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)
 
     def add(self, table: Any, card: str = "", known: str = "") -> None:
         """Learn the cases of a ``cases.parquet`` (`Run.keep_source`).
@@ -62,7 +71,8 @@ class Guard:
         own = _tokens(_flat(known))
         self.runs |= runs - set(_runs(own, short=True))
         words |= {word for ids in table["ids"] for one in ids for word in _tokens(_flat(one))}
-        self.words |= {word for word in words if _is_word(word)} - set(own) - own_words()
+        self.known |= set(own)
+        self.words = (self.words | {word for word in words if _is_word(word)}) - self.known - own_words()
         self.marks |= marks - set(_spans(own, {len(mark) for mark in marks}))
         self.marks |= set(_identifiers(table["ids"]))
 
@@ -71,7 +81,8 @@ class Guard:
 
         ``numbers=False``: of the package's own tables, whose numbers are counts, rates and times.
         """
-        return sorted({rule for form in {text, plain(text)} for rule in self._broken(_flat(form), numbers)})
+        forms = {text, plain(text)} if numbers else {_HASH.sub(" ", plain(text))}
+        return sorted({rule for form in forms for rule in self._broken(_flat(form), numbers)})
 
     def _broken(self, text: str, numbers: bool) -> Iterator[str]:
         yield from (name for name, pattern in PATTERNS.items() if re.search(pattern, text, re.IGNORECASE))
@@ -92,7 +103,8 @@ def own_words() -> frozenset[str]:
     """Words that the package itself writes: those of its sources and templates."""
     package = Path(__file__).parents[1]
     files = (file for pattern in ("**/*.py", "**/*.j2", "**/*.csv") for file in sorted(package.glob(pattern)))
-    return frozenset(token for file in files for token in _tokens(_flat(file.read_text(encoding="utf-8"))))
+    texts = [_LOGGED, *(file.read_text(encoding="utf-8") for file in files)]
+    return frozenset(token for text in texts for token in _tokens(_flat(text)))
 
 
 def plain(text: str) -> str:

@@ -285,7 +285,8 @@ def test_each_rule_finds_what_it_is_for(known: Guard, text: str, rule: str) -> N
         "the keeper of an infection: accuracy 0.123456 [0.11, 0.20], p < 0.001, n 40, step 1720",
         "SFT is enough. DPO +0.010 [-0.020, +0.040] over SFT; 200 cases, 3 seeds",
         "<svg><path d='M 48213 17.03 2019 L 48213 0'/><text>DPO</text></svg>",
-        '{"finished": "2026-11-26T01:44:37", "seconds": 48.213}',
+        '{"finished": "2026-11-26T01:44:37", "seconds": 48.213, "key": "9fcafe17marble0"}'.replace("marble", "bed"),
+        "<table class='zebrafish'><td>of 48213</td></table>",
     ],
 )
 def test_the_packages_own_words_and_numbers_are_nobodys(known: Guard, text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -41,6 +42,8 @@ def test_a_real_source_marked_private_has_its_report(tmp_path: Path, tiny_model:
     study = tmp_path / "params" / "ours"
     study.mkdir(parents=True)
     model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
+    config = tmp_path / "tiny" / "config.json"  # its few tokens are short: real notes need many
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 4096}))
     tasks = STUDIES[name]
     (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": dict.fromkeys(tasks)}))
     (study / "shared.yaml").write_text(yaml.safe_dump(SMALL | {"data_root": DATA}))
