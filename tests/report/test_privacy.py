@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "the zebrafish keeper from Ulverston swallowed a marble on Friday"
 CANARIES = ("zebrafish", "Ulverston", "MRN-4417-QX", "17.03.2019", "marble")
 #: Where a run is made to crash, each time with a case's text in the exception; the first before the cases are known.
-STAGES = ("load_cases", "split_cases", "answer_cases", "fit", "evaluate")
+STAGES = ("load.load_cases", "split_cases", "generation.answer_cases", "fit", "evaluate.evaluate", "gates.check_gates")
 
 
 @pytest.fixture
@@ -172,11 +172,12 @@ def test_a_crash_with_a_case_in_the_exception_shows_nothing(checkout: Path, stag
     notebook = nbformat.read(page, as_version=4)
     spoil = f"""
 import pathlib, sys, warnings
-def {stage}(*_, **__):
+def broken(*_, **__):
     note = pathlib.Path("notes.csv").read_text().splitlines()[18]
     warnings.warn(note)
     print(note, file=sys.__stderr__, flush=True)
-    raise ValueError(note)"""
+    raise ValueError(note)
+{stage} = broken"""
     imports = next(i for i, cell in enumerate(notebook.cells) if "SFTTrainer" in cell.source)
     notebook.cells.insert(imports + 1, nbformat.v4.new_code_cell(spoil))
     look = nbformat.v4.new_code_cell("import pathlib\npathlib.Path('notes.csv').read_text().splitlines()[15:22]")
