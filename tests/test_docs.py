@@ -9,12 +9,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
 
 from medstudy.data.card import DataCard, load_card
+from medstudy.data.load import load_cases
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -37,27 +39,27 @@ def test_cards_are_documented_key_by_key() -> None:
         assert load_card(name).name == name
 
 
-def test_the_documented_conversion_of_xml_gives_cases(tmp_path: Path) -> None:
-    convert = next(code for code in blocks("data_cards.md", "python") if "ElementTree" in code)
-    (tmp_path / "convert.py").write_text(convert)
-    stated = ["CURRENT SMOKER", "UNKNOWN", "NON-SMOKER"]
-    records = "".join(
-        f'<RECORD ID="{i}"><SMOKING STATUS="{status}"/><TEXT>Note {i} &lt;b&gt;\nü</TEXT></RECORD>'
-        for i, status in enumerate(stated)
-    )
-    (tmp_path / "a.xml").write_text(f'<?xml version="1.0" encoding="UTF-8"?><ROOT>{records}</ROOT>', encoding="utf-8")
-    for name in ("train", "test"):
-        command = [sys.executable, "convert.py", "a.xml", f"smoking_{name}.jsonl"]
-        subprocess.run(command, cwd=tmp_path, check=True)
-    from medstudy.data.load import load_cases
+def test_the_documented_function_makes_a_table(tmp_path: Path) -> None:
+    code = next(code for code in blocks("data_cards.md", "python") if "def load(folder)" in code)
+    (tmp_path / "labs.csv").write_text("patient;platelets\n0012;1.250,5\n7;3,5\n")
+    rows = [["Ward 3"], [], [], ["patient", "sex"], ["0012", "f"]]
+    pd.DataFrame(rows).to_excel(tmp_path / "stays.xlsx", sheet_name="2024", index=False, header=False)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    table = names["load"](tmp_path)
+    assert table["platelets"].tolist() == [1250.5, 3.5] and table["sex"].fillna("").tolist() == ["f", ""]
 
-    card = load_card("n2c2_smoking")
-    (tmp_path / "smoking_test.jsonl").write_text(
-        (tmp_path / "smoking_test.jsonl").read_text().replace('"id":"', '"id":"t').replace("Note", "Other")
-    )
-    loaded = load_cases(card, tmp_path)
-    assert [c.gold["label"] for c in loaded.cases[:3]] == ["current smoker", "unknown", "non-smoker"]
-    assert loaded.cases[0].text == "Note 0 <b>\nü"
+
+def test_xml_becomes_cases(tmp_path: Path) -> None:
+    for split, file in (("train", "a_train.xml"), ("test", "a_test_groundtruth.xml")):
+        records = "".join(
+            f'<RECORD ID="{split}{i}"><SMOKING STATUS="{status}"/><TEXT>{split} {i} &lt;b&gt;\nü</TEXT></RECORD>'
+            for i, status in enumerate(["CURRENT SMOKER", "UNKNOWN", "NON-SMOKER"])
+        )
+        (tmp_path / file).write_text(f"<ROOT>{records}</ROOT>", encoding="utf-8")
+    cases = load_cases(load_card("n2c2_smoking"), tmp_path).cases
+    assert [c.gold["label"] for c in cases] == ["current smoker", "unknown", "non-smoker"] * 2
+    assert (cases[0].text, cases[0].split, cases[5].case_id) == ("train 0 <b>\nü", "train", "test2")
 
 
 @pytest.mark.slow

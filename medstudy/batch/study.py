@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -78,17 +77,11 @@ def data_key(run: RunParams) -> str:
 
     Names of data files may name a patient, and Snakemake would keep those of inputs in a folder of its own.
     """
-    from medstudy.data.card import Files, Hub, load_card
-    from medstudy.data.cases import DataError
-    from medstudy.data.tables import find_file  # with pandas, which most commands do not need
+    from medstudy.data.card import load_card
+    from medstudy.data.tables import source_files  # with pandas, which most commands do not need
 
     card = load_card(run.data)
-    source = card.load.local if isinstance(card.load, Hub) else card.load
-    named = [*source.files, *(join.file for join in source.join)] if isinstance(source, Files) else []
-    files = [Path(run.pair_file)] if run.pair_file else []
-    for file in named:
-        with contextlib.suppress(DataError):  # said by the notebook, with what helps
-            files.append(find_file(file.path, run.data_root, card.folder))
+    files = [*([Path(run.pair_file)] if run.pair_file else []), *source_files(card, run.data_root)]
     there = [(str(file), file.stat()) for file in files if file.is_file()]
     return fingerprint([card, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in there]])
 

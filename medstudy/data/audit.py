@@ -37,7 +37,6 @@ def audit(loaded: Loaded, splits: Splits) -> pd.DataFrame:
     lines: list[Line] = [
         {"topic": "rows", "measure": "in the source", "source": loaded.rows_in},
         {"topic": "rows", "measure": "kept", "source": len(loaded.cases)},
-        *({"topic": "rows", "measure": what, "source": n} for what, n in loaded.unmatched.items()),
     ]
     reasons = Counter(row.reason for row in loaded.dropped).most_common()
     lines += [{"topic": "rows", "measure": f"dropped: {reason}", "source": n} for reason, n in reasons]

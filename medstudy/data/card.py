@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from medstudy.data.cases import DataError
 from medstudy.params import TaskName, nearest
@@ -39,12 +39,6 @@ class Section(BaseModel):
         return values
 
 
-class BreastCancer(Section):
-    """The 569 real patients that come with scikit-learn."""
-
-    kind: Literal["sklearn_breast_cancer"]
-
-
 class File(Section):
     """One file: its name (with sub-folders, if that tells it from others), and where to get it."""
 
@@ -54,30 +48,15 @@ class File(Section):
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
 
-class Format(Section):
-    """How a file is read by pandas. `names`: for files without a header line; `na_values`: in any column."""
-
-    format: Literal["csv", "json", "jsonl", "parquet", "xlsx"] = "csv"
-    sep: str = ","
-    encoding: str = "utf-8-sig"
-    decimal: Literal[".", ","] = "."
-    names: list[str] = []
-    na_values: list[str] = []
-
-
-class Join(Format):
-    """A second table, of one row a key, whose columns are added to every row that has its key `on`."""
-
-    file: File
-    on: Text
-
-
-class Files(Format):
-    """Files of one shape, read one after the other, each then joined with other tables."""
+class Files(Section):
+    """Files of one shape, read by pandas one after the other. `names`: for files without a header line."""
 
     kind: Literal["files"] = "files"
     files: list[File] = Field(min_length=1)
-    join: list[Join] = []
+    format: Literal["csv", "json", "jsonl", "parquet", "xlsx"] = "csv"
+    sep: str = ","
+    encoding: str = "utf-8-sig"
+    names: list[str] = []
 
     @model_validator(mode="after")
     def _all_or_no_splits(self) -> Files:
@@ -100,6 +79,17 @@ class Hub(Section):
     local: Files | None = None
 
 
+class Prepare(Section):
+    """A function in a Python file beside the card: from the data folder (a Path) to a DataFrame."""
+
+    kind: Literal["prepare"] = "prepare"
+    prepare: str = Field(pattern=r"^[\w./-]+\.py:\w+$")
+
+
+def _with_kind(load: Any) -> Any:
+    return load | {"kind": "prepare"} if isinstance(load, dict) and "prepare" in load else load
+
+
 class FeatureColumn(Section):
     """A value written into the text as ``<wording>: <value> <unit>``.
 
@@ -120,36 +110,27 @@ class FeatureColumn(Section):
         return bool(self.unit) or self.decimals is not None
 
 
-class Extract(Section):
-    """A part of a text column as a column of its own: from behind `start` to before the next of `end`."""
-
-    column: str
-    start: Text
-    end: list[str] = []
-
-
 class Gold(Section):
-    """A column of answers, and what each of its values means. ``drop``: values (``*``: any other) to leave out."""
+    """A column of answers, and what each of its values means."""
 
     column: str
     map: dict[str, str] = {}
-    drop: list[str] = []
 
 
 class Columns(Section):
     """How a row becomes a case.
 
-    ``text`` holds ``{Column}`` placeholders, and ``{fields}`` where the fields go. ``exclude`` names columns
-    that would give the answer away. ``rejected`` says where answers stand that were given and are known to be
-    worse than gold. ``repeats: drop`` leaves out further copies of a text, and every copy where their answers
-    differ; ``keep`` has them all, in one group. Without ``group_id`` a group is the cases of one text.
+    ``text`` holds ``{Column}`` placeholders, and ``{fields}`` where the fields go. ``exclude`` names columns that
+    would give the answer away. ``rejected`` says where answers stand that were given and are known to be worse
+    than gold. ``missing`` lists values that mean none, by column (``*``: any). ``repeats: drop`` leaves out
+    further copies of a text, and every copy where their answers differ; ``keep`` has them all, in one group.
+    Without ``group_id`` a group is the cases of one text.
     """
 
     text: str = "{fields}"
     fields: list[FeatureColumn] = []
     gold: dict[str, Gold]
     rejected: dict[str, Gold] = {}
-    extract: dict[str, Extract] = {}
     split: Gold | None = None
     case_id: str = ""
     group_id: str = ""
@@ -178,8 +159,7 @@ class Columns(Section):
     @property
     def read(self) -> list[str]:
         """Columns that every file must have."""
-        named = [c for c in (*self.used, *self.missing) if c not in self.extract]
-        return list(dict.fromkeys([*named, *(part.column for part in self.extract.values())]))
+        return list(dict.fromkeys([*self.used, *(name for name in self.missing if name != "*")]))
 
     @model_validator(mode="after")
     def _text_and_no_leak(self) -> Columns:
@@ -188,9 +168,7 @@ class Columns(Section):
         if not self.shown:
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
         answers = {*self.exclude, *(g.column for g in (*self.gold.values(), *self.rejected.values()))}
-        # a part of a note that is the answer is in the note, too
-        whole = {self.extract[name].column for name in answers if name in self.extract}
-        leaks = (answers | whole).intersection(self.shown)
+        leaks = answers.intersection(self.shown)
         if leaks:
             raise ValueError(f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details")
         return self
@@ -199,8 +177,9 @@ class Columns(Section):
 class DataCard(Section):
     """A data source for one task. A card is private (`shareable: false`) unless it says otherwise.
 
-    ``question`` is the instruction that the model reads. ``labels`` are an outcome's allowed answers, urgency
-    from least to most urgent. ``show_options: false`` asks a multiple-choice source open-ended.
+    ``load`` is not needed where a table is given. ``question`` is the instruction that the model reads. ``labels``
+    are an outcome's allowed answers, urgency from least to most urgent. ``show_options: false`` asks a multiple-
+    choice source open-ended.
     """
 
     name: str = Field(pattern=r"^[\w-]+$")
@@ -215,7 +194,7 @@ class DataCard(Section):
     labels: dict[str, list[str]] = {}
     positive: str | None = None
     show_options: bool = True
-    load: Annotated[BreastCancer | Files | Hub, Field(discriminator="kind")]
+    load: Annotated[Files | Hub | Prepare | None, Field(discriminator="kind"), BeforeValidator(_with_kind)] = None
     columns: Columns
     _folder: Path = PrivateAttr(default=CARDS)
 

@@ -13,7 +13,7 @@ import pandas as pd
 from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import Case, DataError
 from medstudy.data.rows import Row, RowDropped, answers_by_text, text_key
-from medstudy.data.tables import Table, read_tables
+from medstudy.data.tables import Table, as_table, read_tables
 
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
 _ORDER = {None: 0, "train": 0, "validation": 1, "test": 2}
@@ -29,25 +29,25 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A source as read. ``len(cases) + len(dropped) == rows_in``, always.
-
-    ``unmatched``: rows that a joined table has nothing for, kept or dropped.
-    """
+    """A source as read. ``len(cases) + len(dropped) == rows_in``, always."""
 
     cases: list[Case]
     rows_in: int
     dropped: list[Dropped]
     labels: dict[str, list[str]] = field(default_factory=dict)
-    unmatched: dict[str, int] = field(default_factory=dict)
 
 
-def load_cases(card: DataCard, data_root: str | Path = "") -> Loaded:
-    """Read the card's source. With `data_root`, files are looked for there and no network is used.
+def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFrame | None = None) -> Loaded:
+    """Read the card's source, or the rows of `frame` in its place: as private as the card says (by default).
+
+    With `data_root`, files are looked for there and no network is used.
 
     Raises:
         DataError: a file, column or value is missing or wrong, there are no cases, or all have one answer.
     """
-    tables = list(read_tables(card, str(data_root)))
+    if not isinstance(data_root, (str, Path)):
+        raise DataError(f"data_root is a folder, not a {type(data_root).__name__}; a table is given as frame=")
+    tables = list(read_tables(card, str(data_root))) if frame is None else [as_table(card, frame)]
     _check_columns(card, tables)
     kept: dict[str, Case] = {}
     dropped: list[Dropped] = []
@@ -66,10 +66,7 @@ def load_cases(card: DataCard, data_root: str | Path = "") -> Loaded:
         dropped += [Dropped(where, reason) for where, gone in leaves.items() if gone]
         kept = {where: case for where, case in kept.items() if not leaves[where]}
     _check_answers(card, list(kept.values()), dropped)
-    unmatched: Counter[str] = Counter()
-    for table in tables:
-        unmatched.update(dict(table.unmatched))
-    return Loaded(list(kept.values()), rows_in, dropped, card.labels, dict(unmatched))
+    return Loaded(list(kept.values()), rows_in, dropped, card.labels)
 
 
 def _further_reasons(card: DataCard) -> list[tuple[str, Callable[[list[Case]], list[bool]]]]:
@@ -103,6 +100,9 @@ def _check_columns(card: DataCard, tables: list[Table]) -> None:
     for table in tables:
         if table.frame.empty:
             raise DataError(f"{table.name} of data card '{card.name}' has no rows")
+        twice = table.frame.columns[table.frame.columns.duplicated()]
+        if len(twice.intersection(card.columns.read)):
+            raise DataError(f"{table.name}: column '{twice[0]}' is there twice; rename or drop one of them")
         names = [*table.frame.columns, "source_file"]
         absent = [name for name in card.columns.read if name not in names]
         absent += [name for name in card.columns.exclude if name not in everywhere]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from medstudy.data.card import SPLITS, DataCard, Extract, FeatureColumn, Gold
+from medstudy.data.card import SPLITS, DataCard, FeatureColumn, Gold
 from medstudy.data.cases import Case, DataError
 
 
@@ -29,12 +29,11 @@ class Row:
 
     @classmethod
     def read(cls, card: DataCard, values: Mapping[str, Any], where: str) -> Row:
-        """Cells as text, None where there is no value; parts of notes that the card extracts are cells too."""
-        columns = card.columns
-        values = {**values, **{name: _extracted(values, part) for name, part in columns.extract.items()}}
-        cells = {name: plain(values[name]) for name in columns.used}
-        for name in columns.missing.keys() & cells.keys():
-            if isinstance(cells[name], str) and code_key(cells[name]) in map(code_key, columns.missing[name]):
+        """Cells as text, None where there is no value."""
+        cells, missing = {name: plain(values[name]) for name in card.columns.used}, card.columns.missing
+        for name, value in cells.items():
+            none = (*missing.get(name, ()), *missing.get("*", ()))
+            if isinstance(value, str) and code_key(value) in map(code_key, none):
                 cells[name] = None
         return cls(card, cells, where)
 
@@ -42,7 +41,7 @@ class Row:
         """Build the case; `case_id` and `split` are used where the card names no column for them.
 
         Raises:
-            RowDropped: no text, no answer, no group, or an answer that the card drops.
+            RowDropped: no text, no answer or no group.
             DataError: a value that the card does not foresee.
         """
         columns, text = self.card.columns, self._text()
@@ -94,7 +93,7 @@ class Row:
     def _number(self, column: str) -> float:
         number = _number_or_none(self.cells[column])
         if number is None:
-            remedy = f"list it in columns.missing.{column} or load.na_values"
+            remedy = f"list it in columns.missing.{column}; decimal commas are read by load.prepare"
             raise self._fault(column, f"is not a number; if it means 'no value', {remedy}")
         return number
 
@@ -104,7 +103,8 @@ class Row:
         if key not in codes:
             # in quotes where a comma would hide which is which
             allowed = ", ".join(repr(key) if any("," in k for k in mapping) else key for key in mapping)
-            raise self._fault(column, f"is not among the allowed ({allowed}); extend {remedy}")
+            leave_out = f"or leave it out by columns.missing.{column}"
+            raise self._fault(column, f"is not among the allowed ({allowed}); extend {remedy}, {leave_out}")
         return codes[key]
 
     def _answer(self, kind: str, outcome: str, spec: Gold) -> str:
@@ -114,13 +114,10 @@ class Row:
         # labels map to themselves, as splits do; an open outcome takes any answer
         allowed = self.card.labels.get(outcome, [value]) if kind else SPLITS
         mapping = spec.map or {name: name for name in allowed}
-        known, dropped = code_key(value) in map(code_key, mapping), map(code_key, spec.drop)
-        if code_key(value) in dropped or (not known and "*" in spec.drop):
-            raise RowDropped(f"{f'answer for {outcome!r}' if kind else outcome} is one that the card drops")
-        return self._mapped(spec.column, mapping, f"columns.{where}.map or .drop")
+        return self._mapped(spec.column, mapping, f"columns.{where}.map")
 
     def _rejected(self, gold: Mapping[str, str]) -> dict[str, Any]:
-        """The worse answer that the source holds, whole; none where it is missing, dropped or equals gold."""
+        """The worse answer that the source holds, whole; none where it is missing or equals gold."""
         specs = self.card.columns.rejected
         try:
             worse = dict(gold) | {name: self._answer("rejected", name, spec) for name, spec in specs.items()}
@@ -176,16 +173,8 @@ def plain(value: Any) -> Any:
 
 
 def code_key(text: str) -> str:
-    """A code, an id or a key of a join as they are compared: ``1``, ``1.`` and ``1.0`` are one."""
+    """A code or an id as they are compared: ``1``, ``1.`` and ``1.0`` are one."""
     return re.sub(r"^(-?\d+)\.0*$", r"\1", text.strip())
-
-
-def _extracted(values: Mapping[str, Any], part: Extract) -> str | None:
-    """From behind the first `start` to before the next `end`; None where the text has no such part."""
-    text = plain(values[part.column])
-    _, found, rest = text.partition(part.start) if isinstance(text, str) else ("", "", "")
-    stops = [place for end in part.end if (place := rest.find(end)) >= 0]
-    return rest[: min(stops, default=None)].strip() or None if found else None
 
 
 def _number_or_none(value: Any) -> float | None:

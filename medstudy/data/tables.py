@@ -1,15 +1,17 @@
-"""Reading tables: files (local or by URL), the Hugging Face hub, scikit-learn. pandas does the work."""
+"""Reading tables: files (local or by URL), the Hugging Face hub, a function of one's own. pandas does the work."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import gzip
 import hashlib
 import json
-import re
+import runpy
+import traceback
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from http.client import HTTPException
 from io import BytesIO
 from pathlib import Path, PurePath
@@ -18,9 +20,8 @@ from urllib.request import urlopen
 
 import pandas as pd
 
-from medstudy.data.card import BreastCancer, DataCard, File, Format, Hub, Join
+from medstudy.data.card import DataCard, File, Files, Hub, Prepare
 from medstudy.data.cases import DataError
-from medstudy.data.rows import code_key, plain
 from medstudy.runs import from_root, project_root
 
 _READ_ERRORS = (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile)
@@ -31,15 +32,11 @@ _MARKS |= dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16: say `encoding: utf-
 
 @dataclass(frozen=True)
 class Table:
-    """One file or hub split: its name as errors and case ids show it, our name of the split, its rows.
-
-    ``unmatched`` counts the rows that a joined table has nothing for.
-    """
+    """One file, hub split or frame: its name as errors and case ids show it, our name of the split, its rows."""
 
     name: str
     split: str | None
     frame: pd.DataFrame
-    unmatched: tuple[tuple[str, int], ...] = ()
 
 
 def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
@@ -53,19 +50,70 @@ def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
         if load.local is None:
             raise DataError(f"data card '{card.name}' is read from the hub; with data_root it needs load.local")
         load = load.local
-    if isinstance(load, BreastCancer):
-        from sklearn.datasets import load_breast_cancer
+    match load:
+        case None:
+            raise DataError(f"data card '{card.name}' has no load: say where the source lies, or give frame=")
+        case Prepare():
+            yield as_table(card, _prepared(card, load, data_root))
+        case Hub():
+            yield from _from_hub(load)
+        case _:
+            yield from (_read(file, load, card, data_root) for file in load.files)
 
-        yield Table("breast_cancer", None, load_breast_cancer(as_frame=True).frame)
-    elif isinstance(load, Hub):
-        yield from _from_hub(load)
-    else:
-        others = [(join, _read(join.file, join, card, data_root)) for join in load.join]
-        for file in load.files:
-            table = _read(file, load, card, data_root)
-            for join, other in others:
-                table = _joined(table, join, other)
-            yield table
+
+def as_table(card: DataCard, frame: Any) -> Table:
+    """A DataFrame made elsewhere; its rows are told by the card's name and their number.
+
+    Raises:
+        DataError: it is no DataFrame.
+    """
+    if not isinstance(frame, pd.DataFrame):
+        raise DataError(f"data card '{card.name}': the table is a {type(frame).__name__}, not a pandas DataFrame")
+    return Table(card.name, None, frame.set_axis([str(name) for name in frame.columns], axis=1))
+
+
+def _prepared(card: DataCard, load: Prepare, data_root: str) -> Any:
+    """What the card's own function returns; of its errors a private source shows no text that may be a cell's."""
+    path, function, folder = _source(card, load), load.prepare.partition(":")[2], _data_folder(card, data_root)
+    if not path.is_file():
+        raise DataError(f"no file {path}: load.prepare is a Python file beside the card, and a function in it")
+    try:
+        found = runpy.run_path(str(path)).get(function)
+        if callable(found):
+            return found(folder)
+    except Exception as error:  # noqa: BLE001 (whatever the user's own code raises)
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        at = f"{path.name} line {lines[-1]}" if lines else f"{path.name}"
+        told = card.shareable or isinstance(error, (OSError, ImportError, NameError))
+        text = str(error) if told else f"(not shown: the card is private); see it by {function}(Path('{folder}'))"
+        raise DataError(f"{at}: {type(error).__name__} {text}") from (error if told else None)
+    raise DataError(f"{path.name} has no function '{function}', which load.prepare names")
+
+
+def _source(card: DataCard, load: Prepare) -> Path:
+    return card.folder / load.prepare.partition(":")[0]
+
+
+def _data_folder(card: DataCard, data_root: str) -> Path:
+    """The folder that a function gets: `data_root`, or the card's own; all of it is what a run depends on."""
+    folder = from_root(data_root) if data_root else card.folder
+    if not folder.is_dir() or folder.resolve() == project_root().resolve():
+        raise DataError(f"data_root '{folder}' is not a folder, or all of the project; set it to that of the data")
+    return folder
+
+
+def source_files(card: DataCard, data_root: str) -> list[Path]:
+    """Local files that the cases are made of, as far as they can be found."""
+    load = card.load.local if isinstance(card.load, Hub) else card.load
+    found: list[Path] = []
+    with contextlib.suppress(DataError):
+        for file in load.files if isinstance(load, Files) else ():
+            found.append(find_file(file.path, data_root, card.folder))
+        if isinstance(load, Prepare):
+            below = sorted(_data_folder(card, data_root).rglob("*"))
+            kept = [p for p in below if p.suffix not in (".yaml", ".yml") and not p.parent.name.startswith((".", "__"))]
+            found = [_source(card, load), *kept]
+    return [path for path in found if path.is_file()]
 
 
 def _from_hub(hub: Hub) -> Iterator[Table]:
@@ -83,33 +131,7 @@ def _from_hub(hub: Hub) -> Iterator[Table]:
         yield Table(theirs, ours, data.to_pandas())
 
 
-def _joined(table: Table, join: Join, other: Table) -> Table:
-    """Add the other table's columns; those that are in both stay as they are. No row is lost or doubled."""
-    for name, frame in ((table.name, table.frame), (other.name, other.frame)):
-        if join.on not in frame:
-            raise DataError(f"{name}: no column '{join.on}' to join on")
-    keys, key = (frame[join.on].map(_key) for frame in (table.frame, other.frame))
-    held, key = other.frame[key.notna()], key[key.notna()]  # a row without a key belongs to nobody
-    if key.duplicated().any():
-        where = f"{other.name} row {int(key.index[key.duplicated()][0]) + 1}, column '{join.on}'"
-        raise DataError(f"{where}: this key was there before; a join needs one row a key")
-    lone = int((~keys.isin(key)).sum())
-    if lone == len(keys):
-        zeros = keys.str.lstrip("0").isin(key.str.lstrip("0")).any()
-        hint = "; without their leading zeros some are: write them alike in both files" if zeros else ""
-        raise DataError(f"no '{join.on}' of {table.name} is in {other.name}: nothing to join{hint}")
-    new = held[[c for c in held if c not in table.frame]].set_index(key)
-    frame = pd.concat([table.frame, new.reindex(keys).set_index(table.frame.index)], axis=1)
-    unmatched = ((f"without a row in {other.name}", lone),) if lone else ()
-    return replace(table, frame=frame, unmatched=(*table.unmatched, *unmatched))
-
-
-def _key(value: Any) -> str | None:
-    value = plain(value)
-    return None if value is None else code_key(str(value))
-
-
-def _read(file: File, load: Format, card: DataCard, data_root: str) -> Table:
+def _read(file: File, load: Files, card: DataCard, data_root: str) -> Table:
     content = _content(file, card, data_root)
     if file.sha256 and hashlib.sha256(content).hexdigest() != file.sha256:
         raise DataError(f"{file.path}: the content is not what the card was written for; correct or remove sha256")
@@ -159,7 +181,7 @@ def find_file(path: str, data_root: str, beside: Path) -> Path:
     )
 
 
-def _frame(content: bytes, path: str, load: Format) -> pd.DataFrame:
+def _frame(content: bytes, path: str, load: Files) -> pd.DataFrame:
     """One file as a table. Cells of csv and xlsx stay text: 007 is no number, and NA may be sodium."""
     if path.endswith(".gz"):
         content = gzip.decompress(content)
@@ -175,26 +197,12 @@ def _frame(content: bytes, path: str, load: Format) -> pd.DataFrame:
         case _:
             # not pandas.read_json: it turns texts into dates and refuses long whole numbers
             text = content.decode(load.encoding)
-            if load.format == "jsonl":
-                text = "[" + ",\n".join(line for line in text.split("\n") if line.strip()) + "]"
-            rows = json.loads(text)
-            if isinstance(rows, dict):  # objects, or lists of them or of values, by key
-                listed = ((key, value if isinstance(value, list) else [value]) for key, value in rows.items())
-                pairs = ((key, one) for key, values in listed for one in values)
-                rows = [{"key": key} | (one if isinstance(one, dict) else {"value": one}) for key, one in pairs]
+            lines = text.split("\n") if load.format == "jsonl" else [text]
+            read = [json.loads(line) for line in lines if line.strip()]
+            rows = read if load.format == "jsonl" else read[0]
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise ValueError("it must be a list or an object of JSON objects (json), or one object a line (jsonl)")
+                raise ValueError("it must be a list of objects (json) or one object a line (jsonl); else load.prepare")
             frame = pd.DataFrame(rows, dtype=object)
     if load.format == "csv" and not isinstance(frame.index, pd.RangeIndex):
         raise ValueError("rows have more cells than the header has names")
-    if load.decimal == ",":
-        frame = frame.map(_decimal_point)
-    if load.na_values:
-        frame = frame.map(lambda value: None if plain(value) in load.na_values else value)
     return frame.set_axis([str(name) for name in frame.columns], axis=1)
-
-
-def _decimal_point(value: Any) -> Any:
-    """36,5 is 36.5. Where the comma is decimal, points between three digits each are thousands: 12.300 is no 12.3."""
-    number = isinstance(value, str) and re.fullmatch(r"\s*-?(\d+|[1-9]\d{0,2}(\.\d{3})+)(,\d+)?\s*", value)
-    return value.replace(".", "").replace(",", ".") if number else value

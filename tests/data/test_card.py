@@ -97,6 +97,7 @@ BROKEN = {
     "unknown kind": (edited("load.kind", "file"), ["load", "'file'", "'files'", "'hub'"]),
     "no kind": (edited("load", {"format": "csv"}), ["load", "kind"]),
     "unknown format": (edited("load.format", "tsv"), ["load.files.format = 'tsv'", "'csv'"]),
+    "no function": (edited("load", {"prepare": "mine.py"}), ["load.prepare.prepare = 'mine.py'"]),
     "no files": (edited("load.files", []), ["load.files.files", "at least 1"]),
     "unknown split": (edited("load.files.0.split", "dev"), ["= 'dev'", "'validation'"]),
     "no training file": (edited("load.files.0.split", "test"), ["no file is for training"]),
@@ -130,8 +131,6 @@ BROKEN = {
     "a list for a text": (edited("title", ["x"]), ["title", "string"]),
     "not a mapping": ("- a\n- b\n", ["dictionary"]),
     "not YAML": ("name: [", ["not valid YAML", "line"]),
-    "join without a key": (edited("load.join", [{"file": {"path": "a.csv"}}]), ["join.0.on", "missing"]),
-    "join without a file": (edited("load.join", [{"on": "stay"}]), ["join.0.file", "missing"]),
     "rejected answer to another question": (
         edited("columns.rejected", {"level": {"column": "nurse"}}),
         ["columns.rejected.level", "provider, urgency"],
@@ -143,17 +142,6 @@ BROKEN = {
     "rejected answer in the text": (
         edited("columns.rejected", {"urgency": {"column": "pulse"}}),
         ["'pulse' gives the answer away"],
-    ),
-    "note that holds the answer": (
-        edited(
-            "columns",
-            BASE["columns"] | {"text": "{note}\n{fields}", "extract": {"level": {"column": "note", "start": "Level:"}}},
-        ),
-        ["'note' gives the answer away"],
-    ),
-    "extract without a start": (
-        edited("columns.extract", {"plan": {"column": "note", "start": ""}}),
-        ["extract.plan.start = ''"],
     ),
     "unknown split in a column": (
         edited("columns.split", {"column": "year", "map": {"2019": "dev"}}),

@@ -15,6 +15,8 @@ from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_card, load_cases
 from medstudy.data.splits import split_cases
+from medstudy.data.tables import source_files
+from medstudy.runs import project_root
 
 CSV = """id,patient,note,pulse,sex,lactate,uti,code
 a,p1,"Burning.\r\nFever.",80,1,2.50,1,x
@@ -33,7 +35,11 @@ FIELDS = [
 def card(columns=None, files=(("ward.csv", None),), **load):
     """A text-classification card on csv files; `load` and `columns` override parts."""
     listed = [{"path": path} | ({"split": split} if split else {}) for path, split in files]
-    base = {"text": "{note}", "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}, "drop": ["9"]}}}
+    base = {
+        "text": "{note}",
+        "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}}},
+        "missing": {"*": ["9"]},
+    }
     return DataCard.model_validate(
         {
             "name": "ward",
@@ -69,14 +75,19 @@ def test_rows_without_text_or_answer_are_dropped_and_counted(ward):
     assert [(d.row, d.reason) for d in loaded.dropped] == [
         ("ward.csv row 3", "no text in column 'note'"),
         ("ward.csv row 4", "no answer for 'label' in column 'uti'"),
-        ("ward.csv row 5", "answer for 'label' is one that the card drops"),
+        ("ward.csv row 5", "no answer for 'label' in column 'uti'"),
     ]
     assert loaded.cases[0].text == "Burning.\nFever."
     assert loaded.cases[0].gold == {"label": "yes"}
 
 
 def test_fields_become_lines_and_features(ward):
-    columns = {"text": "{note}\n{fields}", "fields": FIELDS, "missing": {"lactate": ["??"]}, "case_id": "id"}
+    columns = {
+        "text": "{note}\n{fields}",
+        "fields": FIELDS,
+        "missing": {"lactate": ["??"], "uti": ["9"]},
+        "case_id": "id",
+    }
     first, second = load(columns | {"group_id": "patient"}, ward).cases
     assert first.text == "Burning.\nFever.\nPulse: 80 /min\nSex: male\nlactate: 2.5 mmol/L"
     assert second.text == "No complaints\nPulse: not recorded\nSex: female"
@@ -116,20 +127,12 @@ def test_formats_give_the_same_cases(ward, kind):
     assert [d.reason for d in loaded.dropped] == ["no text in column 'note'"]
 
 
-def test_semicolons_latin_1_decimal_commas_and_no_header(tmp_path):
-    content = "Fièvre;36,5;1\nNéant;#;0\n".encode("latin-1")
-    columns = {"text": "{note}\n{fields}", "fields": [{"column": "temp", "unit": "°C"}]}
-    how = {"sep": ";", "encoding": "latin-1", "decimal": ",", "names": ["note", "temp", "uti"], "na_values": ["#"]}
+def test_semicolons_latin_1_and_no_header(tmp_path):
+    content = "Fièvre;36.5;1\nNéant;#;0\n".encode("latin-1")
+    columns = {"text": "{note}\n{fields}", "fields": [{"column": "temp", "unit": "°C"}], "missing": {"*": ["#"]}}
+    how = {"sep": ";", "encoding": "latin-1", "names": ["note", "temp", "uti"]}
     cases = load(columns, tmp_path, content, **how).cases
     assert [c.text for c in cases] == ["Fièvre\ntemp: 36.5 °C", "Néant\ntemp: not recorded"]
-
-
-def test_points_are_thousands_where_the_comma_is_decimal(tmp_path):
-    columns = {"text": "{fields}", "fields": [{"column": "platelets", "unit": "/nl"}]}
-    content = "platelets;uti\n250.000;1\n1.250,5;0\n36,5;1\n0.125;0\n"
-    cases = load(columns, tmp_path, content, sep=";", decimal=",").cases
-    said = [c.text.split(": ")[1] for c in cases]
-    assert said == ["250000 /nl", "1250.5 /nl", "36.5 /nl", "0.125 /nl"]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
@@ -140,14 +143,6 @@ def test_leading_zeros_and_na_stay_text(tmp_path):
     columns = {"text": "{note}", "gold": {"label": {"column": "icd", "map": {"0431": "no", "NA": "yes"}}}}
     cases = load(columns, tmp_path, "note,icd\nx,0431\nNA,NA\n").cases
     assert [(c.text, c.gold["label"]) for c in cases] == [("x", "no"), ("NA", "yes")]
-
-
-def test_a_star_drops_every_other_answer(tmp_path):
-    gold = {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}, "drop": ["*"]}}
-    loaded = load({"gold": gold}, tmp_path, "note,uti\na,0\nb,1\nc,perhaps\n")
-    assert [(d.row, d.reason) for d in loaded.dropped] == [
-        ("ward.csv row 3", "answer for 'label' is one that the card drops")
-    ]
 
 
 REPEATS = "note,uti\nSame  text,1\nsame text,1\nTwo answers,0\ntwo answers,1\nOther,0\n"
@@ -188,17 +183,6 @@ def options_card():
     return DataCard.model_validate(values)
 
 
-def test_markers_and_decimal_commas_leave_json_objects_alone(tmp_path):
-    row = {"q": "Which?", "answer": "-9", "options": {"A": "1,5", "B": "sepsis"}}
-    (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row | {"answer": a}) for a in ("1,5", -9)))
-    values = options_card().model_dump()
-    values["load"] |= {"na_values": ["-9"], "decimal": ","}
-    values["columns"]["gold"]["diagnosis"]["map"] = {"1.5": "1,5"}
-    loaded = load_cases(DataCard.model_validate(values), tmp_path)
-    assert [c.details["options"] for c in loaded.cases] == [row["options"]]
-    assert [d.reason for d in loaded.dropped] == ["no answer for 'diagnosis' in column 'answer'"]
-
-
 def test_options_must_hold_the_answer(tmp_path):
     row = {"q": "Which?", "answer": "gout", "options": {"A": "gout", "B": "sepsis"}}
     (tmp_path / "q.jsonl").write_text(json.dumps(row))
@@ -206,72 +190,6 @@ def test_options_must_hold_the_answer(tmp_path):
     (tmp_path / "q.jsonl").write_text(json.dumps(row | {"answer": "Gout, acute"}))
     with pytest.raises(DataError, match=r"q.jsonl row 1: details.options"):
         load_cases(options_card(), tmp_path)
-
-
-STAYS = "stay,sex,note\n2.0,F,other\n1.0,M,other\n9.0,F,other\n"
-JOINED = {"text": "{note}\n{fields}", "fields": [{"column": "sex", "map": {"F": "female", "M": "male"}}]}
-VISITS = "stay,note,uti\n1,Burning.,1\n2,Well.,0\n3,Ill.,1\n1,Again.,1\n"
-
-
-def joined(folder, stays=STAYS, visits=VISITS, on="stay"):
-    (folder / "stays.csv").write_text(stays)
-    return load(JOINED, folder, visits, join=[{"on": on, "file": {"path": "stays.csv"}}])
-
-
-def test_a_join_adds_columns_and_neither_loses_nor_doubles_rows(tmp_path):
-    loaded = joined(tmp_path)
-    assert loaded.rows_in == 4
-    assert loaded.unmatched == {"without a row in stays.csv": 1}
-    assert [c.text for c in loaded.cases] == [
-        "Burning.\nsex: male",
-        "Well.\nsex: female",
-        "Ill.\nsex: not recorded",
-        "Again.\nsex: male",
-    ]
-
-
-def test_rows_without_a_key_are_joined_with_nobody(tmp_path):
-    stays = "stay,sex\n1,M\n,F\n,F\n"
-    loaded = joined(tmp_path, stays, "stay,note,uti\n1,Burning.,1\n,Well.,0\n")
-    assert [c.text for c in loaded.cases] == ["Burning.\nsex: male", "Well.\nsex: not recorded"]
-
-
-@pytest.mark.parametrize(
-    ("stays", "visits", "on", "said"),
-    [
-        (STAYS + "1.0,F,\n", VISITS, "stay", ["stays.csv row 4", "'stay'", "one row a key"]),
-        (STAYS, VISITS, "visit", ["ward.csv: no column 'visit' to join on"]),
-        (STAYS.replace("stay", "id"), VISITS, "stay", ["stays.csv: no column 'stay' to join on"]),
-        ("stay,sex\nA1,F\n", VISITS, "stay", ["no 'stay' of ward.csv is in stays.csv"]),
-    ],
-)
-def test_a_join_that_cannot_be_meant_is_refused(tmp_path, stays, visits, on, said):
-    with pytest.raises(DataError) as error:
-        joined(tmp_path, stays, visits, on)
-    assert all(words in str(error.value) for words in said), str(error.value)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        [{"key": "yes", "value": "dysuria"}, {"key": "yes", "value": "burning"}, {"key": "no", "value": "cough"}],
-        {"yes": ["dysuria", "burning"], "no": "cough"},
-        {"yes": [{"value": "dysuria"}, {"value": "burning"}], "no": {"value": "cough"}},
-    ],
-)
-def test_json_lists_of_objects_and_objects_by_key(tmp_path, data):
-    columns = {"text": "{value}", "gold": {"label": {"column": "key"}}}
-    cases = load(columns, tmp_path, json.dumps(data), format="json").cases
-    assert [(c.text, c.gold["label"]) for c in cases] == [("dysuria", "yes"), ("burning", "yes"), ("cough", "no")]
-
-
-def test_a_part_of_a_note_becomes_a_column(tmp_path):
-    part = {"column": "note", "start": "Course:", "end": ["Meds:", "Plan:"]}
-    notes = ["Hx. Course: Better. Plan: home", "Course: Worse\n Meds: x Plan: y", "Course:", "no section"]
-    content = "".join(json.dumps({"note": note, "uti": i % 2}) + "\n" for i, note in enumerate(notes))
-    loaded = load({"text": "{course}", "extract": {"course": part}}, tmp_path, content, format="jsonl")
-    assert [c.text for c in loaded.cases] == ["Better.", "Worse"]
-    assert [d.reason for d in loaded.dropped] == ["no text in column 'course'"] * 2
 
 
 @pytest.mark.parametrize(
@@ -298,17 +216,17 @@ def test_splits_by_a_column(tmp_path, mapping, splits):
 
 
 def test_a_worse_answer_of_the_source_is_kept_with_the_case(tmp_path):
-    nurse = {"label": {"column": "nurse", "map": {"0": "no", "1": "yes"}, "drop": ["9"]}}
+    nurse = {"label": {"column": "nurse", "map": {"0": "no", "1": "yes"}}}
     content = "note,uti,nurse\na,1,0\nb,0,0\nc,1,\nd,0,9\n"
-    cases = load({"rejected": nurse}, tmp_path, content).cases
+    cases = load({"rejected": nurse, "missing": {"nurse": ["9"]}}, tmp_path, content).cases
     assert [c.details for c in cases] == [{"rejected": {"label": "no"}}, {}, {}, {}]
 
 
 def test_files_that_nobody_foresaw(tmp_path):
-    """Tabs, decimal commas, labels with punctuation, twenty classes, long notes, several rows a patient."""
+    """Tabs, labels with punctuation, twenty classes, long notes, several rows a patient."""
     labels = [f"class no. {i} (other, n.o.s.)" for i in range(20)]
     long_note = "word " * 2400
-    rows = [f"p{i % 7}\t{long_note}{i}\t{i},5\t{labels[i % 20]}" for i in range(60)]
+    rows = [f"p{i % 7}\t{long_note}{i}\t{i}.5\t{labels[i % 20]}" for i in range(60)]
     content = "\ufeffpatient\tnote\ttemp\tdx\r\n" + "\r\n".join(rows) + "\r\n"
     columns = {
         "text": "{note}\n{fields}",
@@ -316,7 +234,7 @@ def test_files_that_nobody_foresaw(tmp_path):
         "gold": {"label": {"column": "dx"}},
         "group_id": "patient",
     }
-    values = card(columns, sep="\t", decimal=",").model_dump() | {"labels": {"label": labels}}
+    values = card(columns, sep="\t").model_dump() | {"labels": {"label": labels}}
     (tmp_path / "ward.csv").write_bytes(content.encode())
     loaded = load_cases(DataCard.model_validate(values), tmp_path)
     assert (loaded.rows_in, len(loaded.cases), loaded.dropped) == (60, 60, [])
@@ -337,15 +255,9 @@ BROKEN = {
     "no parquet": ({}, CSV, {"format": "parquet"}, ["cannot be read as parquet"]),
     "no excel sheet": ({}, CSV, {"format": "xlsx"}, ["cannot be read as xlsx"]),
     "broken json": ({}, '{"note": ', {"format": "jsonl"}, ["cannot be read as jsonl", "line 1"]),
-    "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "JSON objects"]),
-    "json list of texts": ({}, '["a"]', {"format": "json"}, ["JSON objects"]),
+    "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "a list of objects"]),
+    "json list of texts": ({}, '["a"]', {"format": "json"}, ["a list of objects"]),
     "json cut short": ({}, '{"a": ', {"format": "json"}, ["ward.csv cannot be read as json"]),
-    "part of a column that is not there": (
-        {"text": "{plan}", "extract": {"plan": {"column": "notes", "start": "Plan:"}}},
-        CSV,
-        {},
-        ["no column 'notes'; nearest: note"],
-    ),
     "split by a column that is not there": ({"split": {"column": "year"}}, CSV, {}, ["ward.csv: no column 'year'"]),
     "rejected answers that are not there": (
         {"rejected": {"label": {"column": "nurse"}}},
@@ -365,7 +277,12 @@ BROKEN = {
     "cells without a name": ({}, "note,uti\na,b,1\nc,d,0\n", {}, ["more cells than the header"]),
     "one class only": ({}, "note,uti\na,1\nb,1\n", {}, ["all 2 cases have one label, 'yes'"]),
     "nothing left": ({}, "note,uti\n,1\nb,\n", {}, ["no case is left of 2 rows", "1 x no text in column 'note'"]),
-    "value without a label": ({}, "note,uti\na,1\nb,7\n", {}, ["row 2, column 'uti': '7'", "allowed (0, 1)", ".drop"]),
+    "value without a label": (
+        {},
+        "note,uti\na,1\nb,7\n",
+        {},
+        ["row 2, column 'uti': '7'", "allowed (0, 1)", "columns.missing.uti"],
+    ),
     "not one of the labels": (
         {"gold": {"label": {"column": "uti"}}},
         "note,uti\na,yes\nb,Yes!\n",
@@ -378,6 +295,7 @@ BROKEN = {
         {},
         ["ward.csv row 2, column 'pulse': 'fast' is not a number"],
     ),
+    "decimal comma": (NUMBER, 'pulse,uti\n80,1\n"36,5",0\n', {}, ["'36,5' is not a number", "load.prepare"]),
     "infinite": (NUMBER, "pulse,uti\n80,1\ninf,0\n", {}, ["'inf' is not a number", "columns.missing.pulse"]),
     "unknown code": (
         {"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
@@ -435,8 +353,6 @@ def test_ids_are_read_by_one_rule(tmp_path):
     columns = {"case_id": "id", "group_id": "patient"}
     cases = load(columns, tmp_path, "id,patient,note,uti\n1000,7,a,1\n1001,7.0,b,0\n0012,8.,c,0\n").cases
     assert [(c.case_id, c.group_id) for c in cases] == [("1000", "7"), ("1001", "7"), ("0012", "8")]
-    with pytest.raises(DataError, match="without their leading zeros some are"):
-        joined(tmp_path, "stay,sex\n0001,F\n0002,M\n")
 
 
 def test_an_excluded_column_need_not_be_in_every_file(tmp_path):
@@ -541,6 +457,87 @@ def test_breast_cancer_comes_with_scikit_learn():
     assert sum(c.gold["label"] == "malignant" for c in loaded.cases) == 212
     assert all(len(c.details["features"]) == 10 for c in loaded.cases)
     assert loaded.cases[0].text.startswith("Radius: 18.0\nTexture: 10.4\n")
+
+
+PREPARE = """import pandas as pd
+
+def load(folder):
+    visits, stays = (pd.read_csv(folder / f"{name}.csv", dtype=str) for name in ("visits", "stays"))
+    return visits.merge(stays, on="stay", how="left", validate="m:1")
+
+def broken(folder):
+    raise ValueError("Grobblestone")
+
+def text(folder):
+    return "Grobblestone"
+"""
+
+
+def prepared(folder, function="load", shareable=False, source="mine.py"):
+    """A card in `folder` whose table is made by a function beside it, from two files in a folder `data`."""
+    values = card({"text": "{note} ({sex})"}).model_dump(exclude={"load"}, exclude_none=True) | {"shareable": shareable}
+    (folder / "mine.py").write_text(PREPARE)
+    (folder / "mine.yaml").write_text(json.dumps(values | {"load": {"prepare": f"{source}:{function}"}}))
+    (folder / "data").mkdir(exist_ok=True)
+    (folder / "data" / "visits.csv").write_text("stay,note,uti\n1,Burning,1\n2,Well,0\n1,Again,1\n3,Ill,1\n")
+    (folder / "data" / "stays.csv").write_text("stay,sex\n1,male\n2,female\n")
+    return load_card(folder / "mine.yaml")
+
+
+def test_a_function_beside_the_card_makes_the_table(tmp_path):
+    loaded = load_cases(prepared(tmp_path), tmp_path / "data")
+    assert [c.text for c in loaded.cases] == ["Burning (male)", "Well (female)", "Again (male)"]
+    assert [(d.row, d.reason) for d in loaded.dropped] == [("ward row 4", "no text in column 'sex'")]
+    with pytest.raises(DataError, match=r"mine\.py line 4: FileNotFoundError .*visits\.csv"):
+        load_cases(prepared(tmp_path), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("how", "private", "shown"),
+    [
+        (
+            {"function": "broken"},
+            "mine.py line 8: ValueError (not shown: the card is private)",
+            "ValueError Grobblestone",
+        ),
+        ({"function": "text"}, "the table is a str, not a pandas DataFrame", "a str"),
+        ({"function": "nothing"}, "mine.py has no function 'nothing'", "no function"),
+        ({"source": "other.py"}, "other.py: load.prepare is a Python file beside the card", "no file"),
+    ],
+)
+def test_a_function_that_makes_no_table_is_named_and_shows_no_cell(tmp_path, how, private, shown):
+    for shareable, said in ((False, private), (True, shown)):
+        with pytest.raises(DataError, match=re.escape(said)) as error:
+            load_cases(prepared(tmp_path, shareable=shareable, **how), tmp_path / "data")
+        assert shareable or "Grobblestone" not in str(error.value) + str(error.value.__cause__)
+
+
+def test_a_run_depends_on_the_function_and_all_of_the_data_folder(tmp_path):
+    card = prepared(tmp_path)
+    names = [path.name for path in source_files(card, tmp_path / "data")]
+    assert names == ["mine.py", "stays.csv", "visits.csv"]
+    with pytest.raises(DataError, match="all of the project; set it"):
+        load_cases(card, project_root())
+
+
+def test_a_frame_is_taken_for_the_source_and_is_private():
+    frame = pd.DataFrame({"note": ["a", "b", None], "uti": [1.0, 0.0, 1.0]}, index=[7, 7, 9])
+    values = card().model_dump(exclude={"load", "shareable"})
+    mine = DataCard.model_validate(values)
+    loaded = load_cases(mine, frame=frame)
+    assert not mine.shareable and [(c.case_id, c.gold["label"]) for c in loaded.cases] == [
+        ("ward-1", "yes"),
+        ("ward-2", "no"),
+    ]
+    assert [d.row for d in loaded.dropped] == ["ward row 3"]
+    for how, said in (
+        ({"data_root": frame}, "a table is given as frame="),
+        ({}, "has no load: .* or give frame="),
+        ({"frame": [1]}, "a list, not a pandas DataFrame"),
+        ({"frame": frame.set_axis(["note", "note"], axis=1).assign(uti=1)}, "'note' is there twice"),
+    ):
+        with pytest.raises(DataError, match=said):
+            load_cases(mine, **how)
 
 
 @pytest.mark.network

@@ -48,7 +48,7 @@ def test_splits_share_no_group_and_the_audit_is_clean(name):
 def test_ktas():
     loaded = load("ktas")
     assert (loaded.rows_in, len(loaded.cases)) == (1267, 1258)
-    assert {d.reason for d in loaded.dropped} == {"answer for 'provider' is one that the card drops"}
+    assert {d.reason for d in loaded.dropped} == {"no answer for 'provider' in column 'Disposition'"}
     assert answers(loaded, "provider") == {
         "home": 797 + 26, "ward": 373, "intensive care or surgery": 8 + 22, "other hospital": 32,
     }  # fmt: skip
