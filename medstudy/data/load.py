@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
@@ -61,37 +61,29 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
                 dropped.append(Dropped(row.where, str(reason)))
     rows_in = len(kept) + len(dropped)
     _check_ids(card, kept)
-    for reason, out in _further_reasons(card):
-        leaves = dict(zip(kept, out(list(kept.values())), strict=True))
-        dropped += [Dropped(where, reason) for where, gone in leaves.items() if gone]
-        kept = {where: case for where, case in kept.items() if not leaves[where]}
+    for reason, places in _left_out(card, kept):
+        dropped += [Dropped(where, reason) for where in kept if where in places]
+        for where in places:
+            del kept[where]
     _check_answers(card, list(kept.values()), dropped)
     return Loaded(list(kept.values()), rows_in, dropped, card.labels)
 
 
-def _further_reasons(card: DataCard) -> list[tuple[str, Callable[[list[Case]], list[bool]]]]:
-    """Why a case is left out that is sound by itself, in the order in which this is looked at."""
-    apart = [("its group (patient or text) is in a later split too", _straddling)]
-    if card.columns.repeats == "keep":
-        return apart
-    return [("same text, different answers", _conflicting), *apart, ("repeats an earlier text", _repeated)]
-
-
-def _straddling(cases: list[Case]) -> list[bool]:
-    """In a later given split is a case of the same group: test stays whole, training gives way."""
+def _left_out(card: DataCard, kept: dict[str, Case]) -> Iterator[tuple[str, set[str]]]:
+    """Reasons for which a sound case is left out, in their order, and where those stand that are still in `kept`."""
+    drop = card.columns.repeats == "drop"
+    if drop:
+        answers = answers_by_text(kept.values())
+        yield "same text, different answers", {w for w, c in kept.items() if len(answers[text_key(c.text)]) > 1}
     last: dict[str, int] = {}
-    for case in cases:
+    for case in kept.values():
         last[case.group_id] = max(last.get(case.group_id, 0), _ORDER[case.split])
-    return [_ORDER[case.split] < last[case.group_id] for case in cases]
-
-
-def _conflicting(cases: list[Case]) -> list[bool]:
-    answers = answers_by_text(cases)
-    return [len(answers[text_key(case.text)]) > 1 for case in cases]
-
-
-def _repeated(cases: list[Case]) -> list[bool]:
-    return pd.Series([text_key(case.text) for case in cases], dtype=object).duplicated().tolist()
+    # test stays whole, training gives way
+    earlier = {where for where, case in kept.items() if _ORDER[case.split] < last[case.group_id]}
+    yield "its group (patient or text) is in a later split too", earlier
+    if drop:
+        texts = pd.Series({where: text_key(case.text) for where, case in kept.items()}, dtype=object)
+        yield "repeats an earlier text", set(texts.index[texts.duplicated()])
 
 
 def _check_columns(card: DataCard, tables: list[Table]) -> None:

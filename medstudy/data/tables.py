@@ -74,7 +74,8 @@ def as_table(card: DataCard, frame: Any) -> Table:
 
 def _prepared(card: DataCard, load: Prepare, data_root: str) -> Any:
     """What the card's own function returns; of its errors a private source shows no text that may be a cell's."""
-    path, function, folder = _source(card, load), load.prepare.partition(":")[2], _data_folder(card, data_root)
+    file, _, function = load.prepare.partition(":")
+    path, folder = card.folder / file, _data_folder(card, data_root)
     if not path.is_file():
         raise DataError(f"no file {path}: load.prepare is a Python file beside the card, and a function in it")
     try:
@@ -90,10 +91,6 @@ def _prepared(card: DataCard, load: Prepare, data_root: str) -> Any:
     raise DataError(f"{path.name} has no function '{function}', which load.prepare names")
 
 
-def _source(card: DataCard, load: Prepare) -> Path:
-    return card.folder / load.prepare.partition(":")[0]
-
-
 def _data_folder(card: DataCard, data_root: str) -> Path:
     """The folder that a function gets: `data_root`, or the card's own; all of it is what a run depends on."""
     folder = from_root(data_root) if data_root else card.folder
@@ -106,13 +103,16 @@ def source_files(card: DataCard, data_root: str) -> list[Path]:
     """Local files that the cases are made of, as far as they can be found."""
     load = card.load.local if isinstance(card.load, Hub) else card.load
     found: list[Path] = []
-    with contextlib.suppress(DataError):
-        for file in load.files if isinstance(load, Files) else ():
+    for file in load.files if isinstance(load, Files) else ():
+        with contextlib.suppress(DataError):  # said when it is read, with what helps
             found.append(find_file(file.path, data_root, card.folder))
-        if isinstance(load, Prepare):
+    if isinstance(load, Prepare):
+        found.append(card.folder / load.prepare.partition(":")[0])
+        with contextlib.suppress(DataError):
             below = sorted(_data_folder(card, data_root).rglob("*"))
-            kept = [p for p in below if p.suffix not in (".yaml", ".yml") and not p.parent.name.startswith((".", "__"))]
-            found = [_source(card, load), *kept]
+            found += [
+                p for p in below if p.suffix not in (".yaml", ".yml") and not p.parent.name.startswith((".", "__"))
+            ]
     return [path for path in found if path.is_file()]
 
 
@@ -164,16 +164,14 @@ def find_file(path: str, data_root: str, beside: Path) -> Path:
     root = from_root(data_root or project_root())
     if not root.is_dir():
         raise DataError(f"data_root '{data_root}' is not a folder")
-    for folder in (root, beside):
-        if (folder / path).is_file():
-            return folder / path
-        # an empty data_root is the project's own folder, which is not searched
-        below = folder.rglob(glob.escape(Path(path).name)) if data_root and folder == root else ()
-        hits = sorted(p for p in below if p.is_file() and p.as_posix().endswith(f"/{path}"))
-        if len(hits) > 1:
-            raise DataError(f"{path} is there {len(hits)} times: {', '.join(map(str, hits))}; set data_root deeper")
-        if hits:
-            return hits[0]
+    # an empty data_root is the project's own folder, which is not searched
+    below = root.rglob(glob.escape(Path(path).name)) if data_root and not (root / path).is_file() else ()
+    hits = sorted(p for p in below if p.is_file() and p.as_posix().endswith(f"/{path}"))
+    if len(hits) > 1:
+        raise DataError(f"{path} is there {len(hits)} times: {', '.join(map(str, hits))}; set data_root deeper")
+    for found in (root / path, *hits, beside / path):
+        if found.is_file():
+            return found
     below = " or a folder below" if data_root else ""
     raise DataError(
         f"no file {(root / path).resolve()}{below}, nor beside the card; set data_root to the folder that holds it,"
@@ -185,8 +183,8 @@ def _frame(content: bytes, path: str, load: Files) -> pd.DataFrame:
     """One file as a table. Cells of csv and xlsx stay text: 007 is no number, and NA may be sodium."""
     if path.endswith(".gz"):
         content = gzip.decompress(content)
-    cells = {"dtype": str, "keep_default_na": False, "na_values": [""], "header": None if load.names else 0}
-    cells |= {"names": load.names} if load.names else {}
+    cells: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+    cells |= {"names": load.names, "header": None} if load.names else {}
     match load.format:
         case "csv":
             frame = pd.read_csv(BytesIO(content), sep=load.sep, encoding=load.encoding, **cells)
@@ -197,9 +195,8 @@ def _frame(content: bytes, path: str, load: Files) -> pd.DataFrame:
         case _:
             # not pandas.read_json: it turns texts into dates and refuses long whole numbers
             text = content.decode(load.encoding)
-            lines = text.split("\n") if load.format == "jsonl" else [text]
-            read = [json.loads(line) for line in lines if line.strip()]
-            rows = read if load.format == "jsonl" else read[0]
+            lines = [line for line in text.split("\n") if line.strip()]
+            rows = [json.loads(line) for line in lines] if load.format == "jsonl" else json.loads(text)
             if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
                 raise ValueError("it must be a list of objects (json) or one object a line (jsonl); else load.prepare")
             frame = pd.DataFrame(rows, dtype=object)
