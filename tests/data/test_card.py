@@ -104,10 +104,8 @@ BROKEN = {
     "some with split": (edited("load.files", [{"path": "a", "split": "train"}, {"path": "b"}]), ["every file"]),
     "not a URL": (edited("load.files.0.url", "ftp://x"), ["url = 'ftp://x'"]),
     "not a hash": (edited("load.files.0.sha256", "abc"), ["sha256 = 'abc'"]),
-    "not a hub id": (
-        edited("load", {"kind": "hub", "path": "medqa", "splits": {"train": "train"}}),
-        ["path = 'medqa'"],
-    ),
+    "not a hub id": (edited("load", {"kind": "hub", "path": "medqa", "splits": {"train": "train"}}),
+     ["path = 'medqa'"]),
     "not a boolean": (edited("shareable", "maybe"), ["shareable = 'maybe'"]),
     "no columns": (edited("columns", MISSING), ["'columns' is missing"]),
     "outcome missing": (edited("columns.gold.urgency", MISSING), ["columns.gold", "urgency"]),
@@ -124,35 +122,23 @@ BROKEN = {
     "place without fields": (edited("columns.fields", []), ["{fields}"]),
     "the same text for all": (edited("columns", BASE["columns"] | {"text": "Hm", "fields": []}), ["read the same"]),
     "map and unit": (edited("columns.fields.0.map", {"1": "fast"}), ["keep one"]),
-    "a number that is not declared": (
-        edited("columns.fields.0.unit", "") | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}},
-        ["columns.gold must be for ['label']"],
-    ),
+    "a number that is not declared": (edited("columns.fields.0.unit", "")
+     | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}}, ["columns.gold must be for ['label']"]),
     "a list for a text": (edited("title", ["x"]), ["title", "string"]),
     "not a mapping": ("- a\n- b\n", ["dictionary"]),
     "not YAML": ("name: [", ["not valid YAML", "line"]),
-    "rejected answer to another question": (
-        edited("columns.rejected", {"level": {"column": "nurse"}}),
-        ["columns.rejected.level", "provider, urgency"],
-    ),
-    "rejected label misspelt": (
-        edited("columns.rejected", {"urgency": {"column": "nurse", "map": {"1": "nov"}}}),
-        ["columns.rejected.urgency.map", "did you mean 'now'"],
-    ),
-    "rejected answer in the text": (
-        edited("columns.rejected", {"urgency": {"column": "pulse"}}),
-        ["'pulse' gives the answer away"],
-    ),
-    "unknown split in a column": (
-        edited("columns.split", {"column": "year", "map": {"2019": "dev"}}),
-        ["columns.split.map: 'dev' is not one of the splits"],
-    ),
-    "splits of the files and of a column": (
-        edited("load.files.0.split", "train") | {"columns": BASE["columns"] | {"split": {"column": "site"}}},
-        ["columns.split", "keep one"],
-    ),
+    "rejected answer to another question": (edited("columns.rejected", {"level": {"column": "nurse"}}),
+     ["columns.rejected.level", "provider, urgency"]),
+    "rejected label misspelt": (edited("columns.rejected",
+     {"urgency": {"column": "nurse", "map": {"1": "nov"}}}), ["columns.rejected.urgency.map", "did you mean 'now'"]),
+    "rejected answer in the text": (edited("columns.rejected", {"urgency": {"column": "pulse"}}),
+     ["'pulse' gives the answer away"]),
+    "unknown split in a column": (edited("columns.split", {"column": "year", "map": {"2019": "dev"}}),
+     ["columns.split.map: 'dev' is not one of the splits"]),
+    "splits of the files and of a column": (edited("load.files.0.split", "train")
+     | {"columns": BASE["columns"] | {"split": {"column": "site"}}}, ["columns.split", "keep one"]),
     "key given twice": ("name: a\nname: b\n", ["key 'name' is given twice"]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("card", "said"), BROKEN.values(), ids=BROKEN)

@@ -101,10 +101,6 @@ def test_codes_that_are_no_numbers_are_counted_in_the_order_of_the_map(tmp_path)
     assert [c.details["features"] for c in cases] == [{"sex": 0.0}, {"sex": 1.0}]
 
 
-def test_braces_in_a_cell_stay_as_they_are(tmp_path):
-    assert load({}, tmp_path, "note,uti\n{uti} {x},0\nb,1\n").cases[0].text == "{uti} {x}"
-
-
 @pytest.mark.parametrize("kind", ["csv", "csv.gz", "jsonl", "parquet", "xlsx"])
 def test_formats_give_the_same_cases(ward, kind):
     frame = pd.DataFrame({"note": ["one", "two", None], "pulse": [80.0, 90.5, None], "uti": [1, 0, 1]})
@@ -135,14 +131,10 @@ def test_semicolons_latin_1_and_no_header(tmp_path):
     assert [c.text for c in cases] == ["Fièvre\ntemp: 36.5 °C", "Néant\ntemp: not recorded"]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path):
-    assert load({}, tmp_path, "\ufeffnote,uti\nx,1\ny,0\n").rows_in == 2
-
-
-def test_leading_zeros_and_na_stay_text(tmp_path):
+def test_leading_zeros_na_and_braces_stay_text(tmp_path):
     columns = {"text": "{note}", "gold": {"label": {"column": "icd", "map": {"0431": "no", "NA": "yes"}}}}
-    cases = load(columns, tmp_path, "note,icd\nx,0431\nNA,NA\n").cases
-    assert [(c.text, c.gold["label"]) for c in cases] == [("x", "no"), ("NA", "yes")]
+    cases = load(columns, tmp_path, "note,icd\n{icd} {x},0431\nNA,NA\n").cases
+    assert [(c.text, c.gold["label"]) for c in cases] == [("{icd} {x}", "no"), ("NA", "yes")]
 
 
 REPEATS = "note,uti\nSame  text,1\nsame text,1\nTwo answers,0\ntwo answers,1\nOther,0\n"
@@ -253,58 +245,28 @@ BROKEN = {
     "wrong encoding": ({}, "note,uti\nFièvre,1\n".encode("latin-1"), {}, ["ward.csv cannot be read", "encoding"]),
     "unknown encoding": ({}, CSV, {"encoding": "latin-x"}, ["cannot be read", "latin-x"]),
     "no parquet": ({}, CSV, {"format": "parquet"}, ["cannot be read as parquet"]),
-    "no excel sheet": ({}, CSV, {"format": "xlsx"}, ["cannot be read as xlsx"]),
     "broken json": ({}, '{"note": ', {"format": "jsonl"}, ["cannot be read as jsonl", "line 1"]),
     "json of a number": ({}, "7", {"format": "json"}, ["cannot be read as json", "a list of objects"]),
-    "json list of texts": ({}, '["a"]', {"format": "json"}, ["a list of objects"]),
-    "json cut short": ({}, '{"a": ', {"format": "json"}, ["ward.csv cannot be read as json"]),
-    "split by a column that is not there": ({"split": {"column": "year"}}, CSV, {}, ["ward.csv: no column 'year'"]),
-    "rejected answers that are not there": (
-        {"rejected": {"label": {"column": "nurse"}}},
-        CSV,
-        {},
-        ["ward.csv: no column 'nurse'"],
-    ),
-    "rejected answer without a label": (
-        {"rejected": {"label": {"column": "code"}}},
-        "note,uti,code\na,1,y\nb,0,no\n",
-        {},
-        ["row 1, column 'code': 'y'", "columns.rejected.label.map"],
-    ),
+    "rejected answer without a label": ({"rejected": {"label": {"column": "code"}}},
+     "note,uti,code\na,1,y\nb,0,no\n", {}, ["row 1, column 'code': 'y'", "columns.rejected.label.map"]),
     "json list": ({}, '{"note": "a", "uti": 1}\n[1]', {"format": "jsonl"}, ["one object a line"]),
     "empty file": ({}, "", {}, ["cannot be read"]),
     "header only": ({}, "note,uti\n", {}, ["no rows"]),
     "cells without a name": ({}, "note,uti\na,b,1\nc,d,0\n", {}, ["more cells than the header"]),
     "one class only": ({}, "note,uti\na,1\nb,1\n", {}, ["all 2 cases have one label, 'yes'"]),
     "nothing left": ({}, "note,uti\n,1\nb,\n", {}, ["no case is left of 2 rows", "1 x no text in column 'note'"]),
-    "value without a label": (
-        {},
-        "note,uti\na,1\nb,7\n",
-        {},
-        ["row 2, column 'uti': '7'", "allowed (0, 1)", "columns.missing.uti"],
-    ),
-    "not one of the labels": (
-        {"gold": {"label": {"column": "uti"}}},
-        "note,uti\na,yes\nb,Yes!\n",
-        {},
-        ["row 2", "'Yes!'", "allowed (no, yes)"],
-    ),
-    "not a number": (
-        NUMBER,
-        "pulse,uti\n80,1\nfast,0\n",
-        {},
-        ["ward.csv row 2, column 'pulse': 'fast' is not a number"],
-    ),
+    "value without a label": ({}, "note,uti\na,1\nb,7\n", {},
+     ["row 2, column 'uti': '7'", "allowed (0, 1)", "columns.missing.uti"]),
+    "not one of the labels": ({"gold": {"label": {"column": "uti"}}}, "note,uti\na,yes\nb,Yes!\n", {},
+     ["row 2", "'Yes!'", "allowed (no, yes)"]),
+    "not a number": (NUMBER, "pulse,uti\n80,1\nfast,0\n", {},
+     ["ward.csv row 2, column 'pulse': 'fast' is not a number"]),
     "decimal comma": (NUMBER, 'pulse,uti\n80,1\n"36,5",0\n', {}, ["'36,5' is not a number", "load.prepare"]),
     "infinite": (NUMBER, "pulse,uti\n80,1\ninf,0\n", {}, ["'inf' is not a number", "columns.missing.pulse"]),
-    "unknown code": (
-        {"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
-        "sex,uti\n1,1\n2,0\n",
-        {},
-        ["row 2, column 'sex': '2' is not among the allowed (1)"],
-    ),
+    "unknown code": ({"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
+     "sex,uti\n1,1\n2,0\n", {}, ["row 2, column 'sex': '2' is not among the allowed (1)"]),
     "case id twice": ({"case_id": "id"}, "id,note,uti\na,x,1\na,y,0\n", {}, ["case id 'a'", "row 1", "row 2"]),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("columns", "content", "how", "said"), BROKEN.values(), ids=BROKEN)
@@ -403,11 +365,8 @@ def test_a_url_is_fetched_and_its_hash_is_checked(served, ward, monkeypatch):
         load_cases(url_card(f"{served}/ward.csv", "0" * 64))
     with pytest.raises(DataError, match=r"404.*set data_root"):
         load_cases(url_card(f"{served}/none.csv"))
-
-
-def test_with_data_root_no_network_is_used(ward, monkeypatch):
     monkeypatch.setattr("medstudy.data.tables.urlopen", lambda *_, **__: pytest.fail("network"))
-    assert load_cases(url_card("https://example.org/ward.csv"), ward).rows_in == 5
+    assert load_cases(url_card(f"{served}/ward.csv"), ward).rows_in == 5
 
 
 def hub_card(**extra):
@@ -422,6 +381,8 @@ def test_hub_splits_are_mapped_to_ours(monkeypatch):
     asked = []
 
     def answer(path, config, *, split, revision):
+        if revision == "none":
+            raise ConnectionError("Couldn't reach the Hub")
         asked.append((path, config, split, revision))
         return datasets.Dataset.from_dict({"note": [f"{split} a", f"{split} b"], "uti": [0, 1]})
 
@@ -431,17 +392,8 @@ def test_hub_splits_are_mapped_to_ours(monkeypatch):
     assert [(c.case_id, c.split) for c in cases] == [
         ("train-1", "train"), ("train-2", "train"), ("dev-1", "test"), ("dev-2", "test"),
     ]  # fmt: skip
-
-
-def test_a_hub_that_cannot_be_reached_is_a_data_error(monkeypatch):
-    import datasets
-
-    def refuse(*_, **__):
-        raise ConnectionError("Couldn't reach the Hub")
-
-    monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(DataError, match=r"'org/ward', split 'train': Couldn't reach.*data_root"):
-        load_cases(hub_card())
+        load_cases(hub_card(revision="none"))
 
 
 def test_a_hub_card_reads_local_copies_where_it_says_how(ward):
