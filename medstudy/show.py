@@ -18,9 +18,12 @@ if TYPE_CHECKING:
 
 #: Key in the metadata of a tagged output; its value names the forms that were tagged.
 TAG = "medstudy"
+#: Key in ``attrs`` of a table whose index and columns the package named, so that `show_counts` may tag it.
+OWN = "named by the package"
 #: Stands where a text of a case would stand.
 NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
-_NO_TEXT = re.compile(r"\s*[<>=±]?\s*[-+\u2212]?[\d.,]+(e[-+]?\d+)?\s*%?\s*|hidden|true|false|nan|none|", re.IGNORECASE)
+_NUMBER = r"\s*[<>=±]?\s*[-+\u2212]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?\s*%?\s*"  # no date
+_NO_TEXT = re.compile(f"{_NUMBER}|hidden|true|false|nan|none|", re.IGNORECASE)
 Made = TypeVar("Made")
 
 

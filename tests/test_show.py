@@ -34,6 +34,7 @@ def test_text_that_is_not_the_packages_gets_no_tag() -> None:
     assert shown(aggregate(table(), ["metric"]))[1] == []  # the index
     assert shown(aggregate(table(), [""]))[1] == []
     assert shown(aggregate(table().assign(p="Ferdinand"), ["", "metric"]))[1] == []
+    assert shown(aggregate(table().assign(p="17.03.2019"), ["", "metric"]))[1] == []
 
 
 @pytest.mark.parametrize("change", [pd.DataFrame.head, pd.DataFrame.copy, lambda t: t.assign(name="Ferdinand")])

@@ -12,6 +12,7 @@ from medstudy.data.cases import Case
 from medstudy.data.load import Loaded
 from medstudy.data.rows import answers_by_text, text_key
 from medstudy.data.splits import Splits
+from medstudy.show import OWN
 
 #: Balanced accuracy from which a single value or word is suspected of giving the answer away.
 LEAK = 0.95
@@ -43,7 +44,9 @@ def audit(loaded: Loaded, splits: Splits) -> pd.DataFrame:
     for topic, measure, count in _counts(loaded):
         lines.append({"topic": topic, "measure": measure} | {name: count(cases) for name, cases in parts.items()})
     lines += [*_overlap(drawn), *_leaks(loaded)]
-    return pd.DataFrame(lines, columns=["topic", "measure", *parts]).astype(dict.fromkeys(parts, "Int64"))
+    table = pd.DataFrame(lines, columns=["topic", "measure", *parts]).astype(dict.fromkeys(parts, "Int64"))
+    table.attrs[OWN] = True
+    return table
 
 
 def near_duplicates(table: pd.DataFrame) -> int:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from medstudy.arms import ARMS
 from medstudy.data.audit import WORDING
 from medstudy.data.card import DataCard
 from medstudy.data.cases import SMALLEST_COUNT, Case
 from medstudy.evaluation.metrics import PredictionsError, single_outcome, small_count
-from medstudy.show import aggregate
+from medstudy.show import OWN, aggregate
 from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
     n = by_arm.size()
     shareable = predictions.attrs.get("shareable", False)
     shares = {name: [_share_text(*of, shareable) for of in zip(hits, n, strict=True)] for name, hits in counts.items()}
-    return aggregate(n.to_frame("n").assign(**shares), ["arm"])
+    few = f"< {SMALLEST_COUNT}"
+    table = n.map(lambda n: n if shareable or n >= SMALLEST_COUNT else few).to_frame("n").assign(**shares)
+    return aggregate(table, ["arm"]) if set(table.index) <= set(ARMS) else table
 
 
 def _share_text(hits: float, n: float, shareable: bool) -> str:
@@ -111,6 +114,7 @@ def show_text(card: DataCard, text: str) -> str:
 def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``.
 
+    Only tables of the package (`show.OWN`) are tagged: a user's may be counts of names.
     Where that hides one label of an outcome alone, the next smallest reads ``hidden``, as the first would
     follow from the total.
 
@@ -130,6 +134,8 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
     # as objects: beside a mean, pandas would turn a count of 168 into 168.00
     columns = {str(name): pd.Series(map(shown, table[name]), table.index, dtype=object) for name in counted}
     table = table.astype(object).assign(**columns)
+    if not table.attrs.get(OWN):
+        return table
     words = ["", "topic", "measure", "pairs audit"]  # the package's own: index and first columns of its tables
     if card.shareable or "topic" not in table:
         return aggregate(table, words)

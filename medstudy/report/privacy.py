@@ -12,8 +12,7 @@ import contextlib
 import json
 import re
 import subprocess
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,11 @@ SOURCE_WITHHELD = "withheld: not a cell of the committed notebooks"
 RELEASED = "released by hand (cell tag `release`)"
 #: What a run's folder holds beside ``private/`` and ``training/``.
 OWN_FILES = {f"{name}.json" for name in ("run", "metrics", "contrasts", "gates", "baselines", "ratings", "status")}
-OWN_FILES |= {"notebook.ipynb", "learning_curve.csv", ".gitignore"}
+OWN_FILES |= {"notebook.ipynb", ".notebook.ipynb.lock", "learning_curve.csv", ".gitignore"}
+#: And what a study's folder holds beside its runs, ``private/`` and ``report/``.
+STUDY_FILES = {"comparison.ipynb", ".comparison.ipynb.lock", "comparison.done", "verdicts.csv", "tables/verdicts.tex"}
+STUDY_FILES |= {f"tables/{name}.{kind}" for name in ("metrics", "contrasts") for kind in ("csv", "tex")}
+STUDY_FILES |= {f"figures/{name}.{kind}" for name in ("study", "forest") for kind in ("png", "svg", "pdf")}
 UNKNOWN = "withheld: the cases were not known yet"
 _KEPT_TAGS = {"parameters", "injected-parameters", RELEASE}
 _RULE = "|".join(map(re.escape, (*RULES, *PATTERNS)))
@@ -76,11 +79,14 @@ class Review:
         self.kept_back: list[str] = []
         for run in filter(is_private, self.runs):
             put_away(run)
-        away = [file.suffix or "file" for file in study.glob("**/private/put_away/**/*") if file.is_file()]
-        self.kept_back += [f"{n} {kind} put into private/, not looked at" for kind, n in Counter(away).items()]
+        if self.guard.cases:
+            _put_away_beside(study)
+        away = sum(file.name != ".gitignore" for file in study.glob("**/private/put_away/*"))
+        self.kept_back += [f"files put into private/, not looked at: {away}"] if away else []
         for file in _text_files(study):
             broken = self.guard.rules_broken(_words_of(file), numbers=False)
-            self.kept_back += [f"{file.relative_to(study)} {_because(broken)}"] if broken else []
+            said = f"{file.relative_to(study)} is there as it was: look at it before you share it: {', '.join(broken)}"
+            self.kept_back += [said] if broken else []
 
     def notebook(self, file: Path) -> Any:
         """An executed notebook, without what may not be seen of private runs."""
@@ -106,15 +112,26 @@ class Review:
 
 def put_away(run: Path) -> list[str]:
     """Move what the package did not write out of a private run's folder into ``private/put_away``."""
-    moved = []
-    for file in sorted(path for path in run.rglob("*") if path.is_file()):
-        place = file.relative_to(run)
-        own = place.parts[0] in ("private", "training") or place.name in OWN_FILES or place.suffix in (".log", ".lock")
-        if not own or (place.parts[0] == "training" and place.suffix != ".csv"):
-            target = private_folder(run / "private" / "put_away") / "_".join(place.parts)
-            file.replace(target)
-            moved.append(f"{place.suffix or 'a file'} put into private/put_away, not looked at")
-    return moved
+    logs = {f"training/{stage.name}.csv" for stage in run.glob("private/stages/*")}
+    return _put_away(run, [f for f in _outside_private(run) if f.relative_to(run).as_posix() not in OWN_FILES | logs])
+
+
+def _put_away_beside(study: Path) -> None:
+    """The same for what lies in a study's folder and in none of its runs'."""
+    names = {file: file.relative_to(study).as_posix() for file in _outside_private(study)}
+    ours = re.compile(r"report/.*|[^/]+/[^/]+/seed\d+/.*")
+    _put_away(study, [file for file, name in names.items() if not ours.fullmatch(name) and name not in STUDY_FILES])
+
+
+def _put_away(folder: Path, files: list[Path]) -> list[str]:
+    for file in files:
+        file.replace(private_folder(folder / "private" / "put_away") / "_".join(file.relative_to(folder).parts))
+    return [f"files put into private/put_away, not looked at: {len(files)}"] if files else []
+
+
+def _outside_private(folder: Path) -> list[Path]:
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file() or file.is_symlink())
+    return [file for file in files if "private" not in file.relative_to(folder).parts]
 
 
 class Filter:
@@ -328,12 +345,11 @@ def _because(broken: list[str]) -> str:
     return f"withheld: {', '.join(broken)}"
 
 
-def _text_files(study: Path) -> Iterator[Path]:
+def _text_files(study: Path) -> list[Path]:
     """What is written outside ``private/`` but notebooks, which are looked at cell by cell, and the report."""
-    for file in sorted(study.rglob("*")):
-        hidden = {"private", "report"} & set(file.relative_to(study).parts)
-        if file.is_file() and not hidden and file.suffix in (".json", ".csv", ".md", ".tex", ".txt", ".svg", ".jsonl"):
-            yield file
+    kinds = (".json", ".csv", ".md", ".tex", ".txt", ".svg", ".jsonl")
+    files = (file for file in _outside_private(study) if file.suffix in kinds)
+    return [file for file in files if file.is_file() and study / "report" not in file.parents]
 
 
 def _words_of(file: Path) -> str:

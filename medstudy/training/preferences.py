@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
 from medstudy.runs import from_root
+from medstudy.show import OWN
 from medstudy.tasks.base import Task, normalise
 from medstudy.training.prompts import Row
 
@@ -219,7 +220,9 @@ def audit_pairs(made: Pairs, test: list[Case]) -> pd.DataFrame:
         "pairs from test cases": sum(p.case_id in test_cases for p in pairs),
         "pairs from test groups": sum(p.group_id in test_groups for p in pairs),
     }
-    return pd.DataFrame({"value": facts}).rename_axis("pairs audit")
+    table = pd.DataFrame({"value": facts}).rename_axis("pairs audit")
+    table.attrs[OWN] = True
+    return table
 
 
 def _ratio(words: list[tuple[int, int]]) -> float:

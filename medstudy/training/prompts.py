@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
+from medstudy.show import OWN
 from medstudy.tasks.base import Message, Task
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ class Lengths:
             name: {label: int(pd.Series(values).quantile(q)) for label, q in quantiles.items()}
             for name, values in (("prompt tokens", self.prompt), ("tokens kept for the answer", self.answer))
         }
-        return pd.DataFrame(rows).T.assign(**self.counts)
+        table = pd.DataFrame(rows).T.assign(**self.counts)
+        table.attrs[OWN] = True
+        return table
 
 
 def longest_row(tokenizer: PreTrainedTokenizerBase, rows: list[Row], lengths: Lengths) -> int:

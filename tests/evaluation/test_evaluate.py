@@ -226,6 +226,8 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     assert values_table(metrics).loc["sft", "unparsed"] == "< 0.275"
     shown = first_look(private.assign(score_rescued=0.0)).loc["sft"]
     assert shown.tolist() == [40, "> 0.725", "< 0.275", "0.000"]
+    few = private.groupby("arm").head(3).assign(score_rescued=0.0)
+    assert first_look(few).loc["sft", "n"] == "< 11"
     private.attrs["shareable"] = True
     assert contrast(run(private)[1], "dpo-sft", "unparsed")["lost"] == 5
 

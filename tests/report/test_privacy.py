@@ -136,12 +136,17 @@ USERS_CELLS = {
     "a title by pyplot": "import matplotlib.pyplot as plt\nplt.title(note)\nplt.show()",
     "an identifier": "[c.case_id for c in loaded.cases]",
     "an exception": "try:\n    {}[note]\nexcept KeyError:\n    import traceback; traceback.print_exc()",
-    "counts of a user's own table": "show_counts(card, pd.DataFrame({'note': [c.text for c in loaded.cases]}))",
+    "counts of a user's own table": "predictions.show_counts(card, pd.DataFrame({'n': [c.text for c in cases]}))",
+    "names counted, under no name": (
+        "predictions.show_counts(card, pd.Series([note.split()[2], '48213']).value_counts().to_frame())"
+    ),
     "files": (
         "t = pd.DataFrame({'zebrafish': [c.text for c in loaded.cases]})\n"
         "t.to_excel(run.folder / 'Ulverston.xlsx')\nt.to_parquet(run.folder / 'a.parquet')\n"
         "t.to_csv(run.folder / 'b.csv.gz')\nt.to_csv(run.folder / 'training' / 'c.txt')\n"
-        "t.to_pickle(run.folder / 'd.pkl')"
+        "t.to_pickle(run.folder / 'd.pkl')\nt.to_csv(run.folder / 'e.log')\n(run.folder / 'g.lock').write_text(note)\n"
+        "t.to_csv(run.folder / 'training' / 'f.csv')\nstudy = run.folder.parents[2]\n(study / 'figures').mkdir()\n"
+        "t.to_excel(study / 'Ulverston.xlsx')\nt.to_csv(study / 'figures' / 'a.csv')"
     ),
 }
 
@@ -162,7 +167,8 @@ def test_a_users_own_cells_are_withheld_and_the_study_has_its_report(checkout: P
     assert seen_outside(checkout, *said) == []
     index = (checkout / "results/ours/report/index.html").read_text()
     assert "output withheld: not one of the package" in index and "source withheld" in index
-    assert "1 .xlsx put into private/, not looked at" in index
+    assert "files put into private/, not looked at: 10" in index
+    assert "48213" not in (marker(checkout).parent / "notebook.ipynb").read_text()
 
 
 @pytest.mark.slow
