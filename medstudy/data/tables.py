@@ -87,6 +87,7 @@ def _prepared(card: DataCard, load: Prepare, data_root: str) -> Any:
         at = f"{path.name} line {lines[-1]}" if lines else f"{path.name}"
         told = card.shareable or isinstance(error, (OSError, ImportError, NameError))
         text = str(error) if told else f"(not shown: the card is private); see it by {function}(Path('{folder}'))"
+        text += "; set data_root to the folder that holds it" if isinstance(error, FileNotFoundError) else ""
         raise DataError(f"{at}: {type(error).__name__} {text}") from (error if told else None)
     raise DataError(f"{path.name} has no function '{function}', which load.prepare names")
 

@@ -440,7 +440,7 @@ def test_a_function_beside_the_card_makes_the_table(tmp_path):
     loaded = load_cases(prepared(tmp_path), tmp_path / "data")
     assert [c.text for c in loaded.cases] == ["Burning (male)", "Well (female)", "Again (male)"]
     assert [(d.row, d.reason) for d in loaded.dropped] == [("ward row 4", "no text in column 'sex'")]
-    with pytest.raises(DataError, match=r"mine\.py line 4: FileNotFoundError .*visits\.csv"):
+    with pytest.raises(DataError, match=r"mine\.py line 4: FileNotFoundError .*visits\.csv.*; set data_root to"):
         load_cases(prepared(tmp_path), tmp_path)
 
 
