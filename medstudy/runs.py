@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 #: Parameters that hold paths.
 PATH_PARAMETERS = ("data_root", "data", "pair_file")
 LIBRARIES = ("torch", "transformers", "trl", "peft")
+#: Facts in words that the package itself notes of a run.
+FACTS = frozenset({"shareable", "labels", "positive", "model_revision", "dtype", "compute_dtype"})
 #: Trainer arguments that say where and how loudly, not what: they do not change a result.
 COSMETIC = frozenset({"output_dir", "logging_dir", "run_name", "disable_tqdm", "log_level", "report_to"})
 #: What a run must have written of its own, besides the end marker.
@@ -288,11 +290,16 @@ class Run:
             "seconds": {name: stage.facts.get("seconds") for name, stage in self.stages.items()},
             "stages": {name: {"key": stage.key, **stage.facts} for name, stage in self.stages.items()},
             **provenance(),
-            **self.facts,
-            **facts,
+            **self._told(self.facts | facts),
         }
         write_json(self.folder / "run.json", record)
         return record
+
+    def _told(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """Facts as they may leave ``private/``: of a private source, what a cell added only if it is a number."""
+        if self.facts.get("shareable"):
+            return facts
+        return {k: v for k, v in facts.items() if k in FACTS or isinstance(v, (bool, int, float))}
 
     def _answered(self) -> dict[str, str]:
         return {name: stage.key for name, stage in self.stages.items() if name.startswith("answers_")}

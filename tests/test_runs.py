@@ -195,3 +195,12 @@ def test_names_and_places() -> None:
     assert slug("meta-llama/Meta-Llama-3-8B-Instruct") == "meta-llama-Meta-Llama-3-8B-Instruct"
     root = Path(__file__).resolve().parents[1]
     assert project_root(root / "notebooks") == root
+
+
+@pytest.mark.parametrize("shareable", [True, False])
+def test_run_json_of_a_private_source_holds_no_text_that_a_cell_added(params: RunParams, shareable: bool) -> None:
+    run = Run(params)
+    run.facts |= {"shareable": shareable, "dtype": "float32"}
+    told = run._told(run.facts | {"pairs": 3, "note": "Grobblestone, Ferdinand"})
+    assert ("note" in told) == shareable
+    assert told["pairs"] == 3 and told["dtype"] == "float32"

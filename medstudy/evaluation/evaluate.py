@@ -95,7 +95,7 @@ def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     columns = ["contrast", "metric", "difference", "low", "high", "p", "test", "n"]
     table = pd.DataFrame(contrasts)[columns].round(3)
     p = [p_text(row["p"]) for row in contrasts]
-    return aggregate(table.assign(p=p).set_index(columns[:2]), ["contrast", "metric", "test"])
+    return _of_enough(table.assign(p=p).set_index(columns[:2]), ["contrast", "metric", "test"])
 
 
 def values_table(metrics: Metrics) -> pd.DataFrame:
@@ -104,7 +104,12 @@ def values_table(metrics: Metrics) -> pd.DataFrame:
 
     values = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
     n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
-    return aggregate(pd.DataFrame(values).T.fillna("").assign(n=n), [""])
+    return _of_enough(pd.DataFrame(values).T.fillna("").assign(n=n), [""])
+
+
+def _of_enough(table: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
+    """Tagged, unless its values are of so few cases that they tell of single patients."""
+    return aggregate(table, words) if len(table) and table["n"].max() >= SMALLEST_COUNT else table
 
 
 def p_text(p: float | None) -> str:

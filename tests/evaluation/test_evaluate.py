@@ -282,3 +282,9 @@ def test_what_a_reader_sees_has_no_p_of_zero_and_no_text_cut_off():
     page = gates_table([Gate("no row lost", True, long, "all"), Gate("moved", False, 0.5, "more")]).to_html()
     assert f"rows: sft: 100 of 100; dpo: 38 of 38; stages: {'a' * 30}, {'b' * 30}" in page
     assert "passed" in page and "FAILED" in page
+
+
+@pytest.mark.parametrize(("n", "tagged"), [(4, False), (40, True)])
+def test_values_of_a_handful_of_cases_get_no_tag(n: int, tagged: bool) -> None:
+    table = values_table({"sft": {"accuracy": {"value": 0.5, "low": 0.1, "high": 0.9, "n": n}}})
+    assert hasattr(table, "_repr_mimebundle_") == tagged
