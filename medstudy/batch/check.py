@@ -100,23 +100,25 @@ def _fitting(run: RunParams, task: Task, cases: list[Case], faults: list[str]) -
 
     What the run would refuse goes to ``faults``, all of it: `fit_context` is asked to leave out, and counted.
     """
-    from medstudy.training.models import ModelError, context_length, load_tokenizer
+    from medstudy.training.chat import load_chat
+    from medstudy.training.checkpoint import ModelError
+    from medstudy.training.models import context_length
     from medstudy.training.prompts import fit_context
 
     where = f"{run.task}, {run.model}"
     try:
         if not _is_here(run.model):
             return cases, None
-        tokenizer, context = load_tokenizer(run), context_length(run)
+        chat, context = load_chat(run), context_length(run)
         lenient = run.model_copy(update={"overlong": "exclude"} if run.overlong == "error" else {})
-        kept, lengths = fit_context(cases, task, tokenizer, lenient, context)
+        kept, lengths = fit_context(cases, task, chat, lenient, context)
     except (DataError, ModelError) as error:
         faults.append(f"{where}: {error}")
         return cases, None
     if run.overlong == "error" and lengths.answer_cut:
         faults.append(
             f"{where}: {lengths.answer_cut} gold answers of {len(cases)} need more than max_new_tokens = "
-            f"{run.max_new_tokens} and could never be given; the longest needs {max(lengths.answer) - 2}: set that"
+            f"{run.max_new_tokens} and could never be given; the longest needs {max(lengths.answer)}: set that"
         )
     if run.overlong == "error" and lengths.excluded:
         faults.append(
@@ -145,7 +147,7 @@ def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: in
     """Tokens, memory and minutes of a run of one model."""
     from medstudy.data.card import load_card
     from medstudy.tasks import get_task
-    from medstudy.training.models import locate
+    from medstudy.training.checkpoint import locate
 
     if lengths is None:
         task = get_task(run.task, load_card(run.data))
@@ -154,7 +156,7 @@ def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: in
         answers = [round(len(task.target(case).split()) * TOKENS_A_WORD) for case in some]
         how = f"estimated from words at {TOKENS_A_WORD} a word, as the model is not on this machine yet"
     else:
-        prompts, answers, how = lengths.prompt, [a - 2 for a in lengths.answer], "by the model's tokenizer"
+        prompts, answers, how = lengths.prompt, lengths.answer, "by the model's tokenizer"
     mean = statistics.mean(prompts)
     yield f"{mean:.0f} tokens a prompt, longest {max(prompts)}, longest answer {max(answers)}: {how}"
     try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from medstudy.params import RunParams
 from medstudy.runs import COSMETIC, Run
 from medstudy.show import aggregate
-from medstudy.training.models import compute_dtype, cpu_multiplies_bf16
+from medstudy.training.models import train_in_bf16
 from medstudy.training.shared_prompt import PADDED_TO
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _config(kind: Any, params: RunParams, run: Run, named: dict[str, str], **oth
         # one tensor shape a multiple instead of one a length: a third less memory on a CPU
         pad_to_multiple_of=PADDED_TO,
         train_sampling_strategy="group_by_length",
-        bf16=compute_dtype(params) == torch.bfloat16 if gpu else cpu_multiplies_bf16(),
+        bf16=train_in_bf16(params),
         use_cpu=not gpu,
         lr_scheduler_type="linear",
         warmup_steps=0.05,

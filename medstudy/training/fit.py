@@ -7,11 +7,14 @@ import json
 import shutil
 from typing import TYPE_CHECKING, Any
 
-from medstudy.runs import Run, Stage
+from medstudy.runs import Run, Stage, write_json
 from medstudy.training.arguments import lora_config, set_arguments, set_by
 from medstudy.training.callbacks import ELAPSED, beside, whole_checkpoint
-from medstudy.training.measure import measured, row_length, save_probe
-from medstudy.training.models import compute_dtype, load_model, load_tokenizer, model_fingerprint
+from medstudy.training.chat import Chat, Row, load_chat
+from medstudy.training.checkpoint import note_model
+from medstudy.training.measure import measured, save_probe
+from medstudy.training.models import compute_dtype, language_part, load_model, load_tokenizer
+from medstudy.training.shared_prompt import row_length
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +23,8 @@ if TYPE_CHECKING:
 #: Package modules whose change redoes a training.
 CODE = ("training.fit", "training.measure", "training.models", "training.shared_prompt")
 LOG = "log.csv"
+#: What the completions say that a training learnt from, read back from its tokens.
+TEXTS = "trained.json"
 #: A training keeps its state so often, and goes on from there after a kill.
 CHECKPOINT_MINUTES = 10.0
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
@@ -47,21 +52,21 @@ def fit(
     """
     before = start if isinstance(start, Stage) else None
     lora = None if before else start or lora_config(run.params)
-    base = [model_fingerprint(run.params), run.params.dtype, run.params.quantization]
-    stage = run.stage(name, CODE, before, base=base, trainer=trainer_class, args=args, lora=lora, rows=rows)
+    chat = load_chat(run.params)
+    tokens = [chat.trained(row) for row in rows]
+    base = [note_model(run), run.params.dtype, run.params.quantization]
+    stage = run.stage(name, CODE, before, base=base, trainer=trainer_class, args=args, lora=lora, rows=tokens)
     stage.made_with = {parameter: getattr(args, argument) for argument, parameter in set_by(args).items()}
     stage.made_with |= {"lora_rank": lora.r} if lora else {}
     if not stage.done and before and (not rows or args.max_steps == 0):
         shutil.copytree(before.folder / "adapter", stage.folder / "adapter", dirs_exist_ok=True)
         shutil.copy(before.folder / "probe.pt", stage.folder)
-        stage.finish(rows=0, steps=0, train_seconds=0.0, model_revision=before.facts.get("model_revision"))
+        stage.finish(rows=0, steps=0, train_seconds=0.0)
     elif not stage.done:
-        _train(stage, _trainer(stage, trainer_class, copy.copy(args), rows, lora), len(rows))
+        _train(stage, _trainer(stage, trainer_class, copy.copy(args), tokens, lora), chat, rows)
     training_log(stage)
-    run.facts |= {
-        "model_revision": stage.facts.get("model_revision"),
-        "dtype": str(compute_dtype(run.params)).removeprefix("torch."),
-    }
+    run.facts["dtype"] = str(compute_dtype(run.params)).removeprefix("torch.")
+    run.facts["compute_dtype"] = "bfloat16" if args.bf16 else run.facts["dtype"]
     return stage
 
 
@@ -71,8 +76,11 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
 
     args.output_dir = str(stage.folder / "checkpoints")
     model = load_model(stage.run.params, stage.start and stage.start.folder / "adapter", trainable=True)
+    if lora and (others := language_part(model)):
+        lora = copy.copy(lora)
+        lora.exclude_modules = others
     given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(stage.run.params)}
-    trainer = trainer_class(model, args=args, peft_config=lora, **given)
+    trainer = _takes_tokens(trainer_class)(model, args=args, peft_config=lora, **given)
     lengths = [row_length(row) for row in trainer.train_dataset]
     trainer.train_dataset = trainer.train_dataset.add_column(args.length_column_name, lengths)
     trainer.remove_callback(PrinterCallback)
@@ -80,14 +88,26 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
     return trainer
 
 
-def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
+def _takes_tokens(trainer_class: Any) -> Any:
+    """A trainer that renders nothing of its own: `DPOTrainer` 1.16 knows no rows in tokens, as `SFTTrainer` does."""
+    from trl import SFTTrainer
+
+    as_they_are = {"_prepare_dataset": lambda self, dataset, *others: dataset, "__module__": trainer_class.__module__}
+    own = {"__qualname__": trainer_class.__qualname__, **as_they_are}
+    return (
+        trainer_class if issubclass(trainer_class, SFTTrainer) else type(trainer_class.__name__, (trainer_class,), own)
+    )
+
+
+def _train(stage: Stage, trainer: Any, chat: Chat, rows: list[Row]) -> None:
     import pandas as pd
 
     checkpoints = stage.folder / "checkpoints"
     kept = whole_checkpoint(checkpoints)
     stage.earlier = json.loads((kept / ELAPSED).read_text(encoding="utf-8")) if kept else 0.0
-    with measured(trainer) as facts:
+    with measured(trainer, chat, rows) as facts:
         result = trainer.train(resume_from_checkpoint=str(kept) if kept else None)
+    write_json(stage.folder / TEXTS, facts.pop("texts"))
     trainer.model.save_pretrained(stage.folder / "adapter", selected_adapters=["default"])
     if not stage.run.facts.get("shareable", False):
         (stage.folder / "adapter" / "README.md").write_text(PRIVATE_ADAPTER, encoding="utf-8")
@@ -98,10 +118,9 @@ def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
     shutil.rmtree(checkpoints, ignore_errors=True)
     stage.finish(
         **facts,
-        model_revision=getattr(trainer.model.config, "_commit_hash", None),
         trainer=f"{type(trainer).__module__}.{type(trainer).__qualname__}",
         arguments={name: str(value) for name, value, *_ in set_arguments(trainer.args)},
-        rows_in=rows_in,
+        rows_in=len(rows),
         steps=trainer.state.global_step,
         resumed_at_step=int(kept.name.split("-")[1]) if kept else 0,
         train_seconds=round(stage.earlier + result.metrics["train_runtime"], 2),

@@ -1,16 +1,24 @@
-"""Eleven checks without which the arms' numbers mean nothing. A failed one marks the run and its verdict."""
+"""Checks without which the arms' numbers mean nothing. A failed one marks the run and its verdict.
+
+What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate: see `notes`.
+"""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from medstudy.arms import ARMS, TRAINED
 from medstudy.data.audit import near_duplicates
-from medstudy.data.cases import SMALLEST_COUNT
+from medstudy.data.cases import SMALLEST_COUNT, Case
 from medstudy.runs import Run
 from medstudy.show import aggregate
+from medstudy.tasks.base import Task
+from medstudy.tasks.reading import normalise
+from medstudy.training.fit import TEXTS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,65 +26,78 @@ if TYPE_CHECKING:
 
     from medstudy.data.splits import Splits
 
-#: Tolerance of the first DPO loss. Policy and reference go through the same arithmetic: seen was 0 exactly.
-FIRST_LOSS_TOLERANCE = 0.001
+Facts = Mapping[str, Mapping[str, Any]]
+
+#: Largest reward before the first step. Policy and reference go through the same arithmetic: seen was 0 exactly.
+REWARD_TOLERANCE = 0.001
 #: Largest logit difference after a reload; bf16 weights on a GPU are not bit-exact between kernels.
 RELOAD_TOLERANCE = 0.05
 #: Share of rechecked answers that may differ between batch size 1 and the one used.
 BATCHING_TOLERANCE = 0.1
-#: How far log p(chosen) may fall, in nats and as a share of where it began, before it counts as displaced.
-DISPLACEMENT_NATS, DISPLACEMENT_SHARE = 2.0, 0.5
-#: Below this reward margin on its own pairs DPO "did not move".
-MOVED_MARGIN = 0.01
 
 #: How many checks a run must have behind it.
 GATES = 11
-TRAINED = ("sft", "sft_more", "dpo")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One check: what was seen (``value``) against what must hold (``expected``)."""
+    """One check: what was seen (``value``) against what must hold (``expected``), and why it failed if known."""
 
     gate: str
     passed: bool
     value: Any
     expected: str
+    reason: str = ""
 
 
 def check_gates(
-    run: Run,
-    splits: Splits,
-    data_audit: pd.DataFrame,
-    pairs_audit: pd.DataFrame,
-    answers: Mapping[str, list[str]],
+    run: Run, task: Task, splits: Splits, data_audit: pd.DataFrame, pairs_audit: pd.DataFrame
 ) -> list[Gate]:
-    """All gates of a run, from what its stages measured.
+    """All gates of a run, from what its stages measured; one whose stage was not run fails.
 
     Args:
-        run: with the stages sft, sft_more, dpo and answers_<arm> finished.
+        run: with the stages of the arms and their answers.
+        task: reads what SFT was taught.
         splits: the cases of the three splits.
         data_audit: `data.audit.audit`; near-duplicates of test cases in training are counted, not failed.
         pairs_audit: `preferences.audit_pairs`.
-        answers: arm -> its outputs on the test cases.
     """
-    facts = {name: stage.facts for name, stage in run.stages.items()}
-    trained = {arm: facts[arm] for arm in TRAINED if facts[arm].get("steps")}
+    facts = {name: stage.facts for name, stage in run.stages.items() if stage.done}
+    trained = {arm: facts[arm] for arm in TRAINED if facts.get(arm, {}).get("steps")}
     decoded = {name: f for name, f in facts.items() if name.startswith("answers_")}
-    moved = "dpo" in trained
+    answered = [f"answers_{arm}" for arm in ("base", *TRAINED)]
+    texts = {arm: run.stages[arm].folder / TEXTS for arm in trained if ARMS[arm].rows == "cases"}
+    taught = {arm: json.loads(file.read_text(encoding="utf-8")) for arm, file in texts.items()}
+
+    def of(name: str, stages: Sequence[str], check: Callable[[], Gate]) -> Gate:
+        lacking = [stage for stage in stages if stage not in facts]
+        return Gate(name, False, f"not run: {', '.join(lacking)}", "every stage run") if lacking else check()
+
     return [
-        first_loss(facts["dpo"]) if moved else _no_pairs("reference is the SFT model"),
-        tokens(trained),
-        nothing_lost(trained, facts),
-        weights(trained),
-        decoding(decoded),
+        of("reference is the SFT model", ["dpo"], lambda: reference(facts["dpo"])),
+        of("one BOS, trained end token", TRAINED, lambda: tokens(trained)),
+        of("asked as trained", TRAINED, lambda: asked(trained)),
+        of("trained on gold", ["sft"], lambda: gold(task, splits.train, taught)),
+        of("no row lost or cut", TRAINED, lambda: nothing_lost(trained)),
+        of("only the adapter moved", TRAINED, lambda: weights(trained)),
+        of("eval mode, greedy, left padding", answered, lambda: decoding(decoded)),
         disjoint(splits, _shown(near_duplicates(data_audit), run)),
-        pairs(pairs_audit),
-        dpo_moved(facts["dpo"], answers) if moved else _no_pairs("DPO moved"),
-        displacement(facts["dpo"]) if moved else _no_pairs("likelihood displacement"),
-        reload(decoded),
-        batching(decoded),
+        pairs(pairs_audit, run.params.pair_source),
+        of("adapter reloads", answered, lambda: reload(decoded)),
+        of("batch size does not matter", answered, lambda: batching(decoded)),
     ]
+
+
+def notes(run: Run) -> pd.DataFrame:
+    """What of a training is a result and no gate, a row a fact: what DPO gained, what carries no adapter."""
+    import pandas as pd
+
+    dpo, sft = (run.stages[arm].facts if arm in run.stages else {} for arm in ("dpo", "sft"))
+    rows = {"weights without an adapter": ", ".join(sft.get("not_adapted", [])) or "none"}
+    if "last_margin" in dpo:
+        rows["reward margin of DPO on its own pairs, after"] = f"{dpo['last_margin']:.3f}"
+        rows["log p(chosen) before and after DPO"] = f"{dpo['first_log_p']:.2f}, {dpo['last_log_p']:.2f}"
+    return aggregate(pd.DataFrame({"value": rows}).rename_axis("told, not judged"), ["value"])
 
 
 def gates_table(gates: Sequence[Gate]) -> Styler:
@@ -88,51 +109,97 @@ def gates_table(gates: Sequence[Gate]) -> Styler:
             return "; ".join(f"{name}: {words(one)}" for name, one in value.items())
         return ", ".join(map(words, value)) if isinstance(value, list) else str(value)
 
-    rows = [(g.gate, "passed" if g.passed else "FAILED", words(g.value), g.expected) for g in gates]
+    rows = [
+        (g.gate, "passed" if g.passed else "FAILED", words(g.value) + f" ({g.reason})" * bool(g.reason), g.expected)
+        for g in gates
+    ]
     table = pd.DataFrame(rows, columns=["gate", "passed", "seen", "must hold"])
     return aggregate(table.style.hide(axis="index"), ["", *table])  # unlike a plain table, it cuts no text off
 
 
-def first_loss(dpo: Mapping[str, Any]) -> Gate:
-    """The first DPO loss is ln 2 and no reward differs from 0 only if the reference is the SFT model."""
-    good = abs(dpo["first_loss"] - math.log(2)) <= FIRST_LOSS_TOLERANCE
-    good &= dpo["first_reward"] <= FIRST_LOSS_TOLERANCE
+def reference(dpo: Mapping[str, Any]) -> Gate:
+    """Before the first step every reward is 0, only if the reference is the SFT model (plain DPO's loss is ln 2).
+
+    Judged by the rewards: the routers of a mixture of experts add a loss of their own.
+    """
+    name, expected = "reference is the SFT model", "rewards 0 (and so, in plain DPO, a loss of ln 2 = 0.6931)"
+    if not dpo.get("steps"):
+        return Gate(name, False, "no preference pairs", "at least one pair", "SFT made no error to learn from")
     value = {"loss": round(dpo["first_loss"], 4), "largest reward": round(dpo["first_reward"], 4)}
-    return Gate("reference is the SFT model", good, value, "loss 0.6931 (ln 2), rewards 0")
+    good = dpo["first_reward"] <= REWARD_TOLERANCE
+    return Gate(name, good, value, expected, "" if good else "policy and reference are two models")
 
 
-def tokens(trained: Mapping[str, Mapping[str, Any]]) -> Gate:
-    """One BOS in each row at most, and each answer ends with a token that generation stops at."""
-    bos = sorted({n for f in trained.values() for n in f["bos_per_row"]})
-    ends = sum(f["rows_ending_with_stop"] for f in trained.values())
-    rows = sum(f["sequences"] for f in trained.values())
-    value = {"BOS in a row": bos, "rows ending with a stop token": f"{ends} of {rows}"}
-    return Gate("one BOS, trained end token", max(bos) <= 1 and ends == rows, value, "BOS at most 1, all rows end")
+def tokens(trained: Facts) -> Gate:
+    """A row begins with one BOS at most, and each answer ends with the token that ends a turn, on which is loss.
+
+    Further in a row it may be any token: some checkpoints begin every turn with it, or end turns with it.
+    """
+    bos = max(n for f in trained.values() for n in f["bos_at_start"])
+    ends, rows = (sum(f[name] for f in trained.values()) for name in ("rows_ending_with_stop", "sequences"))
+    value = {"BOS at the start of a row": bos, "rows ending with the end token": f"{ends} of {rows}"}
+    reasons = ["the tokenizer adds a BOS to the template's"] * (bos > 1) + ["rows are cut, or end otherwise"] * (
+        ends != rows
+    )
+    return Gate("one BOS, trained end token", not reasons, value, "BOS at most 1, all rows end", "; ".join(reasons))
 
 
-def nothing_lost(trained: Mapping[str, Mapping[str, Any]], facts: Mapping[str, Mapping[str, Any]]) -> Gate:
+def asked(trained: Facts) -> Gate:
+    """What is asked is the beginning of each row, and loss is on all that follows and nothing else."""
+    begun, rows = (sum(f[name] for f in trained.values()) for name in ("rows_begun_as_asked", "sequences"))
+    reason = "" if begun == rows else "loss is on other tokens than the answer's, or prompts differ from those asked"
+    return Gate("asked as trained", begun == rows, f"{begun} of {rows}", "every row: prompt, then loss", reason)
+
+
+def gold(task: Task, train: Sequence[Case], taught: Mapping[str, list[str]]) -> Gate:
+    """What SFT trains, read back from its tokens and parsed, is the gold answer."""
+    name, expected = "trained on gold", "every training row, decoded and parsed, is its gold answer"
+    wrong: Counter[str] = Counter()
+    for texts in taught.values():
+        if len(texts) != len(train):
+            return Gate(name, False, f"{len(texts)} rows of {len(train)} cases", expected, "rows are missing")
+        for case, text in zip(train, texts, strict=True):
+            answer = task.parse(text)
+            said = {outcome: normalise(value) for outcome, value in answer.value.items()}
+            if answer.status != "parsed":
+                wrong[answer.status] += 1
+            elif said != {outcome: normalise(value) for outcome, value in case.gold.items()}:
+                wrong["another answer"] += 1
+    rows = sum(map(len, taught.values()))
+    reason = f"read back as {', '.join(f'{what} ({n})' for what, n in wrong.items())}" if wrong else ""
+    return Gate(name, not wrong and rows > 0, f"{rows - wrong.total()} of {rows}", expected, reason)
+
+
+def nothing_lost(trained: Facts) -> Gate:
     """TRL drops or cuts rows that reach ``max_length`` with hardly a word."""
     kept = {arm: f"{f['rows']} of {f['rows_in']}" for arm, f in trained.items()}
     whole = all(f["rows"] == f["rows_in"] and f["longest"] <= f["max_length"] for f in trained.values())
-    same = facts["sft"]["rows"] == facts["sft_more"]["rows"] if "sft_more" in trained else True
+    same = len({f["rows"] for arm, f in trained.items() if ARMS[arm].rows == "cases"}) <= 1
     longest = {arm: f"{f['longest']} of {f['max_length']}" for arm, f in trained.items()}
-    return Gate("no row lost or cut", whole and same, {"rows": kept, "tokens": longest}, "rows in = rows kept")
+    value = {"rows": kept, "tokens": longest}
+    reason = "" if whole else "max_length is shorter than a row"
+    return Gate("no row lost or cut", whole and same, value, "rows in = rows kept", reason)
 
 
-def weights(trained: Mapping[str, Mapping[str, Any]]) -> Gate:
+def weights(trained: Facts) -> Gate:
     """Frozen weights unchanged to the bit, every adapter tensor moved."""
     frozen = sum(f["frozen_changed"] for f in trained.values())
     moved = {arm: f"{f['adapter_changed']} of {f['adapter_tensors']}" for arm, f in trained.items()}
     all_moved = all(f["adapter_changed"] == f["adapter_tensors"] > 0 for f in trained.values())
     value = {"frozen tensors changed": frozen, "adapter tensors moved": moved}
-    return Gate("only the adapter moved", frozen == 0 and all_moved, value, "0 frozen changed, all adapter moved")
+    still = sorted({kind for f in trained.values() for kind in f["unmoved"]})
+    reason = f"no gradient reached {', '.join(still)}" if still else ""
+    if still and any(f["steps"] == 1 for f in trained.values()):
+        reason = "one step alone moves half of a new adapter: train longer"
+    expected = "0 frozen changed, all adapter moved"
+    return Gate("only the adapter moved", frozen == 0 and all_moved, value, expected, reason)
 
 
-def decoding(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
-    """Every arm answered in eval mode, greedily, with left padding."""
-    good = all(f["greedy"] and not f["training_mode"] and f["padding"] == "left" for f in decoded.values())
+def decoding(decoded: Facts) -> Gate:
+    """Every arm answered in eval mode, greedily, with padding nowhere but on the left."""
+    good = all(f["greedy"] and not f["training_mode"] and f["padding"] != "right" for f in decoded.values())
     value = {k: sorted({str(f[k]) for f in decoded.values()}) for k in ("training_mode", "greedy", "padding")}
-    return Gate("eval mode, greedy, left padding", good, value, "training mode False, greedy True, left")
+    return Gate("eval mode, greedy, left padding", good, value, "training mode False, greedy True, left or none")
 
 
 def _shown(count: int, run: Run) -> int | str:
@@ -154,38 +221,15 @@ def disjoint(splits: Splits, near: int | str) -> Gate:
     return Gate("splits are disjoint", shared == 0, value, "0 shared (near-duplicates are only counted)")
 
 
-def pairs(audit: pd.DataFrame) -> Gate:
-    """No identical pair and none from outside the training split."""
-    names = ("identical pairs left", "pairs from test cases", "pairs from test groups")
+def pairs(audit: pd.DataFrame, source: str) -> Gate:
+    """No identical pair, none from outside training; of own errors the chosen side is right, the other wrong."""
+    names = ["identical pairs left", "pairs from test cases", "pairs from test groups"]
+    names += ["chosen scored wrong", "rejected scored right"] if source == "own_errors" else []
     value = {name: int(audit.loc[name, "value"]) for name in names}
     return Gate("pairs from training only", not any(value.values()), value, "0 of each")
 
 
-def dpo_moved(dpo: Mapping[str, Any], answers: Mapping[str, list[str]]) -> Gate:
-    """DPO learnt: a reward margin on pairs it was trained on, measured afterwards.
-
-    The log's margins would not do: in a single epoch every pair is logged before it is learnt from. How many
-    answers changed is told beside it and asks for nothing: a DPO that learnt its pairs and answers as SFT did
-    is a result. That the answers are DPO's own is seen in *adapter reloads*.
-    """
-    margin = dpo["last_margin"]
-    changed = sum(a != b for a, b in zip(answers["sft"], answers["dpo"], strict=True)) / len(answers["dpo"])
-    value = {"margin after training": round(margin, 3), "changed outputs": f"{changed:.1%}"}
-    return Gate("DPO moved", margin >= MOVED_MARGIN, value, f"margin >= {MOVED_MARGIN}")
-
-
-def displacement(dpo: Mapping[str, Any]) -> Gate:
-    """The chosen answers must not become much less likely than they were (likelihood displacement).
-
-    On the same pairs before and after: the log's steps are of different pairs.
-    """
-    start, end = dpo["first_log_p"], dpo["last_log_p"]
-    limit = start - max(DISPLACEMENT_NATS, DISPLACEMENT_SHARE * abs(start))
-    value = {"log p(chosen) before": round(start, 2), "after": round(end, 2)}
-    return Gate("likelihood displacement", end >= limit, value, f"after >= {limit:.2f}")
-
-
-def reload(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
+def reload(decoded: Facts) -> Gate:
     """The saved adapter, loaded on the plain base, gives the logits of the model that was trained."""
     value = {
         name.removeprefix("answers_"): f["reload_difference"] for name, f in decoded.items() if "reload_difference" in f
@@ -195,13 +239,9 @@ def reload(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
     return Gate("adapter reloads", good, shown, f"largest logit difference <= {RELOAD_TOLERANCE}")
 
 
-def batching(decoded: Mapping[str, Mapping[str, Any]]) -> Gate:
+def batching(decoded: Facts) -> Gate:
     """Share of answers that change when a case is answered alone."""
     changed = sum(f["changed_by_batching"] for f in decoded.values())
     n = sum(f["rechecked"] for f in decoded.values())
     good = changed <= BATCHING_TOLERANCE * n
     return Gate("batch size does not matter", good, f"{changed} of {n} changed", f"<= {BATCHING_TOLERANCE:.0%}")
-
-
-def _no_pairs(name: str) -> Gate:
-    return Gate(name, False, "no preference pairs: the model made no error to learn from", "at least one pair")

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.training.models import stop_tokens
-from medstudy.training.shared_prompt import share_prompts
+from medstudy.training.chat import Chat, Row
+from medstudy.training.shared_prompt import FIRST_ROWS, share_prompts_if_equal
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 #: Pairs on which the reward margin is measured after DPO.
 MARGIN_ROWS = 64
-#: Pairs on which a DPO is looked at before its first step.
-FIRST_ROWS = 8
 
 
 @contextmanager
-def measured(trainer: Any) -> Iterator[dict[str, Any]]:
-    """Around ``trainer.train()``: what the gates need, in a dictionary that is filled on the way."""
+def measured(trainer: Any, chat: Chat, rows: list[Row]) -> Iterator[dict[str, Any]]:
+    """Around ``trainer.train()``: what the gates need, in a dictionary that is filled on the way.
+
+    Args:
+        trainer: an `SFTTrainer` or `DPOTrainer` that has not trained yet.
+        chat: of its model.
+        rows: the chat messages that its rows were made of.
+    """
     score_labels_only()
     adapters_in_fp32(trainer.model)
-    facts, unshare = facts_before(trainer), None
+    facts, unshare = facts_of_rows(trainer, chat, rows), None
     pairs = "chosen_ids" in trainer.train_dataset.column_names
     if pairs:
         unshare = share_prompts_if_equal(trainer)
@@ -41,9 +46,10 @@ def measured(trainer: Any) -> Iterator[dict[str, Any]]:
         facts |= {"last_margin": last["margin"], "last_log_p": last["log_p"], "first_log_p": before}
     if unshare:
         unshare()
-    facts["frozen_changed"] = sum(frozen_after[name] != value for name, value in frozen.items())
-    facts["adapter_changed"] = sum(adapter_after[name] != value for name, value in adapter.items())
-    facts["adapter_tensors"] = len(adapter)
+    still = [name for name, value in adapter.items() if adapter_after[name] == value]
+    changed = [name for name, value in frozen.items() if frozen_after[name] != value]
+    facts |= {"frozen_changed": len(changed), "adapter_changed": len(adapter) - len(still)}
+    facts |= {"adapter_tensors": len(adapter), "unmoved": _kinds(still), "not_adapted": _not_adapted(trainer.model)}
     trainer.model.eval()
 
 
@@ -73,65 +79,45 @@ def adapters_in_fp32(model: Any) -> None:
             weight.data = weights.get(name.replace(".default.", ".ref."), weight).data.float().clone()
 
 
-def facts_before(trainer: Any) -> dict[str, Any]:
-    """What TRL made of the rows."""
-    rows = list(trainer.train_dataset)
-    dpo = "chosen_ids" in rows[0]
-    # DPO rows hold each completion apart from its prompt
-    ids = [r["prompt_ids"] + r[c] for r in rows for c in ("chosen_ids", "rejected_ids")] if dpo else None
-    ids = ids or [row["input_ids"] for row in rows]
-    tokenizer = trainer.processing_class
-    stops = set(stop_tokens(trainer.model, tokenizer))
+def facts_of_rows(trainer: Any, chat: Chat, rows: list[Row]) -> dict[str, Any]:
+    """What the trainer will learn from, seen in its own data and held against what is asked when it answers."""
+    data, bos = list(trainer.train_dataset), chat.tokenizer.bos_token_id
+    sides = ("chosen_ids", "rejected_ids")
+    pairs = [(r["prompt_ids"], r[side]) for r in data if sides[0] in r for side in sides]
+    pairs += [_split(r) for r in data if "input_ids" in r]
+    asked = [chat.prompt(row["prompt"]) for row in rows for _ in (sides if "chosen" in row else sides[:1])]
+    begun = [sum(1 for _ in takewhile(lambda token: token == bos, prompt)) for prompt, _ in pairs]
+    whole = [len(prompt) + len(completion) for prompt, completion in pairs]
     return {
-        "rows": len(rows),
-        "tokens": sum(map(len, ids)),
-        "longest": max(map(len, ids)),
-        "max_length": trainer.args.max_length or max(map(len, ids)),
-        "bos_per_row": sorted({row.count(tokenizer.bos_token_id) for row in ids}),
-        "rows_ending_with_stop": sum(bool(stops & set(row[-2:])) for row in ids),
-        "sequences": len(ids),
+        "rows": len(data),
+        "tokens": sum(whole),
+        "longest": max(whole),
+        "max_length": trainer.args.max_length or max(whole),
+        "bos_at_start": sorted(set(begun)),
+        "rows_ending_with_stop": sum(c[-1:] == [chat.end] for _, c in pairs),
+        "rows_begun_as_asked": sum(p == a for (p, _), a in zip(pairs, asked, strict=False)),
+        "sequences": len(pairs),
+        "texts": [chat.read(completion) for _, completion in pairs],
     }
 
 
-def share_prompts_if_equal(trainer: Any) -> Callable[[], None] | None:
-    """Read each prompt once (`shared_prompt`), where that gives this model's own log-probabilities.
-
-    Returns:
-        A function that takes it back; None where it does not, and every prompt is read twice.
-    """
-    import torch
-
-    if getattr(trainer, "aux_loss_enabled", False):
-        return None  # the routers of a mixture of experts are scored by TRL, in rows of its own
-    alone = log_p_of_pairs(trainer)
-    unshare = share_prompts(trainer.model)
-    try:
-        difference = (log_p_of_pairs(trainer) - alone).abs()
-    except (TypeError, ValueError, IndexError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        difference = torch.tensor([math.inf])  # a model that knows no such mask
-    largest, mean = (1e-3, 1e-4) if trainer.model.dtype == torch.float32 else (0.2, 0.02)
-    if difference.max() <= largest and difference.mean() <= mean:
-        return unshare
-    unshare()
-    return None
+def _split(row: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+    """An SFT row where its loss begins; both sides are empty where the loss has gaps or no end."""
+    ids, labels = row["input_ids"], row["labels"]
+    start = next((i for i, label in enumerate(labels) if label != -100), len(ids))
+    return (ids[:start], ids[start:]) if labels[start:] == ids[start:] else ([], [])
 
 
-def log_p_of_pairs(trainer: Any) -> torch.Tensor:
-    """Log-probability of every token of both answers of the longest pairs (tokens,), float32."""
-    import torch
+def _kinds(names: list[str]) -> list[str]:
+    """Names of weights without the numbers of their layers: what kinds of weights they are, five at most."""
+    return sorted({re.sub(r"\.\d+\.", ".*.", name) for name in names})[:5]
 
-    rows = sorted(trainer.train_dataset, key=row_length, reverse=True)[:FIRST_ROWS]
-    size, found = trainer.args.per_device_train_batch_size, []
-    for start in range(0, len(rows), size):
-        inputs = trainer._prepare_inputs(trainer.data_collator(rows[start : start + size]))
-        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
-        given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        with torch.no_grad():
-            made = trainer.model(**given, labels=labels, fused_lm_head=True, use_cache=False)
-        found.append(made.log_probs.float()[labels[:, 1:] != -100])
-    return torch.cat(found)
+
+def _not_adapted(model: Any) -> list[str]:
+    """Matrices of the layers that carry no adapter, such as fused experts."""
+    own = [(name, p) for name, p in model.named_parameters() if "lora_" not in name and ".base_layer." not in name]
+    layers = [name for name, p in own if p.dim() >= 2 and re.search(r"\.\d+\.", name)]
+    return _kinds([name.removeprefix("base_model.model.") for name in layers])
 
 
 def rewards(trainer: Any, rows: int) -> dict[str, float]:
@@ -162,13 +148,6 @@ def rewards(trainer: Any, rows: int) -> dict[str, float]:
     total = {name: sum(values) for name, values in seen.items()}
     largest = max(abs(total["chosen"]), abs(total["rejected"]))
     return total | {"reward": largest, "margin": total["chosen"] - total["rejected"]}
-
-
-def row_length(row: dict[str, Any]) -> int:
-    """Tokens of a row, for a pair of its longer side."""
-    if "input_ids" in row:
-        return len(row["input_ids"])
-    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
 def weight_hashes(model: Any) -> tuple[dict[str, int], dict[str, int]]:

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
+import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.params import BUILTIN, RunParams, refuse_missing
-from medstudy.runs import fingerprint, from_root, slug
+from medstudy.training.checkpoint import ModelError, check_files, locate, reach, revision
+
+#: bf16 is taken on a CPU if its products are so many times faster: measured were 0.6 (Intel) and 2 (AMD, or AMX).
+BF16_GAIN = 1.5
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-#: Weights that come with the package; notebooks/base_model.ipynb made them.
-BASE_MODELS = Path(__file__).resolve().parents[1] / "base_models"
-
-
-class ModelError(RuntimeError):
-    """A model cannot be had or cannot take the cases; the message names it and the remedy."""
-
-
-def locate(params: RunParams) -> str:
-    """What `from_pretrained` is given: a folder or a hub id. Built-in models lie in the package."""
-    folder = BASE_MODELS / slug(params.model) if params.model in BUILTIN else from_root(params.model)
-    return str(folder) if folder.is_dir() else params.model
-
-
-def model_fingerprint(params: RunParams) -> str:
-    """Changes when the weights do: a built-in model's hash, a folder's files, or the hub id."""
-    source = Path(locate(params))
-    if not source.is_dir():
-        return fingerprint(str(source))
-    if (source / "recipe.json").is_file():
-        return str(json.loads((source / "recipe.json").read_text(encoding="utf-8"))["sha256"])
-    return fingerprint([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.*"))])
 
 
 def use_one_thread() -> None:
@@ -64,20 +44,20 @@ def quiet_libraries() -> None:
 
 
 def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, checked for what a study needs: a chat template and an end token.
+    """The model's tokenizer, with an end token and one to pad with.
 
     Raises:
-        ModelError: the model cannot be reached, or its tokenizer has no chat template or no end token.
+        ModelError: the model cannot be reached, or its tokenizer has no end token.
     """
     from transformers import AutoTokenizer
 
     quiet_libraries()
-    tokenizer = _reach(params, AutoTokenizer.from_pretrained, locate(params))
-    if not tokenizer.chat_template:
-        raise ModelError(f"model = {params.model!r} has no chat template; choose an instruct model")
+    check_files(locate(params))
+    tokenizer = _load(params, AutoTokenizer.from_pretrained)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model = {params.model!r} has no end token, so it would never stop; choose an instruct model")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary(params):
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -94,53 +74,117 @@ def load_model(
         ModelError: the model cannot be reached, or needs a GPU that is not there.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     if params.model in BUILTIN:
         use_one_thread()
-    arguments = _load_arguments(params, trainable)
-    model = _reach(params, AutoModelForCausalLM.from_pretrained, locate(params), **arguments)
-    model.config.use_cache = True
+    check_files(locate(params))
+    config = load_config(params)
+    _no_dropout(config)
+    arguments = {"config": config, "output_loading_info": True, **_load_arguments(params, trainable)}
+    made, loaded = _load(params, _kind(config), **arguments)
+    if loaded["missing_keys"]:
+        some = ", ".join(sorted(loaded["missing_keys"])[:3])
+        raise ModelError(f"model = {params.model!r}: its files lack {some}, which would be random; download it again")
+    _check_spread(made, params)
+    made.config.use_cache = True
     if adapter is not None:
         from peft import PeftModel
 
-        model = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+        made = PeftModel.from_pretrained(made, str(adapter), is_trainable=trainable)
         if merged and compute_dtype(params) == torch.float32 and params.quantization == "none":
-            model = model.merge_and_unload()
-    return model.train(trainable)
+            made = made.merge_and_unload()
+    return made.train(trainable)
+
+
+def load_config(params: RunParams) -> Any:
+    """The checkpoint's config."""
+    from transformers import AutoConfig
+
+    return _load(params, AutoConfig.from_pretrained)
 
 
 def context_length(params: RunParams) -> int:
-    """Tokens that the model can hold, prompt and answer together."""
-    from transformers import AutoConfig
+    """Tokens that the model can hold, prompt and answer together.
 
-    return int(_reach(params, AutoConfig.from_pretrained, locate(params)).max_position_embeddings)
-
-
-def stop_tokens(model: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Tokens at which generation ends: the checkpoint's, and the one that ends a turn in its template."""
-    listed = model.generation_config.eos_token_id
-    listed = [listed] if isinstance(listed, int) else list(listed or [])
-    return sorted({*listed, end_token(tokenizer)})
-
-
-def end_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The token that ends an assistant turn in the chat template, which is what SFT learns to say last."""
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    ids = tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
-    # some templates put a newline behind the token that ends the turn
-    last = ids[-1] if tokenizer.decode(ids[-1:]).strip() else ids[-2]
-    if last not in tokenizer.all_special_ids:
-        raise ModelError("the chat template does not end an answer with a special token: the model would never stop")
-    return int(last)
+    Raises:
+        ModelError: its config does not say.
+    """
+    text = load_config(params).get_text_config()
+    for name in ("max_position_embeddings", "max_seq_len", "seq_length"):
+        if isinstance(getattr(text, name, None), int):
+            return int(getattr(text, name))
+    known = load_tokenizer(params).model_max_length
+    if known < 1e7:
+        return int(known)
+    raise ModelError(
+        f"model = {params.model!r}: neither config nor tokenizer says how many tokens it holds; write "
+        '"max_position_embeddings" into its config.json (state space models, as Mamba, are not supported)'
+    )
 
 
-@cache
+def vocabulary(params: RunParams) -> int:
+    """How many tokens the model has embeddings for."""
+    return int(load_config(params).get_text_config().vocab_size)
+
+
+def stop_tokens(params: RunParams) -> tuple[int, ...]:
+    """Tokens at which the checkpoint's own settings end generation."""
+    from transformers import GenerationConfig
+
+    config = load_config(params)
+    try:
+        listed = GenerationConfig.from_pretrained(locate(params), revision=revision(params)).eos_token_id
+    except OSError:
+        listed = config.get_text_config().eos_token_id
+    return tuple([listed] if isinstance(listed, int) else listed or [])
+
+
+def language_part(model: Any) -> str:
+    """Regular expression of the names of modules outside the part that reads and writes text; empty: none are."""
+    if model.config.get_text_config() is model.config:
+        return ""
+    decoder = model.get_decoder()
+    name = next(name for name, module in model.named_modules() if module is decoder)
+    return rf"(?!{name}\.).*"
+
+
 def cpu_multiplies_bf16() -> bool:
-    """Whether this processor has bf16 instructions; without them bf16 is slower than fp32."""
+    """Whether this processor has bf16 instructions."""
     import torch
 
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def train_in_bf16(params: RunParams) -> bool:
+    """Whether a training multiplies in bf16: on a GPU as the weights are; on a CPU where it is measured to pay."""
+    import torch
+
+    if torch.cuda.is_available():
+        return compute_dtype(params) == torch.bfloat16
+    if params.dtype == "float32" or not cpu_multiplies_bf16():
+        return False
+    text = load_config(params).get_text_config()
+    hidden = min(1024, text.hidden_size)
+    return _times_faster(hidden, min(4096, getattr(text, "intermediate_size", None) or 4 * hidden)) >= BF16_GAIN
+
+
+@cache
+def _times_faster(hidden: int, inner: int) -> float:
+    """How many times faster a linear layer and its gradient are in bf16, at their best of several trials."""
+    import torch
+
+    up, down = (torch.randn(*shape) for shape in ((inner, hidden), (hidden, inner)))
+    rows = torch.randn(256, hidden, requires_grad=True)
+
+    def seconds(bf16: bool) -> float:
+        started = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            made = torch.nn.functional.linear(torch.nn.functional.linear(rows, up), down)
+        made.float().sum().backward()
+        return time.perf_counter() - started
+
+    trials = [(seconds(False), seconds(True)) for _ in range(6)][1:]
+    return min(plain for plain, _ in trials) / min(bf16 for _, bf16 in trials)
 
 
 def compute_dtype(params: RunParams) -> torch.dtype:
@@ -158,7 +202,8 @@ def _load_arguments(params: RunParams, trainable: bool) -> dict[str, Any]:
 
     arguments: dict[str, Any] = {"dtype": compute_dtype(params)}
     if torch.cuda.is_available():
-        arguments["device_map"] = "auto"  # a model that is larger than one GPU is spread over those visible
+        # a model that is larger than one GPU is spread over those that the run was given
+        arguments["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": 0}
     exact = arguments["dtype"] == torch.float32 and params.quantization == "none"
     if params.model in BUILTIN and trainable and exact and not torch.cuda.is_available():
         # measured: for sequences this short eager attention trains 1.5 times faster than SDPA on a CPU; SDPA
@@ -174,14 +219,32 @@ def _load_arguments(params: RunParams, trainable: bool) -> dict[str, Any]:
     return arguments
 
 
-def _reach(params: RunParams, load: Any, source: str, **arguments: Any) -> Any:
-    try:
-        return load(source, **arguments)
-    except (OSError, ValueError) as error:
-        text = str(error)
-        if "gated" in text or "401" in text or "403" in text:
-            remedy = "it is gated: accept its licence on the hub and log in with `hf auth login`"
-        else:
-            remedy = f"give a local folder, a reachable hub id, or one of {', '.join(BUILTIN)}"
-        reason = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        raise ModelError(f"model = {params.model!r} cannot be loaded; {remedy} ({reason})") from None
+def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
+    commit = {"revision": revision(params)} if revision(params) else {}
+    return reach(params.model, load, locate(params), **commit, **arguments)
+
+
+def _kind(config: Any) -> Any:
+    """The loader of a checkpoint: of a multimodal one that has no text-only class, the whole."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+    return (AutoModelForCausalLM if known else AutoModelForImageTextToText).from_pretrained
+
+
+def _no_dropout(config: Any) -> None:
+    """None in any arm: DPO switches off dropout layers, SFT does not, and neither reaches what is a function."""
+    for part in (config, *(getattr(config, name) for name in getattr(config, "sub_configs", {}))):
+        for name, value in list(vars(part).items()) if part is not None else []:
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
+
+
+def _check_spread(model: Any, params: RunParams) -> None:
+    elsewhere = {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values()))
+    if elsewhere and "cuda" in str(model.device):
+        raise ModelError(
+            f"model = {params.model!r} does not fit the GPUs here: parts of it would be on {elsewhere}; "
+            "give the run more of them (`gpu` in the study file) or choose a smaller model"
+        )

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
 from medstudy.runs import from_root
 from medstudy.show import OWN
 from medstudy.tasks.base import Task, normalise
-from medstudy.training.prompts import Row
+from medstudy.training.chat import Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,116 +54,120 @@ class Pairs:
         file.write_text("".join(lines), encoding="utf-8")
 
 
+#: Case id -> its pairs (chosen, rejected, where the chosen one comes from), and what was counted on the way.
+Found = tuple[dict[str, list[tuple[str, str, str]]], dict[str, int]]
+
+
 def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None) -> Pairs:
-    """Pairs for the training cases from the source ``pair_source``.
+    """Pairs for the training cases from the source ``pair_source``; those whose sides say the same are dropped.
 
     ``own_errors`` takes the SFT model's ``samples``; ``labels`` sets gold against wrong answers that the
     task makes up, ``card`` against a worse answer that the source holds (`Columns.rejected`); ``ratings``
     reads a table with case_id, text and rating (several raters: their mean); ``file`` reads one with
-    case_id, chosen and rejected. Files: csv, jsonl, xlsx or parquet.
+    case_id, chosen and rejected. Files: csv, jsonl, xlsx or parquet. Another source is a function here and a line
+    in `SOURCES`.
 
     Raises:
         DataError: the file or a column is missing, a cell is empty, or no row is about a training case.
     """
-    if params.pair_source == "own_errors":
-        return pairs_from_own_errors(task, cases, samples or [], params.pairs_per_case)
-    if params.pair_source == "labels":
-        return _pairs_from_labels(task, cases, params.pairs_per_case, params.seed)
-    if params.pair_source == "card":
-        return _pairs_from_card(task, cases)
-    rated = params.pair_source == "ratings"
-    columns = ("case_id", "text", "rating") if rated else ("case_id", "chosen", "rejected")
-    rows = _read_rows(from_root(params.pair_file), columns)
-    by_case = dict(tuple(rows.groupby(rows["case_id"].astype(str))))
-    pick = _rated if rated else _given
-    found = {c.case_id: pick(by_case[c.case_id]) for c in cases if c.case_id in by_case}
-    if not found:
-        raise DataError(
-            f"{params.pair_file}: none of its {len(by_case)} case ids is a training case, e.g. "
-            f"'{next(iter(by_case), '')}' against '{cases[0].case_id}'; see the card's columns.case_id"
-        )
-    counts = {
-        "training prompts": len(cases),
-        "rows in the file": len(rows),
-        "cases in the file outside training": len(by_case) - len(found),
-    }
-    chosen = {case: [(c, r, params.pair_source) for c, r in pairs] for case, pairs in found.items()}
-    return _assemble(task, cases, chosen, counts, params.pairs_per_case)
+    found, counts = SOURCES[params.pair_source](params, task, cases, samples or [])
+    pairs: list[Pair] = []
+    counts = {"training prompts": len(cases), **counts}
+    counts |= dict.fromkeys(("identical pairs dropped", "pairs beyond pairs_per_case dropped"), 0)
+    counts |= dict.fromkeys(("chosen scored wrong", "rejected scored right"), 0)
+    for case in cases:
+        offered = found.get(case.case_id, [])
+        different = [pair for pair in offered if normalise(pair[0]) != normalise(pair[1])]
+        kept = different[: params.pairs_per_case]
+        counts["identical pairs dropped"] += len(offered) - len(different)
+        counts["pairs beyond pairs_per_case dropped"] += len(different) - len(kept)
+        counts["chosen scored wrong"] += sum(not _is_right(task, case, chosen) for chosen, _, _ in kept)
+        counts["rejected scored right"] += sum(_is_right(task, case, rejected) for _, rejected, _ in kept)
+        pairs += [Pair(case.case_id, case.group_id, task.messages(case), *pair) for pair in kept]
+    return Pairs(pairs, counts)
 
 
-def pairs_from_own_errors(task: Task, cases: list[Case], samples: list[list[str]], pairs_per_case: int) -> Pairs:
-    """Pairs of a right answer and the model's distinct wrong ones, the most frequent of these first.
+def from_own_errors(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
+    """A right answer against the model's distinct wrong ones, the most frequent of these first.
 
     Chosen is the model's own most frequent right answer where it has one, else gold: its own is likely
     under it already, so that the pair teaches what is wrong and not another way of writing.
-
-    Args:
-        task: scores the samples (``correct``).
-        cases: training cases, in the order of ``samples``.
-        samples: per case, the answers that the SFT model gave at temperature 1.
-        pairs_per_case: at most so many rejected answers a case.
     """
-    counts = {
-        "training prompts": len(cases),
-        "samples drawn": 0,
-        "samples that were wrong": 0,
-        "repeated wrong samples dropped": 0,
-    }
-    found: dict[str, list[tuple[str, str, str]]] = {}
+    names = ("samples drawn", "samples that were wrong", "repeated wrong samples dropped")
+    counts, found = dict.fromkeys(names, 0), {}
     for case, outputs in zip(cases, samples, strict=True):
-        right, wrong = _split_by_score(task, case, outputs)
+        right = [text for text in outputs if _is_right(task, case, text)]
+        wrong = [text for text in outputs if text not in right]
         distinct = _most_frequent_first(wrong)
-        counts["samples drawn"] += len(outputs)
-        counts["samples that were wrong"] += len(wrong)
-        counts["repeated wrong samples dropped"] += len(wrong) - len(distinct)
+        for name, n in zip(names, (len(outputs), len(wrong), len(wrong) - len(distinct)), strict=True):
+            counts[name] += n
         chosen, source = (_most_frequent_first(right)[0], "own") if right else (task.target(case), "gold")
         found[case.case_id] = [(chosen, rejected, source) for rejected in distinct]
-    return _assemble(task, cases, found, counts, pairs_per_case)
+    return found, counts
 
 
-def _pairs_from_labels(task: Task, cases: list[Case], pairs_per_case: int, seed: int) -> Pairs:
-    rng = random.Random(seed)
-    found = {
-        case.case_id: [(task.target(case), text, "gold") for text in task.wrong_answers(case, cases, rng)]
-        for case in cases
-    }
-    return _assemble(task, cases, found, {"training prompts": len(cases)}, pairs_per_case)
+def from_labels(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
+    """Gold against wrong answers in the right form."""
+    rng = random.Random(params.seed)
+    wrong = {case.case_id: task.wrong_answers(case, cases, rng) for case in cases}
+    return {c.case_id: [(task.target(c), text, "gold") for text in wrong[c.case_id]] for c in cases}, {}
 
 
-def _pairs_from_card(task: Task, cases: list[Case]) -> Pairs:
-    worse = {case.case_id: case.details["rejected"] for case in cases if "rejected" in case.details}
+def from_card(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
+    """Gold against the worse answer that the source holds."""
+    worse = [(c, replace(c, gold=c.details["rejected"])) for c in cases if "rejected" in c.details]
     if not worse:
         raise DataError(
             f"pair_source = 'card': no training case of '{task.card.name}' has an answer that is worse than "
             "gold; see columns.rejected of the data card"
         )
-    found = {
-        case.case_id: [(task.target(case), task.target(replace(case, gold=worse[case.case_id])), "gold")]
-        for case in cases
-        if case.case_id in worse
-    }
-    return _assemble(task, cases, found, {"training prompts": len(cases)})
+    return {case.case_id: [(task.target(case), task.target(other), "gold")] for case, other in worse}, {}
 
 
-def _assemble(
-    task: Task,
-    cases: list[Case],
-    found: Mapping[str, list[tuple[str, str, str]]],
-    counts: dict[str, int],
-    pairs_per_case: int | None = None,
-) -> Pairs:
-    """Pairs in the order of the cases; those whose sides say the same, or are too many, are counted."""
-    pairs: list[Pair] = []
-    identical = beyond = 0
-    for case in cases:
-        offered = found.get(case.case_id, [])
-        different = [pair for pair in offered if normalise(pair[0]) != normalise(pair[1])]
-        identical += len(offered) - len(different)
-        kept = different[:pairs_per_case]
-        beyond += len(different) - len(kept)
-        pairs += [Pair(case.case_id, case.group_id, task.messages(case), *pair) for pair in kept]
-    dropped = {"identical pairs dropped": identical, "pairs beyond pairs_per_case dropped": beyond}
-    return Pairs(pairs, counts | dropped)
+def from_ratings(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
+    """The best-rated answer to one case against the worse ones, the worst first."""
+
+    def pick(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+        means = rows.groupby("text")["rating"].mean().sort_values()
+        return [(means.index[-1], text, "ratings") for text in means.index[means < means.iloc[-1]]]
+
+    return _from_file(params, task, cases, ("case_id", "text", "rating"), pick)
+
+
+def from_file(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
+    """Pairs as a table gives them."""
+
+    def pick(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
+        sides = zip(rows["chosen"].astype(str), rows["rejected"].astype(str), strict=True)
+        return [(chosen, rejected, "file") for chosen, rejected in sides]
+
+    return _from_file(params, task, cases, ("case_id", "chosen", "rejected"), pick)
+
+
+#: pair_source -> where its pairs come from.
+SOURCES: dict[str, Callable[[RunParams, Task, list[Case], list[list[str]]], Found]] = {
+    "own_errors": from_own_errors,
+    "labels": from_labels,
+    "card": from_card,
+    "ratings": from_ratings,
+    "file": from_file,
+}
+
+
+def _from_file(
+    params: RunParams, task: Task, cases: list[Case], columns: Sequence[str], pick: Callable[..., Any]
+) -> Found:
+    rows = _read_rows(from_root(params.pair_file), columns)
+    by_case = dict(tuple(rows.groupby(rows["case_id"].astype(str))))
+    found = {c.case_id: pick(by_case[c.case_id]) for c in cases if c.case_id in by_case}
+    if not found:
+        example = f", e.g. '{next(iter(by_case), '')}' against '{cases[0].case_id}'" if task.card.shareable else ""
+        raise DataError(
+            f"{params.pair_file}: none of its {len(by_case)} case ids is a training case{example}; see the card's "
+            "columns.case_id"
+        )
+    counts = {"rows in the file": len(rows), "cases in the file outside training": len(by_case) - len(found)}
+    return found, counts
 
 
 def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
@@ -187,17 +191,6 @@ def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
         if rows["rating"].isna().any():
             raise DataError(f"{file}, row {rows['rating'].isna().idxmax() + 1}: the rating is not a number")
     return rows
-
-
-def _rated(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    """The best-rated answer to one case against the worse ones, the worst first."""
-    means = rows.groupby("text")["rating"].mean().sort_values()
-    best = means.index[-1]
-    return [(best, text) for text in means.index[means < means[best]]]
-
-
-def _given(rows: pd.DataFrame) -> list[tuple[str, str]]:
-    return list(zip(rows["chosen"].astype(str), rows["rejected"].astype(str), strict=True))
 
 
 def audit_pairs(made: Pairs, test: list[Case]) -> pd.DataFrame:
@@ -230,12 +223,8 @@ def _ratio(words: list[tuple[int, int]]) -> float:
     return sum(c for c, _ in words) / rejected if rejected else float("nan")
 
 
-def _split_by_score(task: Task, case: Case, outputs: list[str]) -> tuple[list[str], list[str]]:
-    right: list[str] = []
-    wrong: list[str] = []
-    for text in outputs:
-        (right if task.score(task.parse(text), case)["correct"] == 1.0 else wrong).append(text)
-    return right, wrong
+def _is_right(task: Task, case: Case, text: str) -> bool:
+    return task.score(task.parse(text), case)["correct"] == 1.0
 
 
 def _most_frequent_first(texts: list[str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""From cases to what models read: chat rows for the trainers, token counts, the context limit."""
+"""From cases to prompts that fit: rows for the trainers, token counts, the context limit."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
 from medstudy.show import OWN
 from medstudy.tasks.base import Message, Task
+from medstudy.training.chat import Chat, Row
 
 if TYPE_CHECKING:
     import pandas as pd
-    from transformers import PreTrainedTokenizerBase
-
-Row = dict[str, list[Message]]
 
 
 def sft_row(task: Task, case: Case) -> Row:
@@ -26,25 +24,12 @@ def sft_row(task: Task, case: Case) -> Row:
     }
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, messages: list[Message]) -> list[int]:
-    """Token ids of a prompt, up to where the answer begins."""
-    return list(tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False))
-
-
-def answer_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of an answer's text, without the end token."""
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
-def token_table(tokenizer: PreTrainedTokenizerBase, messages: list[Message], answer: str) -> pd.DataFrame:
+def token_table(chat: Chat, messages: list[Message], answer: str) -> pd.DataFrame:
     """One row a token of prompt and answer: the token and whether it carries SFT loss."""
     import pandas as pd
 
-    prompt = prompt_ids(tokenizer, messages)
-    whole = tokenizer.apply_chat_template(
-        [*messages, {"role": "assistant", "content": answer}], tokenize=True, return_dict=False
-    )
-    rows = [(i, tokenizer.decode([t]), i >= len(prompt)) for i, t in enumerate(whole)]
+    prompt, completion = chat.row(messages, answer)
+    rows = [(i, chat.tokenizer.decode([t]), i >= len(prompt)) for i, t in enumerate(prompt + completion)]
     return pd.DataFrame(rows, columns=["position", "token", "in_loss"])
 
 
@@ -86,15 +71,8 @@ class Lengths:
         return table
 
 
-def longest_row(tokenizer: PreTrainedTokenizerBase, rows: list[Row], lengths: Lengths) -> int:
-    """Tokens of the longest case or pair: answers from a file may be longer than the gold ones."""
-    turns = [[*row["prompt"], *row[side]] for row in rows for side in ("chosen", "rejected")]
-    ids = (tokenizer.apply_chat_template(t, tokenize=True, return_dict=False) for t in turns)
-    return max([lengths.longest, *map(len, ids)])
-
-
 def fit_context(
-    cases: list[Case], task: Task, tokenizer: PreTrainedTokenizerBase, params: RunParams, context: int
+    cases: list[Case], task: Task, chat: Chat, params: RunParams, context: int
 ) -> tuple[list[Case], Lengths]:
     """Cases whose prompt and answer fit the model's context, and their lengths.
 
@@ -106,7 +84,7 @@ def fit_context(
         DataError: a case or a gold answer does not fit and ``overlong`` is ``error``, or no case fits.
     """
     kept, prompts, answers, excluded, truncated, cut = [], [], [], 0, 0, 0
-    golds = [len(answer_ids(tokenizer, task.target(case))) + 1 for case in cases]
+    golds = [len(chat.row(task.messages(case), task.target(case))[1]) for case in cases]
     longest, few = max(golds, default=0), params.max_new_tokens
     if longest > few and params.overlong == "error":
         name = f", that of case {cases[golds.index(longest)].case_id}," if task.card.shareable else ""
@@ -115,18 +93,18 @@ def fit_context(
             f" needs {longest} tokens with its end token, max_new_tokens is {few}; set max_new_tokens = {longest}"
         )
     for case, gold in zip(cases, golds, strict=True):
-        # an end token, and a newline that some templates put behind it
-        answer = max(gold, params.max_new_tokens) + 2
+        answer = max(gold, params.max_new_tokens)
         room = context - answer
-        prompt = len(prompt_ids(tokenizer, task.messages(case)))
+        prompt = len(chat.prompt(task.messages(case)))
         if prompt > room and params.overlong == "error":
+            name = f"case {case.case_id}" if task.card.shareable else "a case"
             raise DataError(
-                f"case {case.case_id} needs {prompt} tokens and its answer {answer}, but the context of "
+                f"{name} needs {prompt} tokens and its answer {answer}, but the context of "
                 f"{params.model} holds {context}; set overlong to truncate or exclude"
             )
         if prompt > room and params.overlong == "truncate":
-            case = _shorten(case, task, tokenizer, room)
-            prompt, truncated = len(prompt_ids(tokenizer, task.messages(case))), truncated + 1
+            case = _shorten(case, task, chat, room)
+            prompt, truncated = len(chat.prompt(task.messages(case))), truncated + 1
         if prompt > room:
             excluded += 1
             continue
@@ -143,7 +121,7 @@ def worked_examples(
     train: list[Case],
     lengths: Lengths,
     task: Task,
-    tokenizer: PreTrainedTokenizerBase,
+    chat: Chat,
     params: RunParams,
     context: int,
 ) -> list[Case]:
@@ -155,25 +133,20 @@ def worked_examples(
     by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
     drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))
     room = context - lengths.longest
-    while drawn and _examples_length(drawn, task, tokenizer) > room:
+    # a newline or two stand behind each turn
+    turns = [chat.row(task.messages(case), task.target(case)) for case in drawn]
+    while drawn and sum(len(prompt) + len(answer) + 2 for prompt, answer in turns[: len(drawn)]) > room:
         drawn.pop()
     return drawn
 
 
-def _examples_length(examples: list[Case], task: Task, tokenizer: PreTrainedTokenizerBase) -> int:
-    return sum(
-        len(prompt_ids(tokenizer, task.messages(case))) + len(answer_ids(tokenizer, task.target(case))) + 2
-        for case in examples
-    )
-
-
-def _shorten(case: Case, task: Task, tokenizer: PreTrainedTokenizerBase, room: int) -> Case:
+def _shorten(case: Case, task: Task, chat: Chat, room: int) -> Case:
     """Drop words from the end of the case's text until its prompt fits; instructions stay whole."""
     words = case.text.split(" ")
     low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
         shorter = replace(case, text=" ".join(words[:middle]))
-        fits = len(prompt_ids(tokenizer, task.messages(shorter))) <= room
+        fits = len(chat.prompt(task.messages(shorter))) <= room
         low, high = (middle, high) if fits else (low, middle - 1)
     return replace(case, text=" ".join(words[:low]))

@@ -8,6 +8,7 @@ answers' log-probabilities are the same up to rounding (`training.train` checks 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,58 @@ if TYPE_CHECKING:
 
     import torch
 
+#: Pairs on which a DPO is looked at before its first step.
+FIRST_ROWS = 8
 #: Rows are padded to a multiple of so many tokens.
 PADDED_TO = 16
+
+
+def share_prompts_if_equal(trainer: Any) -> Callable[[], None] | None:
+    """Read each prompt once (`shared_prompt`), where that gives this model's own log-probabilities.
+
+    Returns:
+        A function that takes it back; None where it does not, and every prompt is read twice.
+    """
+    import torch
+
+    if getattr(trainer, "aux_loss_enabled", False):
+        return None  # the routers of a mixture of experts are scored by TRL, in rows of its own
+    alone = log_p_of_pairs(trainer)
+    unshare = share_prompts(trainer.model)
+    try:
+        difference = (log_p_of_pairs(trainer) - alone).abs()
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        difference = torch.tensor([math.inf])  # a model that knows no such mask
+    largest, mean = (1e-3, 1e-4) if trainer.model.dtype == torch.float32 else (0.2, 0.02)
+    if difference.max() <= largest and difference.mean() <= mean:
+        return unshare
+    unshare()
+    return None
+
+
+def log_p_of_pairs(trainer: Any) -> torch.Tensor:
+    """Log-probability of every token of both answers of the longest pairs (tokens,), float32."""
+    import torch
+
+    rows = sorted(trainer.train_dataset, key=row_length, reverse=True)[:FIRST_ROWS]
+    size, found = trainer.args.per_device_train_batch_size, []
+    for start in range(0, len(rows), size):
+        inputs = trainer._prepare_inputs(trainer.data_collator(rows[start : start + size]))
+        labels = inputs["input_ids"].masked_fill(inputs["completion_mask"] == 0, -100)
+        given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with torch.no_grad():
+            made = trainer.model(**given, labels=labels, fused_lm_head=True, use_cache=False)
+        found.append(made.log_probs.float()[labels[:, 1:] != -100])
+    return torch.cat(found)
+
+
+def row_length(row: dict[str, Any]) -> int:
+    """Tokens of a row, for a pair of its longer side."""
+    if "input_ids" in row:
+        return len(row["input_ids"])
+    return len(row["prompt_ids"]) + max(len(row["chosen_ids"]), len(row["rejected_ids"]))
 
 
 @dataclass(frozen=True)

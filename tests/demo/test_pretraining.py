@@ -28,7 +28,8 @@ from demo.pretraining import (
 )
 from medstudy.params import ParamsError, RunParams, resolve
 from medstudy.runs import slug
-from medstudy.training.models import BASE_MODELS, ModelError, load_model, load_tokenizer, locate, model_fingerprint
+from medstudy.training.checkpoint import BASE_MODELS, ModelError, locate, model_fingerprint
+from medstudy.training.models import load_model, load_tokenizer
 
 SMALL = {
     "vocabulary": 400,

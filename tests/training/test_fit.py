@@ -22,9 +22,10 @@ from medstudy.data.splits import Splits
 from medstudy.params import RunParams
 from medstudy.runs import Run, Stage
 from medstudy.tasks import get_task
-from medstudy.training import gates
+from medstudy.training import gates, preferences
 from medstudy.training.arguments import arguments_table, dpo_config, lora_config, sft_config
 from medstudy.training.callbacks import beside
+from medstudy.training.chat import load_chat
 from medstudy.training.fit import fit, training_log
 from medstudy.training.generation import (
     Decoding,
@@ -34,9 +35,9 @@ from medstudy.training.generation import (
     reload_difference,
     sample_cases,
 )
-from medstudy.training.models import load_model, load_tokenizer, stop_tokens
-from medstudy.training.preferences import Pair, Pairs, audit_pairs, pairs_from_own_errors
-from medstudy.training.prompts import fit_context, prompt_ids, sft_row, token_table
+from medstudy.training.models import load_model
+from medstudy.training.preferences import Pair, Pairs, audit_pairs, make_pairs
+from medstudy.training.prompts import fit_context, sft_row, token_table
 
 
 def sft_stage(run: Run, card: DataCard, cases: list[Case], trainer: Any = SFTTrainer) -> Stage:
@@ -82,7 +83,7 @@ def trained(params: RunParams, card: DataCard, cases: list[Case]) -> tuple[Run, 
 def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: tuple[Run, Stage, Stage]) -> None:
     run, sft, dpo = trained
     assert dpo.facts["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert gates.first_loss(dpo.facts).passed
+    assert gates.reference(dpo.facts).passed
     assert dpo.facts["last_margin"] != 0
     for arm, stage in (("sft", sft), ("dpo", dpo)):
         log = pd.read_csv(run.folder / "training" / f"{arm}.csv")
@@ -176,7 +177,7 @@ def test_an_adapter_that_was_rounded_is_the_reference_again_before_it_trains(
             weight.data = weight.data.to(torch.bfloat16)
 
     dpo = dpo_stage(run, card, cases, sft_stage(run, card, cases), spoilt_by(round_off))
-    assert dpo.facts["first_reward"] == 0 and gates.first_loss(dpo.facts).passed
+    assert dpo.facts["first_reward"] == 0 and gates.reference(dpo.facts).passed
     assert kept and {weight.dtype for weight in kept.values()} == {torch.float32}
 
 
@@ -190,7 +191,7 @@ def test_4bit_weights_pass_the_same_gates(params: RunParams, card: DataCard, cas
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
     assert reload_difference(model, sft.folder) < gates.RELOAD_TOLERANCE
     dpo = dpo_stage(run, card, cases, sft)
-    assert gates.first_loss(dpo.facts).passed
+    assert gates.reference(dpo.facts).passed
     assert gates.weights({"sft": sft.facts, "dpo": dpo.facts}).passed
 
 
@@ -216,18 +217,18 @@ def test_a_wrong_reference_is_seen(trained: tuple[Run, Stage, Stage], card: Data
             if ".ref." in name and "lora_B" in name:
                 weight.data.add_(0.5)  # the reference is no longer the SFT model
 
-    assert not gates.first_loss(dpo_stage(run, card, cases, sft, spoilt_by(move)).facts).passed
+    assert not gates.reference(dpo_stage(run, card, cases, sft, spoilt_by(move)).facts).passed
 
 
 def test_rows_that_trl_cuts_are_seen(params: RunParams, card: DataCard, cases: list[Case]) -> None:
     run, task = Run(params), get_task("text_classification", card)
-    tokenizer = load_tokenizer(params)
-    longest = max(len(token_table(tokenizer, task.messages(c), task.target(c))) for c in cases)
+    chat = load_chat(params)
+    longest = max(len(token_table(chat, task.messages(c), task.target(c))) for c in cases)
     args = sft_config(params, run)
     args.max_length = longest - 1
     stage = fit(run, "sft", SFTTrainer, args, [sft_row(task, case) for case in cases])
     seen = {"sft": stage.facts}
-    assert not (gates.nothing_lost(seen, seen).passed and gates.tokens(seen).passed)
+    assert not (gates.nothing_lost(seen).passed and gates.tokens(seen).passed)
 
 
 def test_an_adapter_that_does_not_reload_is_seen(trained: tuple[Run, Stage, Stage]) -> None:
@@ -262,54 +263,54 @@ def test_the_saved_adapter_answers_as_the_trained_model_did(
 
 def test_generation_refuses_a_model_in_training_mode(params: RunParams) -> None:
     with pytest.raises(RuntimeError, match="training mode"):
-        decode(load_model(params, trainable=True), load_tokenizer(params), [[]], Decoding(2, 1))
+        decode(load_model(params, trainable=True), load_chat(params), [[]], Decoding(2, 1))
 
 
 def test_batches_padding_and_shared_prompts_change_no_answer(
     params: RunParams, card: DataCard, cases: list[Case]
 ) -> None:
-    task, model, tokenizer = get_task("text_classification", card), load_model(params), load_tokenizer(params)
+    task, model, chat = get_task("text_classification", card), load_model(params), load_chat(params)
     prompts = [task.messages(case) for case in cases]
-    alone = decode(model, tokenizer, prompts, Decoding(6, 1))
-    assert decode(model, tokenizer, prompts, Decoding(6, 8)).ids == alone.ids
+    alone = decode(model, chat, prompts, Decoding(6, 1))
+    assert decode(model, chat, prompts, Decoding(6, 8)).ids == alone.ids
     model.generation_config.do_sample, model.generation_config.repetition_penalty = True, 5.0
     # the checkpoint's settings are not obeyed
-    assert decode(model, tokenizer, prompts, Decoding(6, 3), ["yes", "no"]).texts == alone.texts
-    near_greedy = decode(model, tokenizer, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
+    assert decode(model, chat, prompts, Decoding(6, 3), ["yes", "no"]).texts == alone.texts
+    near_greedy = decode(model, chat, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
     assert [set(texts) for texts in near_greedy.texts] == [set(texts) for texts in alone.texts]
 
 
 def test_what_prompts_begin_with_is_shared_only_where_every_layer_sees_it(params: RunParams) -> None:
-    model, tokenizer = load_model(params), load_tokenizer(params)
+    model, chat = load_model(params), load_chat(params)
     start = "The same worked example stands before every one of these questions. " * 6
     prompts = [[{"role": "user", "content": f"{start}{text}"}] for text in ("a", "b c d e f", "g " * 30)]
-    expected = [decode(model, tokenizer, [prompt], Decoding(6, 1)).ids[0] for prompt in prompts]
+    expected = [decode(model, chat, [prompt], Decoding(6, 1)).ids[0] for prompt in prompts]
     read: list[int] = []
     model.register_forward_pre_hook(
         lambda module, args, given: read.append(given["input_ids"].numel()), with_kwargs=True
     )
-    assert decode(model, tokenizer, prompts, Decoding(6, 8)).ids == expected
+    assert decode(model, chat, prompts, Decoding(6, 8)).ids == expected
     shared = sum(read)
     read.clear()
     model.config.sliding_window = 64
-    assert decode(model, tokenizer, prompts, Decoding(6, 8)).ids == expected
+    assert decode(model, chat, prompts, Decoding(6, 8)).ids == expected
     assert sum(read) > 1.5 * shared
-    assert decode(model, tokenizer, [], Decoding(6, 8)).ids == []
+    assert decode(model, chat, [], Decoding(6, 8)).ids == []
 
 
 def test_answers_that_a_batch_has_changed_are_counted(params: RunParams, card: DataCard, cases: list[Case]) -> None:
     """It must agree with greedy decoding as transformers does it, a prompt at a time, without padding."""
-    task, model, tokenizer = get_task("text_classification", card), load_model(params), load_tokenizer(params)
+    task, model, chat = get_task("text_classification", card), load_model(params), load_chat(params)
     prompts = [task.messages(case) for case in cases]
     alone = []
     for messages in prompts:
-        ids = torch.tensor([prompt_ids(tokenizer, messages)])
+        ids = torch.tensor([chat.prompt(messages)])
         made = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
         alone.append(made[0, ids.shape[1] :].tolist())
-    assert [ids for (ids,) in decode(model, tokenizer, prompts, Decoding(6, 8)).ids] == alone
-    assert changed_alone(model, tokenizer, prompts, alone) == 0
+    assert [ids for (ids,) in decode(model, chat, prompts, Decoding(6, 8)).ids] == alone
+    assert changed_alone(model, chat, prompts, alone) == 0
     other = [[*ids[:-1], ids[-1] + 1] for ids in alone[:3]] + alone[3:]
-    assert changed_alone(model, tokenizer, prompts, other) == 3
+    assert changed_alone(model, chat, prompts, other) == 3
 
 
 def test_a_merged_adapter_is_the_adapter(trained: tuple[Run, Stage, Stage]) -> None:
@@ -345,21 +346,21 @@ def test_label_probabilities_are_those_of_the_whole_sequences(
     params: RunParams, card: DataCard, cases: list[Case]
 ) -> None:
     """Against the plain way: each prompt with each label, one by one, no cache and no padding."""
-    task, model, tokenizer = get_task("text_classification", card), load_model(params), load_tokenizer(params)
+    task, model, chat = get_task("text_classification", card), load_model(params), load_chat(params)
     labels, prompts = ["yes", "no", "not at all"], [task.messages(case) for case in cases]
     expected = []
     for messages in prompts:
-        start = len(prompt_ids(tokenizer, messages))
+        start = len(chat.prompt(messages))
         log_p = []
         for label in labels:
             turns = [*messages, {"role": "assistant", "content": label}]
-            ids = torch.tensor([tokenizer.apply_chat_template(turns, return_dict=False)])
+            ids = torch.tensor([chat.tokenizer.apply_chat_template(turns, return_dict=False)])
             with torch.inference_mode():
                 logits = model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
             log_p.append(logits.gather(1, ids[0, start:, None]).sum())
         expected.append(torch.stack(log_p).softmax(0).tolist())
     for batch_size in (1, 4, 64):
-        found = decode(model, tokenizer, prompts, Decoding(2, batch_size), labels).probabilities
+        found = decode(model, chat, prompts, Decoding(2, batch_size), labels).probabilities
         assert found == pytest.approx(np.array(expected), abs=1e-5)
 
 
@@ -419,9 +420,9 @@ def test_samples_are_the_same_for_the_same_seed(
     task = get_task("text_classification", card)
     first = sample_cases(run, task, cases, sft)
     assert all(len(texts) == run.params.samples_per_case for texts in first)
-    model, tokenizer = load_model(run.params, sft.folder / "adapter"), load_tokenizer(run.params)
+    model, chat = load_model(run.params, sft.folder / "adapter"), load_chat(run.params)
     how = Decoding(4, 4, run.params.samples_per_case, 1.0, run.params.seed)
-    assert decode(model, tokenizer, [task.messages(c) for c in cases], how).texts == first
+    assert decode(model, chat, [task.messages(c) for c in cases], how).texts == first
 
 
 def test_an_arm_without_pairs_is_the_sft_model_and_says_so(trained: tuple[Run, Stage, Stage]) -> None:
@@ -433,25 +434,25 @@ def test_an_arm_without_pairs_is_the_sft_model_and_says_so(trained: tuple[Run, S
 
 
 def test_loss_is_on_the_answer_and_its_end_token_only(params: RunParams, card: DataCard, cases: list[Case]) -> None:
-    task, tokenizer = get_task("text_classification", card), load_tokenizer(params)
-    table = token_table(tokenizer, task.messages(cases[0]), "yes")
+    task, chat = get_task("text_classification", card), load_chat(params)
+    table = token_table(chat, task.messages(cases[0]), "yes")
     assert "".join(table.loc[table["in_loss"], "token"]) == "yes<|end|>"
-    prompt = prompt_ids(tokenizer, task.messages(cases[0]))
-    assert prompt.count(tokenizer.bos_token_id) == 1
-    assert tokenizer.eos_token_id in stop_tokens(load_model(params), tokenizer)
+    prompt = chat.prompt(task.messages(cases[0]))
+    assert prompt.count(chat.tokenizer.bos_token_id) == 1
+    assert chat.tokenizer.eos_token_id in chat.stops
 
 
 def test_what_does_not_fit_the_context_is_an_error_or_counted(
     params: RunParams, card: DataCard, cases: list[Case]
 ) -> None:
-    task, tokenizer = get_task("text_classification", card), load_tokenizer(params)
+    task, chat = get_task("text_classification", card), load_chat(params)
     long = dataclasses.replace(cases[0], case_id="long", text="dysuria " * 400)
     both = [*cases, long]
     with pytest.raises(DataError, match="case long needs .* set overlong to truncate or exclude"):
-        fit_context(both, task, tokenizer, params, 300)
-    kept, lengths = fit_context(both, task, tokenizer, params.model_copy(update={"overlong": "exclude"}), 300)
+        fit_context(both, task, chat, params, 300)
+    kept, lengths = fit_context(both, task, chat, params.model_copy(update={"overlong": "exclude"}), 300)
     assert (len(kept), lengths.excluded) == (len(cases), 1)
-    kept, lengths = fit_context(both, task, tokenizer, params.model_copy(update={"overlong": "truncate"}), 300)
+    kept, lengths = fit_context(both, task, chat, params.model_copy(update={"overlong": "truncate"}), 300)
     assert (len(kept), lengths.truncated) == (len(both), 1)
     assert lengths.longest <= 300
     assert kept[-1].text.startswith("dysuria dysuria")
@@ -462,21 +463,21 @@ def test_a_gold_answer_that_could_never_be_given_is_an_error_or_counted(
     params: RunParams, card: DataCard, cases: list[Case]
 ) -> None:
     """Seen once: max_new_tokens = 4 cut "malignant" to "malign", and every such answer counted as wrong."""
-    task, tokenizer = get_task("text_classification", card), load_tokenizer(params)
+    task, chat = get_task("text_classification", card), load_chat(params)
     short = params.model_copy(update={"max_new_tokens": 1})
     with pytest.raises(
         DataError, match=r"gold answers could never .* case case\d+, needs (\d) tokens .* set max_new_tokens = \1"
     ):
-        fit_context(cases, task, tokenizer, short, 300)
-    _, lengths = fit_context(cases, task, tokenizer, short.model_copy(update={"overlong": "exclude"}), 300)
+        fit_context(cases, task, chat, short, 300)
+    _, lengths = fit_context(cases, task, chat, short.model_copy(update={"overlong": "exclude"}), 300)
     assert lengths.answer_cut == len(cases)
     assert lengths.table()["gold answer too long"].iloc[0] == len(cases)
 
 
-def test_pairs_come_from_own_errors_and_are_counted(card: DataCard, cases: list[Case]) -> None:
+def test_pairs_come_from_own_errors_and_are_counted(params: RunParams, card: DataCard, cases: list[Case]) -> None:
     task = get_task("text_classification", card)
     samples = [["yes", "yes"], ["yes", "no"], ["maybe", "maybe"], ["", "no"]]
-    made = pairs_from_own_errors(task, cases[:4], samples, pairs_per_case=4)
+    made = make_pairs(params, task, cases[:4], samples)
     seen = [(p.case_id, p.chosen, p.rejected, p.source) for p in made.pairs]
     assert seen == [("case1", "no", "yes", "own"), ("case2", "yes", "maybe", "gold")]
     audit = audit_pairs(made, cases[4:])["value"]
@@ -484,20 +485,40 @@ def test_pairs_come_from_own_errors_and_are_counted(card: DataCard, cases: list[
     assert audit["samples that were wrong"] == 4
     assert audit["repeated wrong samples dropped"] == 2
     assert audit["pairs from test cases"] == 0
-    assert gates.pairs(audit_pairs(made, cases[4:])).passed
-    assert not gates.pairs(audit_pairs(made, cases)).passed  # test cases among the pairs
+    assert gates.pairs(audit_pairs(made, cases[4:]), "own_errors").passed
+    assert not gates.pairs(audit_pairs(made, cases), "own_errors").passed  # test cases among the pairs
     same = Pair("c", "g", [], "yes", "Yes.", "gold")
-    assert not gates.pairs(audit_pairs(Pairs([same], made.counts), [])).passed
+    assert not gates.pairs(audit_pairs(Pairs([same], made.counts), []), "labels").passed
+    for side in ("chosen scored wrong", "rejected scored right"):
+        audit = audit_pairs(Pairs(made.pairs, made.counts | {side: 1}), [])
+        assert not gates.pairs(audit, "own_errors").passed
+        assert gates.pairs(audit, "ratings").passed  # whom raters prefer need not be right
+
+
+def test_sides_are_scored_as_they_will_be_trained(params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    """A source that gives the sides the wrong way round is counted."""
+
+    def exchanged(*given: Any) -> Any:
+        found, counts = preferences.from_labels(*given)
+        return {
+            case: [(rejected, chosen, "gold") for chosen, rejected, _ in sides] for case, sides in found.items()
+        }, counts
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(preferences.SOURCES, "own_errors", exchanged)
+        made = make_pairs(params, get_task("text_classification", card), cases, [])
+    assert made.counts["chosen scored wrong"] == made.counts["rejected scored right"] == len(cases)
 
 
 def test_gates_go_red_on_what_they_guard(cases: list[Case]) -> None:
-    good = {"rows": 4, "rows_in": 4, "longest": 9, "max_length": 16, "bos_per_row": [1], "sequences": 4}
-    good |= {"rows_ending_with_stop": 4, "frozen_changed": 0, "adapter_changed": 6, "adapter_tensors": 6}
+    good = {"rows": 4, "rows_in": 4, "longest": 9, "max_length": 16, "bos_at_start": [1], "sequences": 4}
+    good |= {"rows_ending_with_stop": 4, "frozen_changed": 0, "adapter_changed": 6, "adapter_tensors": 6, "steps": 4}
+    good |= {"rows_begun_as_asked": 4, "unmoved": []}
     assert gates.tokens({"sft": good}).passed
-    assert not gates.tokens({"sft": good | {"bos_per_row": [1, 2]}}).passed
+    assert not gates.tokens({"sft": good | {"bos_at_start": [1, 2]}}).passed
     assert not gates.tokens({"sft": good | {"rows_ending_with_stop": 3}}).passed
-    assert gates.nothing_lost({"sft": good, "sft_more": good}, {"sft": good, "sft_more": good}).passed
-    assert not gates.nothing_lost({"sft": good | {"rows": 3}}, {"sft": good}).passed
+    assert gates.nothing_lost({"sft": good, "sft_more": good}).passed
+    assert not gates.nothing_lost({"sft": good | {"rows": 3}}).passed
     assert not gates.weights({"sft": good | {"frozen_changed": 1}}).passed
     assert not gates.weights({"sft": good | {"adapter_changed": 5}}).passed
     decoded = {
@@ -511,9 +532,7 @@ def test_gates_go_red_on_what_they_guard(cases: list[Case]) -> None:
     assert not gates.batching({"answers_sft": decoded | {"changed_by_batching": 2}}).passed
     assert gates.disjoint(Splits(cases[:4], cases[4:6], cases[6:]), 0).passed
     assert not gates.disjoint(Splits(cases[:4], cases[4:6], cases[3:]), 0).passed
-    assert not gates.dpo_moved({"last_margin": 0.0}, {"sft": ["a"] * 4, "dpo": ["b"] * 4}).passed
-    same = gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["a"]})
-    assert same.passed and same.value["changed outputs"] == "0.0%"  # a result, not a fault
-    assert gates.dpo_moved({"last_margin": 1.0}, {"sft": ["a"], "dpo": ["b"]}).passed
-    assert not gates.displacement({"first_log_p": -5.0, "last_log_p": -9.0}).passed
-    assert gates.displacement({"first_log_p": -5.0, "last_log_p": -5.0}).passed
+    assert not gates.asked({"sft": good | {"rows_begun_as_asked": 3}}).passed
+    assert not gates.decoding({"answers_sft": decoded | {"padding": "right"}}).passed
+    still = gates.weights({"sft": good | {"adapter_changed": 5, "unmoved": ["layers.*.experts.lora_A"]}})
+    assert not still.passed and "experts" in still.reason

@@ -22,7 +22,7 @@ from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
 from medstudy.params import RunParams
 from medstudy.runs import Run
-from medstudy.training import arguments, measure
+from medstudy.training import arguments, shared_prompt
 from medstudy.training.fit import training_log
 from medstudy.training.shared_prompt import pack, share_prompts
 
@@ -98,14 +98,14 @@ def test_rows_beyond_a_sliding_window_are_left_alone() -> None:
 def test_dpo_is_the_same_training_with_and_without(
     params: RunParams, card: DataCard, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(arguments, "cpu_multiplies_bf16", lambda: False)
+    monkeypatch.setattr(arguments, "train_in_bf16", lambda params: False)
     sft = sft_stage(Run(params), card, cases)
     logs = []
     for how in ("shared", "alone"):
         run = Run(params.model_copy(update={"results": str(tmp_path / how)}))
         with monkeypatch.context() as patched:
             if how == "alone":
-                patched.setattr(measure, "share_prompts", not_itself)
+                patched.setattr(shared_prompt, "share_prompts", not_itself)
             stage = dpo_stage(run, card, cases, sft)
         assert stage.facts["shared_prompts"] == (how == "shared")
         logs.append(training_log(stage))
@@ -117,7 +117,7 @@ def test_a_model_that_cannot_share_is_trained_as_by_trl(
     params: RunParams, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sft = sft_stage(run := Run(params), card, cases)
-    monkeypatch.setattr(measure, "share_prompts", refuses)
+    monkeypatch.setattr(shared_prompt, "share_prompts", refuses)
     stage = dpo_stage(run, card, cases, sft)
     assert not stage.facts["shared_prompts"]
     assert training_log(stage)["loss"].notna().all()
@@ -125,7 +125,7 @@ def test_a_model_that_cannot_share_is_trained_as_by_trl(
 
 def test_a_mixture_of_experts_does_not_share() -> None:
     trainer = type("Trainer", (), {"aux_loss_enabled": True})()
-    assert measure.share_prompts_if_equal(trainer) is None
+    assert shared_prompt.share_prompts_if_equal(trainer) is None
 
 
 def refuses(model: Any) -> Any:

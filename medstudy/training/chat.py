@@ -1,0 +1,194 @@
+"""The one place that renders a chat: what is asked, what is trained, where an answer ends and how it is read."""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from os.path import commonprefix
+from typing import TYPE_CHECKING, Any
+
+from medstudy.params import RunParams
+from medstudy.tasks.base import Message
+from medstudy.tasks.reading import said
+from medstudy.training.checkpoint import ModelError, model_fingerprint
+from medstudy.training.models import load_tokenizer, stop_tokens, vocabulary
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Row = dict[str, list[Message]]
+
+#: The day that templates with a date are told: with today's, a run that goes on tomorrow would mix two prompts.
+DAY = date(2024, 7, 26)
+#: Template arguments of all families; a template leaves alone what it does not know. No model thinks aloud.
+ARGUMENTS = {
+    "enable_thinking": False,
+    "thinking": False,
+    "reasoning_effort": "low",
+    "date_string": DAY.strftime("%d %b %Y"),
+}
+#: How templates ask for today's date; a form that is not written out there cannot be replaced.
+_TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+#: Templates that were taken apart in this process, by model and its fingerprint.
+_CHATS: dict[tuple[str, str], Chat] = {}
+_ASKED, _ANSWERED = "medstudy asks", "medstudy answers"
+
+
+class Chat:
+    """A checkpoint's chat template, taken apart once: prompts, rows and labels are made of the same pieces.
+
+    A prompt is the template's, with its generation prompt. What the template writes from there to the answer of any
+    row (an empty thought, the name of a channel) belongs to the prompt, so that the asked prompt is the beginning
+    of the trained row; a thought that it opens is closed, empty. A row ends at the token that ends the turn: what
+    templates write behind it is neither trained nor waited for.
+
+    Attributes:
+        tokenizer: the checkpoint's.
+        end: the token that ends an answer.
+        stops: tokens at which generation ends: ``end`` and the checkpoint's own.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...] = (), source: str = "") -> None:
+        """Take the template apart.
+
+        Args:
+            tokenizer: with a chat template.
+            stops: the checkpoint's end tokens.
+            source: the model, as errors name it.
+
+        Raises:
+            ModelError: no prompt of this template begins its rows, or nothing ends its answers.
+        """
+        self.tokenizer, self._source, self._in_parts = tokenizer, source, False
+        asked, row = self._examine()
+        before, _, after = row.partition(_ANSWERED)
+        same = len(commonprefix([asked, before]))
+        unasked, untrained = before[same:], asked[same:]
+        self._cut = "" if untrained.strip() else untrained
+        if re.fullmatch(r"\s*(<think(ing)?>)?\s*(</think(ing)?>)?\s*", untrained) and untrained.strip():
+            unasked = ""  # rows without the thought that prompts begin: it stays, and stays empty
+        elif untrained.strip():
+            reason = f"it asks for an answer with {untrained!r}, which none of its rows holds"
+            raise self.refused(reason, "make both the same there")
+        self._lead = re.search(r" *$", unasked)[0]  # to most tokenizers a blank is part of the word behind it
+        self._added = unasked[: len(unasked) - len(self._lead)]
+        thought = re.search(r"<(think(?:ing)?)>\s*$", asked.removesuffix(self._cut) + self._added)
+        if thought:
+            self._added += f"\n</{thought[1]}>\n\n"
+        self.end, text = self._find_end(after, stops)
+        self._tail = after[: after.index(text) + len(text)]
+        self.stops = tuple(sorted({*stops, self.end}))
+
+    def prompt(self, messages: list[Message]) -> list[int]:
+        """Token ids of what is asked, up to where the answer begins."""
+        return self._ids(self._prompt(messages))
+
+    def row(self, messages: list[Message], answer: str) -> tuple[list[int], list[int]]:
+        """Token ids of a prompt and of its completion: the answer and the token that ends it. A row is the two."""
+        asked = self._prompt(messages)
+        completion = self._lead + answer.strip() + self._tail
+        prompt, whole = self._ids(asked), self._ids(asked + completion)
+        if whole[: len(prompt)] == prompt:
+            return prompt, whole[len(prompt) :]
+        return prompt, self._ids(completion)  # a token would reach over the border, where none can be asked for
+
+    def trained(self, row: Row) -> dict[str, list[int]]:
+        """A row of chat messages in the tokens that a trainer takes; TRL then renders nothing."""
+        if "completion" in row:
+            prompt, completion = self.row(row["prompt"], row["completion"][0]["content"])
+            return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
+        (prompt, chosen), (_, rejected) = (
+            self.row(row["prompt"], row[side][0]["content"]) for side in ("chosen", "rejected")
+        )
+        return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+
+    def read(self, ids: list[int]) -> str:
+        """The answer in generated token ids: up to the first stop token, without special tokens and thoughts."""
+        end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
+        added = self.tokenizer.added_tokens_decoder
+        special = {i for i, token in added.items() if token.special and "think" not in token.content}
+        kept = [i for i in ids[:end] if i not in special]
+        return said(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
+
+    def _prompt(self, messages: list[Message]) -> str:
+        return self._render(messages, add_generation_prompt=True).removesuffix(self._cut) + self._added
+
+    def _render(self, messages: list[Message], **how: Any) -> str:
+        from jinja2 import TemplateError
+
+        if self._in_parts:
+            messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, chat_template=self._template, tokenize=False, **ARGUMENTS, **how
+            )
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise self.refused(f"it fails on turns of user and assistant ({error})", "mend it") from None
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _examine(self) -> tuple[str, str]:
+        """A prompt and a row of known content; as one of text parts, where the template drops a plain text."""
+        if not self.tokenizer.chat_template:
+            raise self.refused("it has none", "choose an instruct model")
+        dated = self.tokenizer.get_chat_template()
+        self._template = _TODAY.sub(lambda call: repr(DAY.strftime(call[2])), dated)
+        if "strftime_now(" in self._template:
+            raise self.refused("it writes today's date, so that no two days ask alike", "write a fixed date")
+        user, answer = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}
+        failed: ModelError | None = None
+        for self._in_parts in (False, True):
+            try:
+                asked, row = self._render([user], add_generation_prompt=True), self._render([user, answer])
+            except ModelError as error:
+                failed = error
+                continue
+            if _ASKED in asked and row.count(_ANSWERED) == 1:
+                return asked, row
+        raise failed or self.refused("it leaves out what is asked or answered", "mend it")
+
+    def _find_end(self, after: str, stops: tuple[int, ...]) -> tuple[int, str]:
+        """The first token behind an answer that stands for itself: an added one, or the checkpoint's end."""
+        added = self.tokenizer.added_tokens_decoder.keys() | set(stops)
+        unknown = self.tokenizer.unk_token_id
+        for token in self._ids(after):
+            text = self.tokenizer.decode([token]).strip()
+            if token in added and token != unknown and text in after:
+                return token, text
+        raise self.refused(
+            "it ends no answer with a token of its own, so that the model would never learn to stop",
+            "write {{ eos_token }} behind the assistant's content",
+        )
+
+    def refused(self, reason: str, remedy: str) -> ModelError:
+        """The error for a template that a study cannot use."""
+        return ModelError(
+            f"model = {self._source!r}, chat template: {reason}; {remedy} (chat_template of the tokenizer), or choose "
+            "another instruct model"
+        )
+
+
+def load_chat(params: RunParams) -> Chat:
+    """The model's `Chat`.
+
+    Raises:
+        ModelError: the model cannot be reached, or cannot be asked and trained by its chat template.
+    """
+    key = (params.model, model_fingerprint(params))
+    if key not in _CHATS:
+        tokenizer = load_tokenizer(params)
+        _CHATS[key] = Chat(tokenizer, stop_tokens(params), params.model)
+        _refuse_unknown(_CHATS[key], vocabulary(params))
+    return _CHATS[key]
+
+
+def _refuse_unknown(chat: Chat, known: int) -> None:
+    """Tokens without an embedding would be an index error deep inside the model."""
+    prompt, completion = chat.row([{"role": "user", "content": "a"}], "b")
+    beyond = [i for i in [*prompt, *completion, chat.tokenizer.pad_token_id] if i >= known]
+    if beyond:
+        raise chat.refused(
+            f"it writes {chat.tokenizer.decode(beyond[:1])!r}, token {beyond[0]}, but there are embeddings for {known}",
+            f"resize_token_embeddings({len(chat.tokenizer)}) and save the model, or mend the template",
+        )

@@ -1,0 +1,233 @@
+"""From prompts to answers: batches of similar length, each prompt read once for all its uses."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medstudy.tasks.base import Message
+from medstudy.training.chat import Chat
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+#: From so many common first tokens on, prompts share what was read of them.
+WORTH_SHARING = 32
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How answers are drawn. ``temperature`` 0 is greedy; samples come from the model's full distribution."""
+
+    max_new_tokens: int
+    batch_size: int
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a model made of some prompts: ``texts`` and ``ids`` (prompts, samples).
+
+    ``probabilities`` (prompts, labels), None where no labels were asked about; ``padding``: where the batches had
+    some (left, right, none).
+    """
+
+    texts: list[list[str]]
+    ids: list[list[list[int]]]
+    probabilities: np.ndarray | None
+    padding: str
+
+
+def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, labels: Sequence[str] = ()) -> Decoded:
+    """Answers to each prompt: batches of similar length, left-padded. A prompt is read once for all its uses.
+
+    What all prompts begin with, such as worked examples, is read once for all of them. Models that keep more of a
+    prompt than keys and values (state spaces, convolutions) read it anew for each use.
+
+    Args:
+        model: in eval mode.
+        chat: of the model.
+        prompts: chat messages.
+        how: greedy or sampled, and how many.
+        labels: answers whose probabilities are wanted: softmax over their log-probabilities, each with its
+            end token.
+    """
+    import torch
+
+    config = _generation_config(model, chat, how)
+    encoded = [chat.prompt(messages) for messages in prompts]
+    said = [chat.row(prompts[0], label)[1] for label in labels] if prompts else []
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    made: list[list[list[int]]] = [[] for _ in prompts]
+    log_p, padded = np.empty((len(prompts), len(labels))), {"none"}
+    reuses = _keeps_keys_and_values(model)
+    shared, begun = _read_common(model, encoded, how) if reuses else (0, None)
+    torch.manual_seed(how.seed)
+    per_batch = max(1, how.batch_size // how.samples)
+    for start in range(0, len(order), per_batch):
+        chosen = order[start : start + per_batch]
+        ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device, shared)
+        padded.add(_padded_side(mask))
+        with torch.inference_mode():
+            cache = _read(model, ids, mask, begun, shared) if reuses else None
+            for column, label in enumerate(said):
+                log_p[chosen, column] = _label_log_p(model, ids, mask, cache, label)
+            if how.samples > 1 and cache is not None:
+                cache.batch_repeat_interleave(how.samples)
+            ids, mask = (t.repeat_interleave(how.samples, dim=0) for t in (ids, mask))
+            given = {"past_key_values": cache} if reuses else {}
+            rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **given)
+        for row, new in enumerate(rows[:, ids.shape[1] :].tolist()):
+            made[chosen[row // how.samples]].append(_until_stop(new, config.eos_token_id))
+    texts = [[chat.read(ids) for ids in several] for several in made]
+    side = next(side for side in ("right", "left", "none") if side in padded)
+    return Decoded(texts, made, _softmax(log_p) if labels else None, side)
+
+
+def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers: list[list[int]]) -> int:
+    """How many greedy answers would be others if the model read its prompt alone, without batch or padding.
+
+    One pass over prompt and answer shows the likeliest token at each place: where all are the answer's own,
+    greedy decoding ends at this answer.
+    """
+    import torch
+
+    changed = 0
+    for messages, answer in zip(prompts, answers, strict=True):
+        ids = torch.tensor([chat.prompt(messages) + answer], device=model.device)
+        with torch.inference_mode():
+            logits = _forward(model, ids, torch.ones_like(ids), logits=len(answer) + 1).logits[0]
+        changed += logits[-len(answer) - 1 : -1].argmax(-1).tolist() != answer
+    return changed
+
+
+def _generation_config(model: Any, chat: Chat, how: Decoding) -> GenerationConfig:
+    """A complete config of our own, so that none of the checkpoint's sampling settings is obeyed."""
+    from transformers import GenerationConfig
+
+    if model.training:
+        raise RuntimeError("the model is in training mode: dropout would change greedy answers; call model.eval()")
+    sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
+    config = GenerationConfig(
+        max_new_tokens=how.max_new_tokens,
+        repetition_penalty=1.0,
+        eos_token_id=list(chat.stops),
+        pad_token_id=chat.tokenizer.pad_token_id,
+        bos_token_id=chat.tokenizer.bos_token_id,
+        **(sampling if how.temperature else {"do_sample": False}),
+    )
+    model.generation_config = config
+    return config
+
+
+def _keeps_keys_and_values(model: Any) -> bool:
+    """Whether all that a layer keeps of a prompt are keys and values, which can be copied for several uses."""
+    text = model.config.get_text_config()
+    attends = set(getattr(text, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
+    return attends and not getattr(_plain(model), "_is_stateful", False) and "past_key_values" in _known(model)
+
+
+def _sees_everything(model: Any, encoded: list[list[int]], how: Decoding) -> bool:
+    """Whether every layer attends to all that was read: a gap in the middle would narrow a window's view.
+
+    Where places are not numbered by us but counted from the mask, a gap would shift them.
+    """
+    window = getattr(model.config.get_text_config(), "sliding_window", None)
+    fits = window is None or max(map(len, encoded), default=0) + how.max_new_tokens <= window
+    return bool(encoded) and fits and "position_ids" in _known(model)
+
+
+def _read_common(model: Any, encoded: list[list[int]], how: Decoding) -> tuple[int, Any]:
+    """How many tokens all prompts begin with, if they are worth it, and what a model keeps of them."""
+    import torch
+
+    shared = _common_start(encoded) if _sees_everything(model, encoded, how) else 0
+    if shared < WORTH_SHARING:
+        return 0, None
+    with torch.inference_mode():
+        first = torch.tensor([encoded[0][:shared]], device=model.device)
+        return shared, _forward(model, first, torch.ones_like(first)).past_key_values
+
+
+def _common_start(encoded: list[list[int]]) -> int:
+    """How many tokens all prompts begin with; at least two of each are left."""
+    shortest, longest = min(encoded), max(encoded)  # in the order of words: these two differ first
+    room = min(map(len, encoded)) - 2
+    return next((i for i in range(max(0, room)) if shortest[i] != longest[i]), max(0, room))
+
+
+def _read(model: Any, ids: Any, mask: Any, begun: Any, shared: int) -> Any:
+    """Keys and values of all but the last token of each prompt, which each use reads anew."""
+    cache = copy.deepcopy(begun)
+    if cache is not None:
+        cache.batch_repeat_interleave(len(ids))
+    return _forward(model, ids[:, shared:-1], mask[:, :-1], cache).past_key_values
+
+
+def _plain(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def _known(model: Any) -> set[str]:
+    """Arguments that the model's forward pass names."""
+    return set(inspect.signature(_plain(model).forward).parameters)
+
+
+def _forward(model: Any, ids: Any, mask: Any, cache: Any = None, logits: int = 1) -> Any:
+    """One pass over ``ids``; ``mask`` covers ``cache`` too. Logits of the last so many, or of all."""
+    given = {
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :],
+        "past_key_values": cache,
+        "use_cache": True,
+        "logits_to_keep": logits,
+    }
+    known = _known(model)
+    return model(input_ids=ids, **{name: value for name, value in given.items() if name in known})
+
+
+def _label_log_p(model: Any, ids: Any, mask: Any, cache: Any, label: list[int]) -> np.ndarray:
+    """Log-probability of one label, end token included, after each prompt (rows,)."""
+    import torch
+
+    tokens = torch.tensor(label, device=ids.device).expand(len(ids), -1)
+    read = torch.cat([ids if cache is None else ids[:, -1:], tokens[:, :-1]], dim=1)
+    seen = torch.cat([mask, torch.ones_like(tokens[:, :-1])], dim=1)
+    # a pass adds to the cache that it is given
+    logits = _forward(model, read, seen, copy.deepcopy(cache), len(label)).logits[:, -len(label) :]
+    chosen = logits.float().log_softmax(-1).gather(-1, tokens[..., None])
+    return chosen.sum((1, 2)).double().cpu().numpy()
+
+
+def _softmax(log_p: np.ndarray) -> np.ndarray:
+    odds = np.exp(log_p - log_p.max(axis=1, keepdims=True))
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
+def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
+    """The tokens up to the first stop token, which is kept; what follows is padding."""
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    return ids[: end + 1]
+
+
+def _padded_side(mask: Any) -> str:
+    """Where a batch as the model gets it is padded."""
+    return "none" if mask.all() else "left" if mask[:, -1].all() else "right"
+
+
+def _left_pad(rows: list[list[int]], pad: int, device: Any, shared: int = 0) -> tuple[Any, Any]:
+    """Token ids and mask (rows, longest); padding stands before a row, behind ``shared`` first tokens."""
+    import torch
+
+    width = max(map(len, rows))
+    gaps = [width - len(row) for row in rows]
+    ids = [row[:shared] + [pad] * gap + row[shared:] for row, gap in zip(rows, gaps, strict=True)]
+    mask = [[1] * shared + [0] * gap + [1] * (width - gap - shared) for gap in gaps]
+    return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

@@ -1,0 +1,222 @@
+"""Kinds of chat templates: what is asked begins what is trained, and what is trained is read back as the answer."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from medstudy.data.card import DataCard
+from medstudy.data.cases import Case
+from medstudy.params import RunParams
+from medstudy.runs import Run
+from medstudy.tasks import get_task
+from medstudy.training import gates
+from medstudy.training.chat import Chat, load_chat
+from medstudy.training.checkpoint import ModelError
+from medstudy.training.measure import _split
+
+TURN = "{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}"
+EACH = "{% for m in messages %}" + TURN + "{% endfor %}"
+ASK = "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+BEFORE = "{% for m in messages[:-1] %}" + TURN + "{% endfor %}{% set m = messages[-1] %}"
+ALTERNATE = (
+    "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) or m.role == 'system' %}"
+    "{{ raise_exception('user and assistant take turns') }}{% endif %}{% endfor %}"
+)
+#: Kind -> template; the family that has it in its way, in brackets.
+KINDS = {
+    "plain": EACH + ASK,
+    "newline after the end (ChatML)": EACH.replace("<|end|>'", "<|end|>\n'") + ASK,
+    "newline before the answer, unasked (Zephyr)": EACH.replace("'|>'", "'|>\n'") + ASK,
+    "more behind the end (Phi-3)": EACH.replace("<|end|>'", "<|end|>\n'")
+    + "{% if not add_generation_prompt %}</s>{% endif %}"
+    + ASK,
+    "blanks around the answer (Llama 2)": (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ '<|user|>' + m.content + ' <|assistant|>' }}"
+        "{% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}"
+    ),
+    "a thought that rows lack (R1)": EACH + ASK.replace("|>'", "|><think>\n'"),
+    "an empty thought that prompts lack (Qwen 3)": (
+        BEFORE
+        + TURN.replace("m.content", "('<think>\n\n</think>\n\n' if m.role == 'assistant' else '') + m.content")
+        + ASK
+    ),
+    "a thought begun, and closed in rows": (
+        BEFORE
+        + TURN.replace("m.content", "('<think>\n\n</think>\n\n' if m.role == 'assistant' else '') + m.content")
+        + ASK.replace("|>'", "|><think>\n'")
+    ),
+    "an empty thought asked and not trained": EACH + ASK.replace("|>'", "|><think>\n\n</think>\n\n'"),
+    "thinking unless told not to": EACH
+    + ASK.replace("|>'", "|>' + ('' if enable_thinking is defined and not enable_thinking else '<think>')"),
+    "a channel before the answer (gpt-oss)": EACH.replace(
+        "'|>' +", "'|>' + ('<|channel|>final<|message|>' if m.role == 'assistant' else '') +"
+    )
+    + ASK,
+    "today's date": "{{ (strftime_now('%d %B %Y') if strftime_now is defined else '') + (date_string or '') }}"
+    + EACH
+    + ASK,
+    "system refused, turns alternate (Gemma)": ALTERNATE + EACH + ASK,
+    "content in parts": EACH.replace("m.content +", "m.content[0].text +") + ASK,
+    "trimmed": EACH.replace("m.content", "m.content | trim") + ASK,
+    "end by the checkpoint's own token": EACH.replace("<|end|>", "</s>") + ASK,
+    "a BOS at every turn": EACH.replace("'<|'", "'<s><|'") + ASK.replace("'<|", "'<s><|"),
+    "a border inside a word": EACH.replace("'|>'", "'|> '") + ASK.replace("|>'", "|> '"),
+}
+REFUSED = {
+    "": ("it has none; choose an instruct model", "none"),
+    EACH.replace("<|end|>", "") + ASK: ("ends no answer with a token of its own.*eos_token", "no end"),
+    EACH.replace("<|end|>", "\n\n") + ASK: ("ends no answer with a token of its own", "end in plain text"),
+    EACH + ASK.replace("|>'", "|>in short: '"): ("asks for an answer with 'in short: '", "asks as it never trains"),
+    "{% set day = '%d' %}{{ strftime_now(day) }}" + EACH + ASK: ("writes today's date", "today"),
+    "{{ raise_exception('no') }}": ("it fails on turns of user and assistant", "raises"),
+    "{% for m in messages %}{{ '<|' + m.role + '|><|end|>' }}{% endfor %}" + ASK: ("leaves out what is asked", "empty"),
+}
+
+
+def tokenizer(template: str, kind: str = "bytes", special: bool = True, **given: str) -> PreTrainedTokenizerFast:
+    """Words as they come, of bytes or of pieces with a leading blank; the turns' tokens are added."""
+    added = [
+        "<s>",
+        "</s>",
+        "<pad>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|end|>",
+        "<|channel|>",
+        "<|message|>",
+        "<think>",
+        "</think>",
+    ]
+    letters = sorted({*pre_tokenizers.ByteLevel.alphabet(), *string.printable, "▁"})
+    bpe = Tokenizer(models.BPE({letter: i for i, letter in enumerate(["<unk>", *letters])}, [], unk_token="<unk>"))
+    if kind == "bytes":
+        pieces = pre_tokenizers.Split(Regex(r" ?\w+|\s+|[^\w\s]"), "isolated")
+        bpe.pre_tokenizer = pre_tokenizers.Sequence([pieces, pre_tokenizers.ByteLevel(False, use_regex=False)])
+        bpe.decoder = decoders.ByteLevel()
+    else:
+        bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    bpe.add_tokens([AddedToken(t, special=special and "think" not in t, normalized=False) for t in added])
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"} | given
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False, **names)
+    made.chat_template = template
+    return made
+
+
+def asked(*turns: str) -> list[dict[str, str]]:
+    return [{"role": ("user", "assistant")[i % 2], "content": turn} for i, turn in enumerate(turns)]
+
+
+@pytest.mark.parametrize("special", [True, False], ids=["special end", "added end"])
+@pytest.mark.parametrize("kind", ["bytes", "pieces"])
+@pytest.mark.parametrize("template", KINDS.values(), ids=KINDS)
+def test_what_is_trained_is_read_back_and_begins_as_asked(template: str, kind: str, special: bool) -> None:
+    made = tokenizer(template, kind, special)
+    chat = Chat(made, (made.eos_token_id,))
+    for messages in (asked("Well?"), asked("One?", "no", "And two, \nlonger?")):
+        row = {"prompt": messages, "completion": [{"role": "assistant", "content": "Provider: nurse\nUrgency: high"}]}
+        tokens = chat.trained(row)
+        prompt, completion = _split(tokens)
+        assert prompt == chat.prompt(messages)
+        assert completion[-1] == chat.end and chat.end in chat.stops
+        assert chat.read(completion) == "Provider: nurse\nUrgency: high"
+        assert chat.read([*completion, *chat.prompt(messages)]) == "Provider: nurse\nUrgency: high"
+        whole = made.decode(tokens["input_ids"])
+        assert ("26 July 2024" in whole) == ("strftime_now" in template)
+        assert not whole.partition("nurse")[0].rstrip().endswith("<think>")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"), [(t, w) for t, (w, _) in REFUSED.items()], ids=[i for _, i in REFUSED.values()]
+)
+def test_a_template_that_cannot_be_trained_is_refused_with_its_remedy(template: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        Chat(tokenizer(template, bos_token="<s>"), source="a/model")
+
+
+def test_a_label_ends_where_a_row_ends() -> None:
+    """Label probabilities are of what SFT trains: a newline before the end token once gave an AUROC of .38."""
+    made = tokenizer(KINDS["newline after the end (ChatML)"])
+    chat = Chat(made, (made.eos_token_id,))
+    assert made.decode(chat.row(asked("Well?"), " no ")[1]) == "no<|end|>"
+
+
+def test_no_thought_is_an_answer() -> None:
+    chat = Chat(tokenizer(KINDS["plain"]))
+    ids = chat.tokenizer("<think>malignant? no</think>\n\nbenign<|end|>yes", add_special_tokens=False)["input_ids"]
+    assert chat.read(ids) == "benign"
+    assert chat.read(ids[:12]) == ""
+
+
+def test_the_built_in_models_are_asked_and_trained_in_the_tokens_they_were_made_with(
+    card: DataCard, cases: list[Case], params: RunParams
+) -> None:
+    task = get_task("text_classification", card)
+    for name in ("builtin/llama", "builtin/mistral"):
+        chat = load_chat(params.model_copy(update={"model": name}))
+        given = {"tokenize": True, "return_dict": False}
+        for examples in (None, cases[1:3]):
+            messages = task.messages(cases[0], examples)
+            whole = chat.tokenizer.apply_chat_template([*messages, *asked("", "yes")[1:]], **given)
+            prompt, completion = chat.row(messages, "yes")
+            assert prompt == chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **given)
+            assert prompt + completion == whole
+        assert chat.stops == (chat.tokenizer.eos_token_id,)
+
+
+def test_a_bos_is_counted_at_the_start_of_a_row_only() -> None:
+    good = {"rows_ending_with_stop": 1, "sequences": 1}
+    assert gates.tokens({"sft": good | {"bos_at_start": [0, 1]}}).passed
+    twice = gates.tokens({"sft": good | {"bos_at_start": [2]}})
+    assert not twice.passed and "BOS" in twice.reason
+
+
+def test_trained_on_gold_goes_red_on_another_answer_and_on_none(card: DataCard, cases: list[Case]) -> None:
+    task = get_task("text_classification", card)
+    right = [case.gold["label"] for case in cases]
+    assert gates.gold(task, cases, {"sft": right}).passed
+    for wrong, words in (
+        (["no", *right[1:]], "another answer"),
+        (["final yes or no", *right[1:]], "unparsed|out_of_range"),
+    ):
+        gate = gates.gold(task, cases, {"sft": wrong})
+        assert not gate.passed and gate.value == "7 of 8"
+        assert any(word in gate.reason for word in words.split("|"))
+    assert not gates.gold(task, cases, {"sft": right[1:]}).passed
+
+
+def test_tokens_without_an_embedding_are_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = shutil.copytree(tiny_model, tmp_path / "larger")
+    template = folder / "chat_template.jinja"
+    data = json.loads((folder / "tokenizer.json").read_text())
+    number = 1 + max(token["id"] for token in data["added_tokens"]) + len(data["model"]["vocab"])
+    data["added_tokens"].append(data["added_tokens"][0] | {"id": number, "content": "<|more|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    params = params.model_copy(update={"model": str(folder)})
+    load_chat(params)  # one more than there are embeddings for, and never written
+    template.write_text(template.read_text().replace("<|end|>", "<|more|>"))
+    with pytest.raises(ModelError, match="'<|more|>', token .* embeddings"):
+        load_chat(params)
+
+
+def test_a_run_notes_the_model_and_says_when_it_has_moved(
+    params: RunParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from medstudy.training import checkpoint
+
+    run = Run(params.model_copy(update={"model": "someone/model"}))
+    keys = []
+    for commit in ("a" * 40, "a" * 40, "b" * 40):
+        monkeypatch.setattr(checkpoint, "_commit", lambda hub_id, commit=commit: commit)
+        keys.append(checkpoint.note_model(run))
+        assert run.facts["model_revision"] == commit
+    assert keys[0] == keys[1] != keys[2]
+    assert capsys.readouterr().out.count("has changed from aaaa") == 1
