@@ -138,9 +138,9 @@ def swapped(study: Path) -> pd.DataFrame:
     from medstudy.runs import Run
     from medstudy.tasks import get_task
     from medstudy.training.arguments import dpo_config
+    from medstudy.training.chat import load_chat
     from medstudy.training.fit import fit
     from medstudy.training.generation import answer_cases
-    from medstudy.training.models import context_length, load_tokenizer
     from medstudy.training.prompts import fit_context
 
     by_cell: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
@@ -149,8 +149,8 @@ def swapped(study: Path) -> pd.DataFrame:
         asked = RunParams(**finished.parameters)
         run = Run(asked.model_copy(update={"study": f"{asked.study}-swapped"}))
         card = load_card(asked.data)
-        task, tokenizer = get_task(asked.task, card), load_tokenizer(asked)
-        cases, _ = fit_context(load_cases(card, asked.data_root).cases, task, tokenizer, asked, context_length(asked))
+        task, chat = get_task(asked.task, card), load_chat(asked)
+        cases, _ = fit_context(load_cases(card, asked.data_root).cases, task, chat, asked)
         test = split_cases(cases, asked.n_train, asked.n_valid, asked.n_test, asked.seed, asked.split_seed).test
         rng = np.random.default_rng(asked.seed)
         rows = []

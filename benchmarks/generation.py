@@ -30,11 +30,11 @@ def main() -> None:
         peers.prepare(folder, 800)
         with contextlib.redirect_stdout(sys.stderr):  # its progress
             medstudy_loop("sft", [], folder, 0)
-        model, tokenizer, messages = ready(folder)
+        model, chat, messages = ready(folder)
         times: dict[str, list[float]] = {"one by one, greedy": [], "batched, greedy": [], "8 samples a prompt": []}
         for _ in range(args.rounds):
-            found = [one_by_one(model, tokenizer, messages)]
-            found += [batched(model, tokenizer, messages, 1), batched(model, tokenizer, messages, SAMPLES)]
+            found = [one_by_one(model, chat, messages)]
+            found += [batched(model, chat, messages, 1), batched(model, chat, messages, SAMPLES)]
             for (seconds, ids), kept in zip(found, times.values(), strict=True):
                 kept.append(seconds / sum(map(len, ids)))
             same = sum(alone == other for alone, other in zip(found[0][1], found[1][1], strict=True))
@@ -47,33 +47,34 @@ def main() -> None:
 
 
 def ready(folder: Path) -> tuple[Any, Any, list[Any]]:
-    """The model after SFT, its tokenizer and the prompts."""
+    """The model after SFT, its chat and the prompts."""
     from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.tasks import get_task
-    from medstudy.training.models import load_model, load_tokenizer
+    from medstudy.training.chat import load_chat
+    from medstudy.training.models import load_model
 
     params = resolve({"task": "clinical_reasoning"})
     card = load_card(params.data)
     task, cases = get_task(params.task, card), load_cases(card).cases[:PROMPTS]
     model = load_model(params, Path((folder / "medstudy-sft.txt").read_text()), merged=True)
-    return model, load_tokenizer(params), [task.messages(case) for case in cases]
+    return model, load_chat(params), [task.messages(case) for case in cases]
 
 
-def batched(model: Any, tokenizer: Any, messages: list[Any], samples: int) -> tuple[float, list[list[int]]]:
+def batched(model: Any, chat: Any, messages: list[Any], samples: int) -> tuple[float, list[list[int]]]:
     """As the notebooks do: seconds, and the tokens of each answer."""
-    from medstudy.training.generation import Decoding, decode
+    from medstudy.training.decoding import Decoding, decode
 
     begun = time.monotonic()
-    made = decode(model, tokenizer, messages, Decoding(NEW, AT_ONCE, samples, 1.0 if samples > 1 else 0.0))
+    made = decode(model, chat, messages, Decoding(NEW, AT_ONCE, samples, 1.0 if samples > 1 else 0.0))
     return time.monotonic() - begun, [ids for several in made.ids for ids in several]
 
 
-def one_by_one(model: Any, tokenizer: Any, messages: list[Any]) -> tuple[float, list[list[int]]]:
+def one_by_one(model: Any, chat: Any, messages: list[Any]) -> tuple[float, list[list[int]]]:
     """By the library's own generate: seconds, and the tokens of each answer."""
     import torch
 
-    begun, answers = time.monotonic(), []
+    begun, answers, tokenizer = time.monotonic(), [], chat.tokenizer
     how = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     for one in messages:
         asked = tokenizer.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt", return_dict=True)

@@ -45,7 +45,8 @@ def prepare(folder: Path, train: int, pairs_per_case: int = 1, test: int = 0) ->
     from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
     from medstudy.tasks import get_task
-    from medstudy.training.models import load_model, load_tokenizer, locate
+    from medstudy.training.checkpoint import locate
+    from medstudy.training.models import load_model, load_tokenizer
     from medstudy.training.preferences import make_pairs
 
     asked = {"task": "clinical_reasoning", "pair_source": "labels", "pairs_per_case": pairs_per_case}

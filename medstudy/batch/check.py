@@ -102,16 +102,15 @@ def _fitting(run: RunParams, task: Task, cases: list[Case], faults: list[str]) -
     """
     from medstudy.training.chat import load_chat
     from medstudy.training.checkpoint import ModelError
-    from medstudy.training.models import context_length
     from medstudy.training.prompts import fit_context
 
     where = f"{run.task}, {run.model}"
     try:
         if not _is_here(run.model):
             return cases, None
-        chat, context = load_chat(run), context_length(run)
+        chat = load_chat(run)
         lenient = run.model_copy(update={"overlong": "exclude"} if run.overlong == "error" else {})
-        kept, lengths = fit_context(cases, task, chat, lenient, context)
+        kept, lengths = fit_context(cases, task, chat, lenient)
     except (DataError, ModelError) as error:
         faults.append(f"{where}: {error}")
         return cases, None
@@ -122,8 +121,8 @@ def _fitting(run: RunParams, task: Task, cases: list[Case], faults: list[str]) -
         )
     if run.overlong == "error" and lengths.excluded:
         faults.append(
-            f"{where}: {lengths.excluded} cases of {len(cases)} do not fit, with their answers, into the {context} "
-            "tokens of the model's context; set overlong to truncate or exclude"
+            f"{where}: {lengths.excluded} cases of {len(cases)} do not fit, with their answers, into the "
+            f"{chat.context} tokens of the model's context; set overlong to truncate or exclude"
         )
     return kept, lengths
 

@@ -11,7 +11,7 @@ from medstudy.params import RunParams
 from medstudy.tasks.base import Message
 from medstudy.tasks.reading import said
 from medstudy.training.checkpoint import ModelError, model_fingerprint
-from medstudy.training.models import load_tokenizer, stop_tokens, vocabulary
+from medstudy.training.models import context_length, load_tokenizer, stop_tokens, vocabulary
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,20 +46,24 @@ class Chat:
         tokenizer: the checkpoint's.
         end: the token that ends an answer.
         stops: tokens at which generation ends: ``end`` and the checkpoint's own.
+        context: tokens that the model can hold, prompt and answer together.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...] = (), source: str = "") -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...] = (), source: str = "", context: int = 0
+    ) -> None:
         """Take the template apart.
 
         Args:
             tokenizer: with a chat template.
             stops: the checkpoint's end tokens.
             source: the model, as errors name it.
+            context: tokens that the model can hold.
 
         Raises:
             ModelError: no prompt of this template begins its rows, or nothing ends its answers.
         """
-        self.tokenizer, self._source, self._in_parts = tokenizer, source, False
+        self.tokenizer, self.context, self._source, self._in_parts = tokenizer, context, source, False
         asked, row = self._examine()
         before, _, after = row.partition(_ANSWERED)
         same = len(commonprefix([asked, before]))
@@ -178,7 +182,7 @@ def load_chat(params: RunParams) -> Chat:
     key = (params.model, model_fingerprint(params))
     if key not in _CHATS:
         tokenizer = load_tokenizer(params)
-        _CHATS[key] = Chat(tokenizer, stop_tokens(params), params.model)
+        _CHATS[key] = Chat(tokenizer, stop_tokens(params), params.model, context_length(params))
         _refuse_unknown(_CHATS[key], vocabulary(params))
     return _CHATS[key]
 

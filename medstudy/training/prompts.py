@@ -71,9 +71,7 @@ class Lengths:
         return table
 
 
-def fit_context(
-    cases: list[Case], task: Task, chat: Chat, params: RunParams, context: int
-) -> tuple[list[Case], Lengths]:
+def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> tuple[list[Case], Lengths]:
     """Cases whose prompt and answer fit the model's context, and their lengths.
 
     What happens to the others is the parameter ``overlong``: an error, exclusion, or a shortened text.
@@ -94,13 +92,13 @@ def fit_context(
         )
     for case, gold in zip(cases, golds, strict=True):
         answer = max(gold, params.max_new_tokens)
-        room = context - answer
+        room = chat.context - answer
         prompt = len(chat.prompt(task.messages(case)))
         if prompt > room and params.overlong == "error":
             name = f"case {case.case_id}" if task.card.shareable else "a case"
             raise DataError(
                 f"{name} needs {prompt} tokens and its answer {answer}, but the context of "
-                f"{params.model} holds {context}; set overlong to truncate or exclude"
+                f"{params.model} holds {chat.context}; set overlong to truncate or exclude"
             )
         if prompt > room and params.overlong == "truncate":
             case = _shorten(case, task, chat, room)
@@ -113,7 +111,7 @@ def fit_context(
         prompts.append(prompt)
         answers.append(answer)
     if not kept:
-        raise DataError(f"no case fits into the {context} tokens of {params.model}'s context")
+        raise DataError(f"no case fits into the {chat.context} tokens of {params.model}'s context")
     return kept, Lengths(prompts, answers, excluded, truncated, cut)
 
 
@@ -123,7 +121,6 @@ def worked_examples(
     task: Task,
     chat: Chat,
     params: RunParams,
-    context: int,
 ) -> list[Case]:
     """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``.
 
@@ -132,7 +129,7 @@ def worked_examples(
     """
     by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
     drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))
-    room = context - lengths.longest
+    room = chat.context - lengths.longest
     # a newline or two stand behind each turn
     turns = [chat.row(task.messages(case), task.target(case)) for case in drawn]
     while drawn and sum(len(prompt) + len(answer) + 2 for prompt, answer in turns[: len(drawn)]) > room:

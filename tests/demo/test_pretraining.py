@@ -133,9 +133,9 @@ def test_what_is_saved_loads_and_holds_its_own_hash(params: RunParams, tmp_path:
 def test_models_that_cannot_be_had_are_named_with_a_remedy(
     params: RunParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ParamsError, match="builtin/lama.*did you mean 'builtin/llama'"):
         resolve(params.model_dump() | {"model": "builtin/lama"})
     for missing in ("nobody/no-such-model", str(tmp_path / "nowhere")):
-        with pytest.raises(ModelError, match="cannot be loaded; give a local folder"):
+        with pytest.raises(ModelError, match="cannot be loaded; .*give a local folder"):
             load_tokenizer(params.model_copy(update={"model": missing}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable
@@ -445,14 +446,15 @@ def test_loss_is_on_the_answer_and_its_end_token_only(params: RunParams, card: D
 def test_what_does_not_fit_the_context_is_an_error_or_counted(
     params: RunParams, card: DataCard, cases: list[Case]
 ) -> None:
-    task, chat = get_task("text_classification", card), load_chat(params)
+    task, chat = get_task("text_classification", card), copy.copy(load_chat(params))
+    chat.context = 300
     long = dataclasses.replace(cases[0], case_id="long", text="dysuria " * 400)
     both = [*cases, long]
     with pytest.raises(DataError, match="case long needs .* set overlong to truncate or exclude"):
-        fit_context(both, task, chat, params, 300)
-    kept, lengths = fit_context(both, task, chat, params.model_copy(update={"overlong": "exclude"}), 300)
+        fit_context(both, task, chat, params)
+    kept, lengths = fit_context(both, task, chat, params.model_copy(update={"overlong": "exclude"}))
     assert (len(kept), lengths.excluded) == (len(cases), 1)
-    kept, lengths = fit_context(both, task, chat, params.model_copy(update={"overlong": "truncate"}), 300)
+    kept, lengths = fit_context(both, task, chat, params.model_copy(update={"overlong": "truncate"}))
     assert (len(kept), lengths.truncated) == (len(both), 1)
     assert lengths.longest <= 300
     assert kept[-1].text.startswith("dysuria dysuria")
@@ -468,8 +470,8 @@ def test_a_gold_answer_that_could_never_be_given_is_an_error_or_counted(
     with pytest.raises(
         DataError, match=r"gold answers could never .* case case\d+, needs (\d) tokens .* set max_new_tokens = \1"
     ):
-        fit_context(cases, task, chat, short, 300)
-    _, lengths = fit_context(cases, task, chat, short.model_copy(update={"overlong": "exclude"}), 300)
+        fit_context(cases, task, chat, short)
+    _, lengths = fit_context(cases, task, chat, short.model_copy(update={"overlong": "exclude"}))
     assert lengths.answer_cut == len(cases)
     assert lengths.table()["gold answer too long"].iloc[0] == len(cases)
 
