@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from medstudy.batch.machine import remedy
 
 UNSAID = "ended without saying why (killed?); see {log}"
 
@@ -50,8 +53,12 @@ class Progress(logging.Handler):
             print(f"run again because of what changed: {', '.join(sorted(self.changed))}", flush=True)
         if self.failed:
             text = "".join(f"failed: {line}\n" for line in self.failed.values())
-            file.write_text(text, encoding="utf-8")
-            print(text, end="", file=sys.stderr)
+            try:
+                file.write_text(text, encoding="utf-8")
+                print(text, end="", file=sys.stderr)
+            except OSError:  # on a full disk the terminal is all that is left
+                file.unlink(missing_ok=True)
+                print(text, end="", flush=True)
 
     def _called(self, rule: str, wildcards: Mapping[str, str]) -> str:
         model, seed = wildcards.get("model"), wildcards.get("seed")
@@ -79,4 +86,6 @@ class Progress(logging.Handler):
             for start in (f"FAILED {name}: ", "medstudy: "):
                 if start in text:
                     return f"{name}: {text.rsplit(start, 1)[1].strip()}"
+        if shutil.disk_usage(log.parent).free < 2**20:  # then the log could not be written either
+            return f"{name}: {remedy('No space left on device').removeprefix('; ')}"
         return f"{name}: {UNSAID.format(log=log)}"
