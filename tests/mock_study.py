@@ -18,7 +18,8 @@ HEADER = """from pathlib import Path
 import json, os, signal
 folder = Path("results", study, model.replace("/", "-"), "{task}", f"seed{{seed}}")
 folder.mkdir(parents=True, exist_ok=True)
-(folder / "starts.txt").open("a").write("x")"""
+(folder / "private").mkdir(exist_ok=True)
+(folder / "private" / "starts.txt").open("a").write("x")"""
 RESULTS = """for name in ("metrics", "contrasts", "gates"):
     (folder / f"{name}.json").write_text("{}")
 status = {"status": "ok", "threads": os.environ["OMP_NUM_THREADS"], "cache": os.environ["HF_HOME"]}
@@ -73,8 +74,8 @@ def medstudy(root: Path, *words: str, cwd: Path | None = None) -> subprocess.Com
 
 def runs(root: Path) -> dict[str, int]:
     """How many times the notebook of each run has been started."""
-    found = (root / "results" / "tiny").glob("*/*/*/starts.txt")
-    return {f"{p.parts[-3]} {p.parts[-2]}": len(p.read_text()) for p in sorted(found)}
+    found = (root / "results" / "tiny").glob("*/*/*/private/starts.txt")
+    return {f"{p.parts[-4]} {p.parts[-3]}": len(p.read_text()) for p in sorted(found)}
 
 
 def record(root: Path, task: str, seed: int) -> dict[str, object]:
