@@ -31,6 +31,7 @@ ARGUMENTS = {
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 #: Templates that were taken apart in this process, by model and its fingerprint.
 _CHATS: dict[tuple[str, str], Chat] = {}
+_ROLES = ("user", "assistant", "user")
 _ASKED, _ANSWERED = "medstudy asks", "medstudy answers"
 
 
@@ -79,8 +80,7 @@ class Chat:
         thought = re.search(r"<(think(?:ing)?)>\s*$", asked.removesuffix(self._cut) + self._added)
         if thought:
             self._added += f"\n</{thought[1]}>\n\n"
-        self.end, text = self._find_end(after, stops)
-        self._tail = after[: after.index(text) + len(text)]
+        self.end, self._tail = self._find_end(after, stops)
         self.stops = tuple(sorted({*stops, self.end}))
 
     def prompt(self, messages: list[Message]) -> list[int]:
@@ -153,13 +153,18 @@ class Chat:
         raise failed or self.refused("it leaves out what is asked or answered", "mend it")
 
     def _find_end(self, after: str, stops: tuple[int, ...]) -> tuple[int, str]:
-        """The first token behind an answer that stands for itself: an added one, or the checkpoint's end."""
-        added = self.tokenizer.added_tokens_decoder.keys() | set(stops)
-        unknown = self.tokenizer.unk_token_id
-        for token in self._ids(after):
-            text = self.tokenizer.decode([token]).strip()
-            if token in added and token != unknown and text in after:
-                return token, text
+        """The first token behind an answer that stands for itself, an added one or the checkpoint's; all up to it.
+
+        Where there is none, the next turn may begin with a token at which the checkpoint stops (GLM 4).
+        """
+        added = self.tokenizer.added_tokens_decoder
+        turns = [{"role": role, "content": text} for role, text in zip(_ROLES, (_ASKED, _ANSWERED, "?"), strict=True)]
+        following = self._render(turns).partition(_ANSWERED)[2]
+        for behind, ends in ((after, {*added, *stops}), (following, set(stops))):
+            for token in self._ids(behind):
+                text = added[token].content if token in added else self.tokenizer.decode([token]).strip()
+                if token in ends and token != self.tokenizer.unk_token_id and text in behind:
+                    return token, behind[: behind.index(text) + len(text)]
         raise self.refused(
             "it ends no answer with a token of its own, so that the model would never learn to stop",
             "write {{ eos_token }} behind the assistant's content",

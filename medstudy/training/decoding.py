@@ -12,6 +12,7 @@ import numpy as np
 
 from medstudy.tasks.base import Message
 from medstudy.training.chat import Chat
+from medstudy.training.models import reads_by_attention
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
@@ -67,7 +68,7 @@ def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, 
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     made: list[list[list[int]]] = [[] for _ in prompts]
     log_p, padded = np.empty((len(prompts), len(labels))), {"none"}
-    reuses = _keeps_keys_and_values(model)
+    reuses = reads_by_attention(model) and "past_key_values" in _known(model)
     shared, begun = _read_common(model, encoded, how) if reuses else (0, None)
     torch.manual_seed(how.seed)
     per_batch = max(1, how.batch_size // how.samples)
@@ -125,13 +126,6 @@ def _generation_config(model: Any, chat: Chat, how: Decoding) -> GenerationConfi
     )
     model.generation_config = config
     return config
-
-
-def _keeps_keys_and_values(model: Any) -> bool:
-    """Whether all that a layer keeps of a prompt are keys and values, which can be copied for several uses."""
-    text = model.config.get_text_config()
-    attends = set(getattr(text, "layer_types", None) or []) <= {"full_attention", "sliding_attention"}
-    return attends and not getattr(_plain(model), "_is_stateful", False) and "past_key_values" in _known(model)
 
 
 def _sees_everything(model: Any, encoded: list[list[int]], how: Decoding) -> bool:

@@ -13,7 +13,7 @@ from medstudy.training.callbacks import ELAPSED, beside, whole_checkpoint
 from medstudy.training.chat import Chat, Row, load_chat
 from medstudy.training.checkpoint import note_model
 from medstudy.training.measure import measured, save_probe
-from medstudy.training.models import compute_dtype, language_part, load_model, load_tokenizer
+from medstudy.training.models import compute_dtype, load_model, load_tokenizer, without_adapter
 from medstudy.training.shared_prompt import row_length
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
 
     args.output_dir = str(stage.folder / "checkpoints")
     model = load_model(stage.run.params, stage.start and stage.start.folder / "adapter", trainable=True)
-    if lora and (others := language_part(model)):
+    if lora and (others := without_adapter(model)):
         lora = copy.copy(lora)
         lora.exclude_modules = others
     given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(stage.run.params)}

@@ -244,4 +244,5 @@ def batching(decoded: Facts) -> Gate:
     changed = sum(f["changed_by_batching"] for f in decoded.values())
     n = sum(f["rechecked"] for f in decoded.values())
     good = changed <= BATCHING_TOLERANCE * n
-    return Gate("batch size does not matter", good, f"{changed} of {n} changed", f"<= {BATCHING_TOLERANCE:.0%}")
+    reason = "" if good else "padding is not left out of account, or weights are few bits: set eval_batch_size = 1"
+    return Gate("batch size does not matter", good, f"{changed} of {n} changed", f"<= {BATCHING_TOLERANCE:.0%}", reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from functools import cache
 from pathlib import Path
@@ -79,7 +80,7 @@ def load_model(
         use_one_thread()
     check_files(locate(params))
     config = load_config(params)
-    _no_dropout(config)
+    _prepare(config)
     arguments = {"config": config, "output_loading_info": True, **_load_arguments(params, trainable)}
     made, loaded = _load(params, _kind(config), **arguments)
     if loaded["missing_keys"]:
@@ -139,13 +140,40 @@ def stop_tokens(params: RunParams) -> tuple[int, ...]:
     return tuple([listed] if isinstance(listed, int) else listed or [])
 
 
-def language_part(model: Any) -> str:
-    """Regular expression of the names of modules outside the part that reads and writes text; empty: none are."""
-    if model.config.get_text_config() is model.config:
-        return ""
-    decoder = model.get_decoder()
-    name = next(name for name, module in model.named_modules() if module is decoder)
-    return rf"(?!{name}\.).*"
+def reads_by_attention(model: Any) -> bool:
+    """Whether all that a layer keeps of a text are keys and values, which several readings can share.
+
+    A state or a convolution is also told of what stands between, be it padding or another answer.
+    """
+    import torch
+
+    plain = model.get_base_model() if hasattr(model, "peft_config") else model
+    kinds = set(getattr(plain.config.get_text_config(), "layer_types", None) or [])
+    states = getattr(plain, "_is_stateful", False)
+    states |= any(isinstance(module, torch.nn.Conv1d) for module in plain.get_decoder().modules())
+    return kinds <= {"full_attention", "sliding_attention"} and not states
+
+
+def without_adapter(model: Any) -> str:
+    """Regular expression of the names of layers that LoRA leaves alone; empty where it may go anywhere.
+
+    All but the part that reads and writes text; routers, which are no plain linear layers; and those of state space
+    layers whose weights are used by a kernel directly, past any adapter.
+    """
+    import torch
+
+    found = set()
+    if model.config.get_text_config() is not model.config:
+        decoder = model.get_decoder()
+        name = next(name for name, module in model.named_modules() if module is decoder)
+        found.add(rf"(?!{re.escape(name)}\.).*")
+    for name, module in model.named_modules():
+        kind, pattern = type(module).__name__, re.sub(r"\d+", r"\\d+", re.escape(name))
+        if isinstance(module, torch.nn.Linear) and "Router" in kind:
+            found.add(pattern)
+        elif re.search("Mamba.*Mixer|H1Mixer|MambaMixer", kind):
+            found.add(rf"{pattern}\.(out_proj|dt_proj|conv1d)")
+    return "|".join(sorted(found))
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -164,8 +192,9 @@ def train_in_bf16(params: RunParams) -> bool:
     if params.dtype == "float32" or not cpu_multiplies_bf16():
         return False
     text = load_config(params).get_text_config()
-    hidden = min(1024, text.hidden_size)
-    return _times_faster(hidden, min(4096, getattr(text, "intermediate_size", None) or 4 * hidden)) >= BF16_GAIN
+    hidden, inner = text.hidden_size, getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    inner = max(inner) if isinstance(inner, list) else inner  # one a layer
+    return _times_faster(min(1024, hidden), min(4096, inner)) >= BF16_GAIN
 
 
 @cache
@@ -233,12 +262,15 @@ def _kind(config: Any) -> Any:
     return (AutoModelForCausalLM if known else AutoModelForImageTextToText).from_pretrained
 
 
-def _no_dropout(config: Any) -> None:
-    """None in any arm: DPO switches off dropout layers, SFT does not, and neither reaches what is a function."""
+def _prepare(config: Any) -> None:
+    """No dropout in any arm: DPO switches off dropout layers, SFT does not, and neither reaches what is a function."""
     for part in (config, *(getattr(config, name) for name in getattr(config, "sub_configs", {}))):
         for name, value in list(vars(part).items()) if part is not None else []:
             if "drop" in name and isinstance(value, float):
                 setattr(part, name, 0.0)
+    text = config.get_text_config()
+    if hasattr(text, "num_local_experts") and not hasattr(text, "num_experts"):
+        text.num_experts = text.num_local_experts  # the only name by which TRL knows them
 
 
 def _check_spread(model: Any, params: RunParams) -> None:

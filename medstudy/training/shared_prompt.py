@@ -12,6 +12,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from medstudy.training.models import reads_by_attention
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -31,7 +33,7 @@ def share_prompts_if_equal(trainer: Any) -> Callable[[], None] | None:
     """
     import torch
 
-    if getattr(trainer, "aux_loss_enabled", False):
+    if getattr(trainer, "aux_loss_enabled", False) or not reads_by_attention(trainer.model):
         return None  # the routers of a mixture of experts are scored by TRL, in rows of its own
     alone = log_p_of_pairs(trainer)
     unshare = share_prompts(trainer.model)

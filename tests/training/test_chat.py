@@ -66,6 +66,7 @@ KINDS = {
     "trimmed": EACH.replace("m.content", "m.content | trim") + ASK,
     "end by the checkpoint's own token": EACH.replace("<|end|>", "</s>") + ASK,
     "a BOS at every turn": EACH.replace("'<|'", "'<s><|'") + ASK.replace("'<|", "'<s><|"),
+    "the next turn is the end (GLM 4)": EACH.replace("<|end|>", "") + ASK,
     "a border inside a word": EACH.replace("'|>'", "'|> '") + ASK.replace("|>'", "|> '"),
 }
 REFUSED = {
@@ -118,7 +119,8 @@ def asked(*turns: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("template", KINDS.values(), ids=KINDS)
 def test_what_is_trained_is_read_back_and_begins_as_asked(template: str, kind: str, special: bool) -> None:
     made = tokenizer(template, kind, special)
-    chat = Chat(made, (made.eos_token_id,))
+    ends = [made.eos_token_id, *made.convert_tokens_to_ids(["<|user|>"] if "<|end|>" not in template else [])]
+    chat = Chat(made, tuple(ends))
     for messages in (asked("Well?"), asked("One?", "no", "And two, \nlonger?")):
         row = {"prompt": messages, "completion": [{"role": "assistant", "content": "Provider: nurse\nUrgency: high"}]}
         tokens = chat.trained(row)

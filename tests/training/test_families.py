@@ -1,0 +1,78 @@
+"""One small notebook a model family: it passes its gates, or is refused in one sentence with the remedy.
+
+Slow: `MEDSTUDY_MODELS=folder pytest -m slow tests/training/test_families.py` runs every model folder in it, of real
+or made-up weights, and writes docs/models.md from what it saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import papermill
+import pytest
+
+from medstudy.params import resolve
+from medstudy.training.chat import load_chat
+from medstudy.training.checkpoint import ModelError
+
+FOLDER = Path(os.environ.get("MEDSTUDY_MODELS", "nowhere"))
+FAMILIES = sorted(path.name for path in FOLDER.glob("*") if path.is_dir())
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = {"n_train": 40, "n_valid": 10, "n_test": 20, "sft_epochs": 1, "samples_per_case": 4, "lora_rank": 4}
+HEAD = """# Models that were tried
+
+One small notebook (numbers of breast tumours, 40 training cases) with each of these, written by
+`MEDSTUDY_MODELS=folder pytest -m slow tests/training/test_families.py`. The weights are tiny and random, in the
+architecture, with the tokenizer and the chat template of the family: what is tested is that the package asks, trains,
+scores and reads in the same tokens, and that every gate holds. How well such a model answers is not tested.
+
+*Prompt* says what is added to the template's own prompt, so that it is the beginning of the trained row.
+
+| model | architecture | prompt | ends with | outcome |
+|---|---|---|---|---|
+"""
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[dict[str, str]]:
+    """Line by family; written once all have run."""
+    lines: dict[str, str] = {}
+    yield lines
+    if set(lines) == set(FAMILIES) and lines:
+        (ROOT / "docs" / "models.md").write_text(HEAD + "".join(lines[name] for name in FAMILIES), encoding="utf-8")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FAMILIES, reason="MEDSTUDY_MODELS names no folder with models")
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_passes_its_gates_or_is_refused(name: str, table: dict[str, str], tmp_path: Path) -> None:
+    folder = FOLDER.resolve() / name
+    params = resolve({"task": "numeric_classification", "data": "breast_cancer", "model": str(folder)})
+    try:
+        chat = load_chat(params)
+        prompt = repr(chat._added).strip("'") or "as it is"
+        end = chat.tokenizer.decode([chat.end])
+    except ModelError:
+        prompt = end = ""
+    given = SMALL | {"model": str(folder), "data": "breast_cancer", "results": str(tmp_path), "study": "families"}
+    notebook, out = ROOT / "notebooks" / "numeric_classification.ipynb", tmp_path / "out.ipynb"
+    refused = ""
+    try:
+        papermill.execute_notebook(str(notebook), str(out), given, cwd=str(ROOT), progress_bar=False)
+    except papermill.PapermillExecutionError as error:
+        assert error.ename == "ModelError", f"{error.ename}: {error.evalue}"
+        refused = error.evalue.replace(str(FOLDER.resolve()) + "/", "")
+    gates = [gate for file in tmp_path.rglob("gates.json") for gate in json.loads(file.read_text(encoding="utf-8"))]
+    failed = [f"{gate['gate']}: {gate['value']} {gate['reason']}" for gate in gates if not gate["passed"]]
+    assert refused or (gates and not failed), failed
+    config = folder / "config.json"
+    known = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
+    cells = [name, (known or [""])[0], f"`{prompt}`" if prompt else "", f"`{end}`" if end else ""]
+    outcome = f"refused: {refused}" if refused else "passes"
+    table[name] = (
+        "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in [*cells, outcome]) + " |\n"
+    )
