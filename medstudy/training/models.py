@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.params import BUILTIN, RunParams, refuse_missing
-from medstudy.training.checkpoint import ModelError, check_files, locate, reach, revision
+from medstudy.training.checkpoint import MISTAKES, ModelError, check_files, locate, reach, revision
 
 #: bf16 is taken on a CPU if its products are so many times faster: measured were 0.6 (Intel) and 2 (AMD, or AMX).
 BF16_GAIN = 1.5
@@ -87,6 +87,7 @@ def load_model(
         some = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise ModelError(f"model = {params.model!r}: its files lack {some}, which would be random; download it again")
     _check_spread(made, params)
+    _run_once(made, params)
     made.config.use_cache = True
     if adapter is not None:
         from peft import PeftModel
@@ -271,6 +272,21 @@ def _prepare(config: Any) -> None:
     text = config.get_text_config()
     if hasattr(text, "num_local_experts") and not hasattr(text, "num_experts"):
         text.num_experts = text.num_local_experts  # the only name by which TRL knows them
+
+
+def _run_once(model: Any, params: RunParams) -> None:
+    """Three tokens through the model: a config that does not fit its code is seen before hours of work."""
+    import torch
+
+    if model.base_model is model:  # what TRL's losses are computed from
+        raise ModelError(f"model = {params.model!r}: TRL does not find the backbone of a {type(model).__name__}")
+    try:
+        with torch.inference_mode():
+            model.eval()(input_ids=torch.zeros((1, 3), dtype=torch.long, device=model.device))
+    except torch.OutOfMemoryError:
+        raise
+    except MISTAKES as error:
+        raise ModelError(f"model = {params.model!r} does not run ({error}); see its config.json") from error
 
 
 def _check_spread(model: Any, params: RunParams) -> None:

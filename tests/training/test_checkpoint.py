@@ -1,0 +1,200 @@
+"""What is wrong with a model's files is named with the remedy, before hours of work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+
+from medstudy.params import RunParams
+from medstudy.training import models
+from medstudy.training.chat import load_chat
+from medstudy.training.checkpoint import ModelError, locate, model_fingerprint, reach
+from medstudy.training.models import context_length, load_model, load_tokenizer, train_in_bf16
+
+
+def halve(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
+
+
+def point(folder: Path) -> None:
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4321\n")
+
+
+def quantize(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+
+
+def only_an_adapter(folder: Path) -> None:
+    (folder / "config.json").rename(folder / "adapter_config.json")
+
+
+def drop(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def lose_a_layer(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
+
+
+def spoil_its_length(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": "long"}))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (halve, r"model\.safetensors is half-downloaded \(\d+ of \d+ bytes\); download it again"),
+        (point, r"model\.safetensors is a git-lfs pointer.*git lfs pull"),
+        (drop("model.safetensors"), "holds no weights"),
+        (drop("config.json"), r"has no config\.json"),
+        (drop("tokenizer.json"), r"has no tokenizer\.json: save it there"),
+        (quantize, "holds gptq weights, which gptqmodel reads: pip install gptqmodel"),
+        (only_an_adapter, "is a LoRA adapter, not a model: merge it"),
+        (spoil_its_length, "cannot be loaded.*max_position_embeddings"),
+        (lose_a_layer, "its files lack .*layers.2.*, which would be random"),
+    ],
+    ids=[
+        "halved",
+        "git-lfs",
+        "no weights",
+        "no config",
+        "tokenizer",
+        "GPTQ",
+        "adapter",
+        "config",
+        "a layer too few",
+    ],
+)
+def test_a_spoilt_folder_is_named_with_the_remedy(
+    spoil: Callable[[Path], None], words: str, params: RunParams, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "spoilt")
+    spoil(folder)
+    params = params.model_copy(update={"model": str(folder)})
+    with pytest.raises(ModelError, match=words):
+        load_tokenizer(params)
+        load_model(params)
+
+
+@pytest.mark.parametrize("status", [401, 403, 500])
+def test_a_model_is_gated_only_if_the_hub_says_so(status: int) -> None:
+    def refuse(source: str) -> None:
+        answer = httpx.Response(status, request=httpx.Request("GET", "https://hub"))
+        raise OSError("no") from HfHubHTTPError("no", response=answer)
+
+    with pytest.raises(ModelError, match="it is gated" if status != 500 else "give a local folder"):
+        reach("a/b", refuse, "a/b")
+
+
+def test_digits_in_a_path_are_no_status() -> None:
+    def refuse(source: str) -> None:
+        raise OSError("nothing in /data/401/403/model, gated community")
+
+    with pytest.raises(ModelError, match="give a local folder"):
+        reach("a/b", refuse, "/data/401/403/model")
+    assert issubclass(GatedRepoError, HfHubHTTPError)
+
+
+def test_a_config_without_a_length_is_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "endless")
+    shape = {"model_type": "bloom", "hidden_size": 8, "n_layer": 2, "n_head": 2, "vocab_size": 400}
+    (folder / "config.json").write_text(json.dumps(shape))
+    known = json.loads((folder / "tokenizer_config.json").read_text())
+    known.pop("model_max_length", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(known))
+    params = params.model_copy(update={"model": str(folder)})
+    with pytest.raises(ModelError, match='write "max_position_embeddings" into its config.json'):
+        context_length(params)
+
+
+def test_dropout_is_off_in_every_arm(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
+    """What the forward pass takes from the config is not reached by a trainer that switches layers off."""
+    folder = shutil.copytree(tiny_model, tmp_path / "dropping")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    model = load_model(params.model_copy(update={"model": str(folder)}), trainable=True)
+    ids = torch.arange(5, 25)[None]
+    assert model.training and torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
+
+
+@pytest.mark.parametrize(("times", "pays"), [(2.0, True), (1.3, False), (0.6, False)])
+def test_bf16_is_taken_on_a_cpu_only_where_it_is_measured_to_pay(
+    times: float, pays: bool, params: RunParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(models, "cpu_multiplies_bf16", lambda: True)
+    monkeypatch.setattr(models, "_times_faster", lambda hidden, inner: times)
+    assert train_in_bf16(params) is pays
+    assert not train_in_bf16(params.model_copy(update={"dtype": "float32"}))
+    monkeypatch.setattr(models, "cpu_multiplies_bf16", lambda: False)
+    assert not train_in_bf16(params)
+
+
+def test_how_many_times_faster_is_a_measurement() -> None:
+    assert 0.05 < models._times_faster(64, 128) < 20
+
+
+def test_gguf_is_converted_once_into_a_folder_that_loads(
+    params: RunParams, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = pytest.importorskip("gguf")
+    from medstudy.training import gguf as module
+
+    monkeypatch.setattr(module, "project_root", lambda: tmp_path)
+    folder = shutil.copytree(tiny_model, tmp_path / "packed")
+    _pack(gguf, folder)
+    params = params.model_copy(update={"model": str(folder)})
+    place = Path(locate(params))
+    assert place == tmp_path / "models" / "packed.gguf".removesuffix(".gguf")
+    first, seen = load_model(params.model_copy(update={"model": str(tiny_model)})), load_model(params)
+    ids = torch.arange(5, 25)[None]
+    assert torch.allclose(first(input_ids=ids).logits, seen(input_ids=ids).logits, atol=0.02)
+    assert load_chat(params).end == load_chat(params.model_copy(update={"model": str(tiny_model)})).end
+    key = model_fingerprint(params)
+    made = (place / module.MADE_OF).stat().st_mtime_ns
+    assert model_fingerprint(params) == key and (place / module.MADE_OF).stat().st_mtime_ns == made
+    shutil.copy(folder / "packed.gguf", folder / "other.gguf")
+    with pytest.raises(ModelError, match="holds 2 GGUF files: give the path of one"):
+        locate(params)
+
+
+def _pack(gguf: object, folder: Path) -> None:
+    """The folder's weights as a GGUF file, in 16 bits, in the place of safetensors."""
+    from safetensors.torch import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(str(folder / "packed.gguf"), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(groups)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config["num_hidden_layers"])
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        data = tensor.float()
+        if "q_proj" in name or "k_proj" in name:  # this format pairs the halves of a rotary head
+            n = heads if "q_proj" in name else groups
+            data = data.reshape(n, 2, -1, data.shape[-1]).swapaxes(1, 2).reshape(data.shape)
+        writer.add_tensor(names.get_name(name, try_suffixes=(".weight",)), data.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    (folder / "model.safetensors").unlink()
