@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from medstudy.params import BUILTIN, RunParams, refuse_missing
 from medstudy.training.checkpoint import MISTAKES, ModelError, check_files, locate, reach, revision
 
-#: bf16 is taken on a CPU if its products are so many times faster: measured were 0.6 (Intel) and 2 (AMD, or AMX).
+#: bf16 is taken on a CPU if its products are so many times faster. Measured were .6 (Intel without AMX) and 1.9 to 2.6
+#: (AMD, on a busy machine): the bound lies far from both, as an answer that wavered would train stages again.
 BF16_GAIN = 1.5
 
 if TYPE_CHECKING:
@@ -192,10 +193,7 @@ def train_in_bf16(params: RunParams) -> bool:
         return compute_dtype(params) == torch.bfloat16
     if params.dtype == "float32" or not cpu_multiplies_bf16():
         return False
-    text = load_config(params).get_text_config()
-    hidden, inner = text.hidden_size, getattr(text, "intermediate_size", None) or 4 * text.hidden_size
-    inner = max(inner) if isinstance(inner, list) else inner  # one a layer
-    return _times_faster(min(1024, hidden), min(4096, inner)) >= BF16_GAIN
+    return _times_faster(1024, 4096) >= BF16_GAIN
 
 
 @cache
