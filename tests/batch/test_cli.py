@@ -22,7 +22,7 @@ question: Does the patient have a fever?
 labels: {label: [no, yes]}
 positive: yes
 load: {kind: files, format: csv, files: [{path: fever.csv}]}
-columns: {text: "{note}", gold: {label: {column: fever, drop: [unknown]}}}
+columns: {text: "{note}", gold: {label: {column: fever}}, missing: {fever: [unknown]}}
 """
 
 
@@ -88,7 +88,7 @@ def test_check_lists_all_that_is_wrong_with_every_task_and_model(root: Path, tin
     write(study / "clinical_triage.yaml", data="none.yaml")
     where = "text_classification, "
     assert_refused(root, f"{where}{tiny_model}: ", "max_new_tokens", "n_valid = 400", "there is no folder ./nowhere")
-    assert_refused(root, "no chat template", "clinical_triage: ", "none.yaml")
+    assert_refused(root, "chat template: it has none", "clinical_triage: ", "none.yaml")
     numbers = [line for line in medstudy(root, "check", "params/tiny").stderr.splitlines() if "max_new_tokens" in line]
     assert numbers and "set that" in numbers[0]
 
