@@ -48,10 +48,11 @@ def revision(params: RunParams) -> str | None:
 
 
 @cache
-def _commit(hub_id: str) -> str | None:
-    from transformers import AutoConfig
+def _commit(hub_id: str) -> str:
+    from huggingface_hub import hf_hub_download
 
-    return getattr(reach(hub_id, AutoConfig.from_pretrained, hub_id), "_commit_hash", None)
+    # of the hub where it is reached, else of the cache, wherever that is: a snapshot's folder bears its commit
+    return Path(reach(hub_id, hf_hub_download, hub_id, filename="config.json")).parent.name
 
 
 def model_fingerprint(params: RunParams) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from medstudy.tasks.base import Message
+from medstudy.training.architectures import reads_by_attention
 from medstudy.training.chat import Chat
-from medstudy.training.models import reads_by_attention
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig

@@ -8,12 +8,13 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from medstudy.runs import Run, Stage, write_json
+from medstudy.training.architectures import without_adapter
 from medstudy.training.arguments import lora_config, set_arguments, set_by
 from medstudy.training.callbacks import ELAPSED, beside, whole_checkpoint
 from medstudy.training.chat import Chat, Row, load_chat
 from medstudy.training.checkpoint import note_model
 from medstudy.training.measure import measured, save_probe
-from medstudy.training.models import compute_dtype, load_model, load_tokenizer, without_adapter
+from medstudy.training.models import compute_dtype, load_model, load_tokenizer
 from medstudy.training.shared_prompt import row_length
 
 if TYPE_CHECKING:

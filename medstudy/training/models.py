@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import time
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.params import BUILTIN, RunParams, refuse_missing
+from medstudy.training.architectures import loader, prepare
 from medstudy.training.checkpoint import MISTAKES, ModelError, check_files, locate, reach, revision
 
 #: bf16 is taken on a CPU if its products are so many times faster. Measured were .6 (Intel without AMX) and 1.9 to 2.6
@@ -81,9 +81,9 @@ def load_model(
         use_one_thread()
     check_files(locate(params))
     config = load_config(params)
-    _prepare(config)
+    prepare(config)
     arguments = {"config": config, "output_loading_info": True, **_load_arguments(params, trainable)}
-    made, loaded = _load(params, _kind(config), **arguments)
+    made, loaded = _load(params, loader(config), **arguments)
     if loaded["missing_keys"]:
         some = ", ".join(sorted(loaded["missing_keys"])[:3])
         raise ModelError(f"model = {params.model!r}: its files lack {some}, which would be random; download it again")
@@ -140,42 +140,6 @@ def stop_tokens(params: RunParams) -> tuple[int, ...]:
     except OSError:
         listed = config.get_text_config().eos_token_id
     return tuple([listed] if isinstance(listed, int) else listed or [])
-
-
-def reads_by_attention(model: Any) -> bool:
-    """Whether all that a layer keeps of a text are keys and values, which several readings can share.
-
-    A state or a convolution is also told of what stands between, be it padding or another answer.
-    """
-    import torch
-
-    plain = model.get_base_model() if hasattr(model, "peft_config") else model
-    kinds = set(getattr(plain.config.get_text_config(), "layer_types", None) or [])
-    states = getattr(plain, "_is_stateful", False)
-    states |= any(isinstance(module, torch.nn.Conv1d) for module in plain.get_decoder().modules())
-    return kinds <= {"full_attention", "sliding_attention"} and not states
-
-
-def without_adapter(model: Any) -> str:
-    """Regular expression of the names of layers that LoRA leaves alone; empty where it may go anywhere.
-
-    All but the part that reads and writes text; routers, which are no plain linear layers; and those of state space
-    layers whose weights are used by a kernel directly, past any adapter.
-    """
-    import torch
-
-    found = set()
-    if model.config.get_text_config() is not model.config:
-        decoder = model.get_decoder()
-        name = next(name for name, module in model.named_modules() if module is decoder)
-        found.add(rf"(?!{re.escape(name)}\.).*")
-    for name, module in model.named_modules():
-        kind, pattern = type(module).__name__, re.sub(r"\d+", r"\\d+", re.escape(name))
-        if isinstance(module, torch.nn.Linear) and "Router" in kind:
-            found.add(pattern)
-        elif re.search("Mamba.*Mixer|H1Mixer|MambaMixer", kind):
-            found.add(rf"{pattern}\.(out_proj|dt_proj|conv1d)")
-    return "|".join(sorted(found))
 
 
 def cpu_multiplies_bf16() -> bool:
@@ -250,26 +214,6 @@ def _load_arguments(params: RunParams, trainable: bool) -> dict[str, Any]:
 def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
     commit = {"revision": revision(params)} if revision(params) else {}
     return reach(params.model, load, locate(params), **commit, **arguments)
-
-
-def _kind(config: Any) -> Any:
-    """The loader of a checkpoint: of a multimodal one that has no text-only class, the whole."""
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    known = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-    return (AutoModelForCausalLM if known else AutoModelForImageTextToText).from_pretrained
-
-
-def _prepare(config: Any) -> None:
-    """No dropout in any arm: DPO switches off dropout layers, SFT does not, and neither reaches what is a function."""
-    for part in (config, *(getattr(config, name) for name in getattr(config, "sub_configs", {}))):
-        for name, value in list(vars(part).items()) if part is not None else []:
-            if "drop" in name and isinstance(value, float):
-                setattr(part, name, 0.0)
-    text = config.get_text_config()
-    if hasattr(text, "num_local_experts") and not hasattr(text, "num_experts"):
-        text.num_experts = text.num_local_experts  # the only name by which TRL knows them
 
 
 def _run_once(model: Any, params: RunParams) -> None:

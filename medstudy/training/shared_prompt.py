@@ -12,7 +12,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medstudy.training.models import reads_by_attention
+from medstudy.training.architectures import reads_by_attention
 
 if TYPE_CHECKING:
     from collections.abc import Callable

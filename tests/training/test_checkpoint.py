@@ -13,7 +13,7 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from medstudy.params import RunParams
-from medstudy.training import models
+from medstudy.training import checkpoint, models
 from medstudy.training.chat import load_chat
 from medstudy.training.checkpoint import ModelError, locate, model_fingerprint, reach
 from medstudy.training.models import context_length, load_model, load_tokenizer, train_in_bf16
@@ -95,6 +95,29 @@ def test_a_model_is_gated_only_if_the_hub_says_so(status: int) -> None:
 
     with pytest.raises(ModelError, match="it is gated" if status != 500 else "give a local folder"):
         reach("a/b", refuse, "a/b")
+
+
+def test_a_hub_model_is_pinned_to_the_commit_in_the_cache(
+    params: RunParams, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A hub id can move: the commit is in every key, and all is loaded from that commit, also without the hub."""
+    cache = tmp_path / "models--someone--tiny"
+    for commit in ("a" * 40, "b" * 40):
+        shutil.copytree(tiny_model, cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(tmp_path))
+    params, keys = params.model_copy(update={"model": "someone/tiny"}), []
+    for commit in ("a" * 40, "b" * 40):
+        (cache / "refs" / "main").write_text(commit)
+        checkpoint._commit.cache_clear()
+        assert checkpoint.revision(params) == commit
+        keys.append(model_fingerprint(params))
+    assert keys[0] != keys[1]
+    (cache / "refs" / "main").write_text("c" * 40)  # moved while a run goes on, which stays with its commit
+    assert load_chat(params).context == 512 and load_model(params).num_parameters() > 0
+    checkpoint._commit.cache_clear()
 
 
 def test_digits_in_a_path_are_no_status() -> None:
