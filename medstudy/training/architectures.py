@@ -24,7 +24,7 @@ def without_adapter(model: Any) -> str:
     """Regular expression of the names of layers that LoRA leaves alone; empty where it may go anywhere.
 
     All but the part that reads and writes text; routers, which are no plain linear layers; and those of state space
-    layers whose weights are used by a kernel directly, past any adapter.
+    layers and of Gemma 3n's AltUp whose weights are used directly, past any adapter.
     """
     import torch
 
@@ -39,6 +39,8 @@ def without_adapter(model: Any) -> str:
             found.add(pattern)
         elif re.search("Mamba.*Mixer|H1Mixer|MambaMixer", kind):
             found.add(rf"{pattern}\.(out_proj|dt_proj|conv1d)")
+        elif "AltUp" in kind:
+            found.add(rf"{pattern}\..*")
     return "|".join(sorted(found))
 
 

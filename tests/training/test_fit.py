@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from medstudy.training import gates, preferences
 from medstudy.training.arguments import arguments_table, dpo_config, lora_config, sft_config
 from medstudy.training.callbacks import beside
 from medstudy.training.chat import load_chat
-from medstudy.training.fit import fit, training_log
+from medstudy.training.fit import TEXTS, fit, training_log
 from medstudy.training.generation import (
     Decoding,
     answer_cases,
@@ -230,6 +231,57 @@ def test_rows_that_trl_cuts_are_seen(params: RunParams, card: DataCard, cases: l
     stage = fit(run, "sft", SFTTrainer, args, [sft_row(task, case) for case in cases])
     seen = {"sft": stage.facts}
     assert not (gates.nothing_lost(seen).passed and gates.tokens(seen).passed)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "gate"),
+    [
+        (lambda row, bos, end: {"labels": row["input_ids"]}, gates.asked),
+        (lambda row, bos, end: {"labels": [-100] + row["labels"][1:-2] + [-100] + row["labels"][-1:]}, gates.asked),
+        (lambda row, bos, end: {"labels": [bos] + row["labels"][1:]}, gates.asked),
+        (lambda row, bos, end: {"input_ids": row["input_ids"][:-1], "labels": row["labels"][:-1]}, gates.tokens),
+        (lambda row, bos, end: {name: [bos] + ids for name, ids in row.items()}, gates.tokens),
+    ],
+    ids=["loss on the prompt", "a gap", "loss on the first token", "end token not trained", "two BOS"],
+)
+def test_rows_that_are_not_as_asked_are_seen(
+    spoil: Any, gate: Any, params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    chat, bos = load_chat(params), load_chat(params).tokenizer.bos_token_id
+
+    def rewrite(trainer: Any) -> None:
+        trainer.train_dataset = trainer.train_dataset.map(lambda row: spoil(row, bos, chat.end))
+
+    good = sft_stage(Run(params), card, cases)
+    assert gate({"sft": good.facts}).passed
+    bad = sft_stage(Run(params), card, cases, spoilt_by(rewrite, SFTTrainer))
+    assert not gate({"sft": bad.facts}).passed
+
+
+def test_what_sft_was_taught_is_kept_and_held_against_gold(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    task, run = get_task("text_classification", card), Run(params)
+    stage = sft_stage(run, card, cases)
+    taught = json.loads((stage.folder / TEXTS).read_text())
+    assert gates.gold(task, cases, {"sft": taught}).passed
+    assert not gates.gold(task, cases[::-1], {"sft": taught}).passed
+    assert "texts" not in stage.facts  # run.json leaves the private folder
+
+
+def test_a_gate_whose_stage_was_not_run_fails_and_says_so(params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    run, task = Run(params), get_task("text_classification", card)
+    sft_stage(run, card, cases)
+    found = pd.DataFrame({"topic": [], "measure": [], "train": [], "validation": [], "test": []})
+    audit = audit_pairs(make_pairs(params, task, cases, [[] for _ in cases]), [])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gates, "near_duplicates", lambda audit: 0)
+        checked = gates.check_gates(run, task, Splits(cases, [], []), found, audit)
+    assert len(checked) == gates.GATES
+    failed = {gate.gate: gate.value for gate in checked if not gate.passed}
+    assert failed["reference is the SFT model"] == "not run: dpo"
+    assert failed["adapter reloads"].startswith("not run: answers_base")
+    assert "trained on gold" not in failed
 
 
 def test_an_adapter_that_does_not_reload_is_seen(trained: tuple[Run, Stage, Stage]) -> None:
