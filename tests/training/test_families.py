@@ -1,7 +1,7 @@
 """One small notebook a model family: it passes its gates, or is refused in one sentence with the remedy.
 
 Slow: `MEDSTUDY_MODELS=folder pytest -m slow tests/training/test_families.py` runs every model folder in it, of real
-or made-up weights, and writes docs/models.md from what it saw.
+or made-up weights, and writes the table of docs/models.md from what it saw.
 """
 
 from __future__ import annotations
@@ -34,30 +34,21 @@ SMALL = {
     "lora_rank": 4,
     "study": "families",
 }
-HEAD = """# Models that were tried
-
-One small notebook (numbers of breast tumours, 40 training cases) with each of these, written by
-`MEDSTUDY_MODELS=folder pytest -m slow tests/training/test_families.py`. The weights are tiny and random, in the
-architecture, with the tokenizer and the chat template of the family: what is tested is that the package asks, trains,
-scores and reads in the same tokens, and that every gate holds. How well such a model answers is not tested.
-
-*Prompt* says what is added to the template's own prompt, so that it is the beginning of the trained row.
-
-| model | architecture | prompt | ends with | outcome |
-|---|---|---|---|---|
-"""
+PAGE = ROOT / "docs" / "models.md"
+HEAD = "| model | architecture | prompt | answers end with | outcome |\n|---|---|---|---|---|\n"
 
 
 @pytest.fixture(scope="module")
 def table() -> Iterator[dict[str, str]]:
-    """Line by family; those of families that were not run now stay."""
-    file = ROOT / "docs" / "models.md"
-    old = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    lines = {
-        line.split(" | ")[0][2:]: f"{line}\n" for line in old if line.startswith("| ") and "architecture" not in line
-    }
+    """Line by family: the first table of the page, in which those that were not run now stay as they are."""
+    page = PAGE.read_text(encoding="utf-8")
+    old = re.search(r"(?:^\|.*\n)+", page, re.MULTILINE)
+    assert old, f"{PAGE} has no table"
+    rows = old[0].splitlines()[2:]
+    lines = {row.split(" | ")[0][2:]: row for row in rows}
     yield lines
-    file.write_text(HEAD + "".join(lines[name] for name in sorted(lines, key=str.casefold)), encoding="utf-8")
+    new = HEAD + "".join(f"{lines[name]}\n" for name in sorted(lines, key=str.casefold))
+    PAGE.write_text(page[: old.start()] + new + page[old.end() :], encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +82,7 @@ def test_a_family_passes_its_gates_or_is_refused(
     prompt = end = refused = ""
     try:
         chat = load_chat(params)
-        prompt = repr(chat._added).strip("'") or "as it is"
+        prompt = f"`{repr(chat._added)[1:-1]}`" if chat._added else "as it is"
         end = chat.tokenizer.decode([chat.end])
     except ModelError:
         pass  # the notebook says the same
@@ -108,8 +99,7 @@ def test_a_family_passes_its_gates_or_is_refused(
     assert refused or (gates and not failed), failed
     config = folder / "config.json"
     known = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
-    cells = [name, (known or [""])[0], f"`{prompt}`" if prompt else "", f"`{end}`" if end else ""]
+    cells = [name, (known or [""])[0], prompt, f"`{end}`" if end else ""]
     outcome = f"refused: {refused}" if refused else "passes"
-    table[name] = (
-        "| " + " | ".join(re.sub(r"\s+", " ", cell).replace("|", "\\|") for cell in [*cells, outcome]) + " |\n"
-    )
+    plain = [re.sub(r"\s+", " ", cell).replace("|", "&#124;") for cell in [*cells, outcome]]
+    table[name] = f"| {' | '.join(plain)} |"
