@@ -8,8 +8,6 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-_VERDICT = ["task", "model", "outcome", "sft", "sft_more", "dpo", "verdict"]
-
 
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the command `medstudy`."""
@@ -130,10 +128,11 @@ def _compare(args: argparse.Namespace) -> int:
     from medstudy.report import figures
 
     study = batch.enter_results(args.study)
-    margin = comparison.margin_of(study)
-    tables, other = comparison.recompute(study, margin)
-    figures.save_study(study, tables, margin)
-    print(tables["verdicts.csv"][_VERDICT].to_string(index=False))
+    rules = comparison.rules_of(study)
+    tables, other = comparison.recompute(study, rules)
+    figures.save_study(study, tables, rules.margin)
+    found = tables["verdicts.csv"].drop_duplicates(["scope", "name"])
+    print("\n".join(f"{row.verdict or row.name}: {row.sentence}" for row in found.itertuples(index=False)))
     print("\n".join(f"came out otherwise: {file}" for file in other) or "all as the notebooks had it")
     return 1 if other else 0
 

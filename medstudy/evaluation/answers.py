@@ -29,7 +29,7 @@ class Answers:
     frames: list[dict[str, pd.DataFrame]]
     units: list[np.ndarray]
     arms: list[str]
-    n_units: int
+    groups: list[str]
     n_cases: int
     shareable: bool
 
@@ -49,7 +49,7 @@ class Answers:
         frames = [{arm: t[t["arm"] == arm] for arm in arms} for t in (t.sort_values("case_id") for t in tables)]
         shareable = all(t.attrs.get("shareable", False) for t in tables)
         units = [np.searchsorted(groups, by_arm[arms[0]]["group_id"]) for by_arm in frames]
-        return cls(frames, units, arms, len(groups), whole["case_id"].nunique(), shareable)
+        return cls(frames, units, arms, groups, whole["case_id"].nunique(), shareable)
 
     @property
     def pairs(self) -> list[Pair]:
@@ -58,7 +58,7 @@ class Answers:
     @property
     def independent(self) -> bool:
         """One answer a unit, so that Wilson and McNemar hold."""
-        return len(self.frames) == 1 and self.n_units == self.n_cases
+        return len(self.frames) == 1 and len(self.groups) == self.n_cases
 
 
 def validate_predictions(predictions: pd.DataFrame) -> None:

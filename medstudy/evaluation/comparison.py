@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
+from medstudy.arms import TRAINED
 from medstudy.data.cases import DataError
-from medstudy.evaluation.evaluate import evaluate, pooled
-from medstudy.evaluation.verdict import Cell, contrasts_table, metrics_table, verdict_table
+from medstudy.evaluation.evaluate import evaluate, measure
+from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table, variances_table
+from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.params import MARGIN
 from medstudy.tasks import TASK_TYPES
 
@@ -74,26 +77,54 @@ def finished_runs(study: Path) -> list[FinishedRun]:
 
 
 def study_cells(runs: list[FinishedRun]) -> list[Cell]:
-    """One cell per task and model, pooled over seeds, computed from the predictions alone."""
+    """One cell per task and model, over its seeds, computed from the predictions alone."""
     return [_cell(*cell, list(members)) for cell, members in groupby(runs, key=lambda run: run.cell)]
 
 
-def margin_of(study: Path) -> float:
-    """The margin that the study was judged by; the default where it has not been judged."""
+def rules_of(study: Path) -> Rules:
+    """The rules that the study was judged by; the default where it has not been judged."""
     import pandas as pd
 
-    file = study / "verdicts.csv"
-    judged = pd.read_csv(file).get("margin") if file.is_file() else None
-    return MARGIN if judged is None else float(judged[0])
+    file = study / "tables" / "rules.csv"
+    return Rules(**pd.read_csv(file).loc[0, ["margin", "alpha"]]) if file.is_file() else Rules()
 
 
-def study_tables(cells: list[Cell], margin: float) -> dict[str, pd.DataFrame]:
-    """The study's CSV files: path from its folder -> table."""
+def rules_for(study: Path, runs: list[FinishedRun], margin: float) -> Rules:
+    """What a study is judged by."""
+    return Rules(margin)
+
+
+def study_tables(cells: list[Cell], rules: Rules | float) -> dict[str, pd.DataFrame]:
+    """The study's CSV files: path from its folder -> table. ``rules`` may be the margin alone."""
+    import pandas as pd
+
+    rules = rules if isinstance(rules, Rules) else Rules(rules)
     return {
-        "verdicts.csv": verdict_table(cells, margin),
+        "verdicts.csv": verdict_table(cells, rules),
         "tables/metrics.csv": metrics_table(cells),
         "tables/contrasts.csv": contrasts_table(cells),
+        "tables/variances.csv": variances_table(cells),
+        "tables/costs.csv": pd.DataFrame({"task": cell.task, "model": cell.model, **cell.cost} for cell in cells),
+        "tables/rules.csv": pd.DataFrame([asdict(rules)]),
     }
+
+
+def cell_rows(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """A line a task, model and outcome: the values of SFT, its control and DPO, the verdict and its sentence."""
+    metrics = tables["tables/metrics.csv"]
+    keys = ["task", "model", "metric"]
+    wide = metrics.pivot_table("value", keys, "arm", sort=False, dropna=False).reset_index()
+    wide = wide.rename(columns={"metric": "outcome"}).assign(name=wide["task"] + ", " + wide["model"])
+    judged = tables["verdicts.csv"].query("scope == 'cell'")[["name", "outcome", "verdict", "sentence"]]
+    return wide.merge(judged.drop_duplicates(["name", "outcome"]), on=["name", "outcome"], how="inner")
+
+
+def read_tables(study: Path) -> dict[str, pd.DataFrame]:
+    """The tables that `save_tables` wrote."""
+    import pandas as pd
+
+    files = (study / "verdicts.csv", *sorted((study / "tables").glob("*.csv")))
+    return {file.relative_to(study).as_posix(): pd.read_csv(file) for file in files}
 
 
 def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
@@ -110,7 +141,7 @@ def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
     return changed
 
 
-def recompute(study: Path, margin: float = MARGIN) -> tuple[dict[str, pd.DataFrame], list[str]]:
+def recompute(study: Path, rules: Rules | float = MARGIN) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Everything that follows from the predictions, once more, without a model.
 
     Returns:
@@ -125,7 +156,7 @@ def recompute(study: Path, margin: float = MARGIN) -> tuple[dict[str, pd.DataFra
         raise DataError(f"{study} has no finished run; see: medstudy status {study}")
     found = ((run, name, value) for run in runs for name, value in run.evaluated().items())
     other = [str(run.folder / f"{name}.json") for run, name, value in found if run.saved(name) != value]
-    tables = study_tables(study_cells(runs), margin)
+    tables = study_tables(study_cells(runs), rules)
     return tables, other + [str(study / name) for name in save_tables(study, tables)]
 
 
@@ -144,14 +175,19 @@ def training_logs(runs: list[FinishedRun], arm: str = "dpo") -> pd.DataFrame:
 def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
     predictions = {run.parameters["seed"]: run.predictions() for run in runs}
     _refuse_unlike(runs, predictions)
-    metrics, contrasts = pooled(predictions, task, runs[0].record["labels"], runs[0].record["positive"])
+    measured = measure([*predictions.values()], task, runs[0].record["labels"], runs[0].record["positive"])
     failed = sorted({name for run in runs for name in run.failed_gates})
+    found = [run.saved("baselines").get("majority", {}) for run in runs if (run.folder / "baselines.json").is_file()]
+    names = {name for cells in found for name, cell in cells.items() if cell["value"] is not None}
+    baseline = {name: mean(cells[name]["value"] for cells in found if name in cells) for name in sorted(names)}
     cost = {
         "pairs": mean(run.record["pairs"] for run in runs),
         "pair_tokens": mean(run.record["stages"]["dpo"].get("tokens", 0) for run in runs),
-        "dpo_seconds": mean(run.record["seconds"]["dpo"] for run in runs),
     }
-    return Cell(task, model, metrics, contrasts, len(runs), failed, cost)
+    for step in (*TRAINED, "samples"):
+        seconds = [run.record["seconds"][step] for run in runs if run.record["seconds"].get(step) is not None]
+        cost |= {f"{step}_seconds": round(mean(seconds), 1)} if seconds else {}
+    return Cell(task, model, measured, tuple(predictions), failed, baseline, cost)
 
 
 def _refuse_unlike(runs: list[FinishedRun], predictions: dict[int, pd.DataFrame]) -> None:

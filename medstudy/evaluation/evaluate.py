@@ -1,4 +1,4 @@
-"""From predictions to metrics.json and contrasts.json, for one run or for the seeds of one model and task."""
+"""From predictions to metrics.json and contrasts.json of a run, and to what a study needs of a model and task."""
 
 from __future__ import annotations
 
@@ -8,39 +8,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from medstudy.arms import CONTRASTS
+from medstudy.arms import CONTRASTS, TRAINED
 from medstudy.data.cases import SMALLEST_COUNT
 from medstudy.evaluation.answers import Answers, Pair
 from medstudy.evaluation.metrics import Labels, auroc, case_sums, small_count, task_metrics, value_of
-from medstudy.evaluation.statistics import (
-    Estimate,
-    Limits,
-    bootstrap,
-    over_seeds,
-    randomisation,
-    smallest_detectable,
-    wilson,
-)
+from medstudy.evaluation.statistics import Estimate, Limits, Line, estimates, wilson
 from medstudy.show import aggregate
 from medstudy.tasks.base import Metric
 
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Draws of a primary outcome's test, in those of the bootstrap: p cannot fall below 2 / draws, and Holm over a
-#: study's family needs room below 0.05 / (its size).
-_TEST_DRAWS = 5
-
 Metrics = dict[str, dict[str, dict[str, Any]]]
 
 
 def evaluate(
-    predictions: pd.DataFrame,
-    task: str,
-    labels: Labels,
-    positive: str | None,
-    seed: int = 0,
-    resamples: int = 2000,
+    predictions: pd.DataFrame, task: str, labels: Labels, positive: str | None
 ) -> tuple[Metrics, list[dict[str, Any]]]:
     """Metrics and contrasts of one run, in the shape of metrics.json and contrasts.json.
 
@@ -48,44 +31,32 @@ def evaluate(
         predictions: one row per arm and case (`predictions.predictions_table`).
         labels: allowed answers of each outcome, from the data card; urgency from least to most urgent.
         positive: label whose F1 is reported when there are two.
-        seed: of the resampling, not of the run.
 
     Raises:
         PredictionsError: the table cannot be compared fairly (`validate_predictions`) or scored.
     """
-    return pooled({0: predictions}, task, labels, positive, seed, resamples)
+    measured = measure([predictions], task, labels, positive)
+    rows = [m.row(pair, estimate) for m in measured for pair, estimate in m.contrasts().items()]
+    return values(measured), sorted(rows, key=lambda row: CONTRASTS.index(tuple(row["contrast"].split("-"))))
 
 
-def pooled(
-    predictions: Mapping[int, pd.DataFrame],
-    task: str,
-    labels: Labels,
-    positive: str | None,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> tuple[Metrics, list[dict[str, Any]]]:
-    """Metrics and contrasts over the seeds of one model and task; keys are the runs' seeds.
+def measure(predictions: Sequence[pd.DataFrame], task: str, labels: Labels, positive: str | None) -> list[Measured]:
+    """Every metric of ``task`` over the runs of one model, which differ in their seed alone."""
+    answers = Answers.collect(list(predictions))
+    asked = task_metrics(task, labels, positive)
+    known = [m for m in asked if not m.optional or all(m.source in table for table in predictions)]
+    return [Measured.of(metric, answers, labels) for metric in known]
 
-    A value is the mean over seeds. The resampling unit is the group (the case, where groups hold one case):
-    all its answers, of every seed and arm, are drawn or exchanged together. With several seeds intervals
-    and tests speak of other cases and of other trainings (`statistics.over_seeds`); with one seed they take
-    the trained models as given.
-    """
-    answers = Answers.collect(list(predictions.values()))
-    metrics: Metrics = {arm: {} for arm in answers.arms}
-    contrasts = []
-    for metric in task_metrics(task, labels, positive):
-        if metric.optional and not all(metric.source in table for table in predictions.values()):
-            continue
-        measured = _Measured.of(metric, answers, labels)
-        estimates = measured.estimates(seed, resamples)
-        for arm in answers.arms:
-            metrics[arm][metric.name] = measured.entry(arm, estimates[arm])
-        for pair in answers.pairs if metric.kind != "share_of_parsed" else ():  # there the arms' cases differ
-            if not any(map(measured.masked, pair)):
-                contrasts.append(measured.contrast(pair, estimates[pair], seed, resamples))
-    order = [f"{a}-{b}" for a, b in CONTRASTS]
-    return metrics, sorted(contrasts, key=lambda row: order.index(row["contrast"]))
+
+def values(measured: Sequence[Measured]) -> Metrics:
+    """Arm -> metric -> value with a 95 % interval (mean over seeds, where there are several)."""
+    found: Metrics = {arm: {} for arm in measured[0].answers.arms}
+    for one in measured:
+        # an untrained arm is the same whatever the seed, or nearly so
+        families = ["trained" if arm in TRAINED else arm for arm in found]
+        for arm, estimate in zip(found, estimates([one.line(arm) for arm in found], families), strict=True):
+            found[arm][one.metric.name] = one.entry(arm, estimate)
+    return found
 
 
 def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -102,9 +73,9 @@ def values_table(metrics: Metrics) -> pd.DataFrame:
     """The values alone: a row an arm or baseline, a column a metric, and the cases."""
     import pandas as pd
 
-    values = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
+    texts = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
     n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
-    return _of_enough(pd.DataFrame(values).T.fillna("").assign(n=n), [""])
+    return _of_enough(pd.DataFrame(texts).T.fillna("").assign(n=n), [""])
 
 
 def _of_enough(table: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
@@ -128,7 +99,7 @@ def value_text(cell: Mapping[str, Any], digits: int = 3) -> str:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
     """One metric's terms: ``terms[arm][seed]`` by case, ``sums[arm]`` added up (units, seeds, labels, terms)."""
 
     metric: Metric
@@ -137,42 +108,41 @@ class _Measured:
     sums: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, metric: Metric, answers: Answers, labels: Labels) -> _Measured:
+    def of(cls, metric: Metric, answers: Answers, labels: Labels) -> Measured:
         terms = {arm: [case_sums(metric, by_arm[arm], labels) for by_arm in answers.frames] for arm in answers.arms}
         sums = {}
         for arm, by_seed in terms.items():
-            sums[arm] = np.zeros((answers.n_units, len(by_seed), *by_seed[0].shape[1:]))
+            sums[arm] = np.zeros((len(answers.groups), len(by_seed), *by_seed[0].shape[1:]))
             for seed, (units, by_case) in enumerate(zip(answers.units, by_seed, strict=True)):
                 np.add.at(sums[arm][:, seed], units, by_case)
         return cls(metric, answers, terms, sums)
 
-    def values(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Arm -> values (draws, seeds), where units are counted as often as ``weights`` (draws, units) says."""
+    def line(self, of: str | Pair) -> Line:
+        """An arm's value, or the difference of two arms, with the jackknife over groups of cases."""
+        if not isinstance(of, str):
+            first, second = self.line(of[0]), self.line(of[1])
+            return Line(first.by_seed - second.by_seed, first.influence - second.influence)
+        units = len(self.answers.groups)
         if self.metric.kind == "auroc":
-            by_case = [weights[:, units] for units in self.answers.units]
-            return {
-                arm: np.stack([auroc(t, w) for t, w in zip(by_seed, by_case, strict=True)], axis=-1)
-                for arm, by_seed in self.terms.items()
-            }
-        of_arms = np.tensordot(weights, np.stack([*self.sums.values()], axis=1), axes=1)
-        return dict(zip(self.sums, value_of(self.metric, np.moveaxis(of_arms, 1, 0)), strict=True))
+            weights = np.vstack([np.ones(units), 1 - np.eye(units)])
+            by_seed = zip(self.terms[of], self.answers.units, strict=True)
+            drawn = np.stack([auroc(terms, weights[:, index]) for terms, index in by_seed], axis=-1)
+        else:
+            total = self.sums[of].sum(axis=0)
+            drawn = value_of(self.metric, np.concatenate([total[None], total - self.sums[of]]))
+        without = np.nan_to_num(drawn[1:] - drawn[1:].mean(axis=0))
+        return Line(drawn[0], np.sqrt((units - 1) / units) * without.T)
 
-    def estimates(self, seed: int, resamples: int) -> dict[Any, Estimate]:
-        """Every arm's value and every pair's difference, over resampled cases and, if there are several, seeds."""
-        seeds, lines = len(self.answers.frames), [*self.answers.arms, *self.answers.pairs]
+    @property
+    def pairs(self) -> list[Pair]:
+        """The contrasts that may be shown; where only parsed answers count, the arms' cases differ."""
+        if self.metric.kind == "share_of_parsed":
+            return []
+        return [pair for pair in self.answers.pairs if not any(map(self.masked, pair))]
 
-        def statistic(weights: np.ndarray) -> np.ndarray:
-            values = self.values(weights)
-            by_seed = np.stack([values[x] if isinstance(x, str) else values[x[0]] - values[x[1]] for x in lines])
-            return np.concatenate([by_seed.mean(axis=-1), *np.moveaxis(by_seed, 2, 1)])
-
-        found, draws = bootstrap(statistic, self.answers.n_units, seed, resamples, self.metric.bounded)
-        estimates = {}
-        for number, line in enumerate(lines):
-            start = len(lines) + number * seeds  # after the means of all lines come each line's seeds
-            values = np.array([part.value for part in found[start : start + seeds]])
-            estimates[line] = over_seeds(values, draws[start : start + seeds]) or found[number]
-        return estimates
+    def contrasts(self) -> dict[Pair, Estimate]:
+        """Of this model and task alone: nothing is learnt from other cells."""
+        return {pair: estimates([self.line(pair)])[0] for pair in self.pairs}
 
     def entry(self, arm: str, estimate: Estimate) -> dict[str, Any]:
         """One cell of metrics.json."""
@@ -180,14 +150,15 @@ class _Measured:
         whole = self.metric.kind in ("f1", "auroc") or counted
         parsed_only = self.metric.kind == "share_of_parsed"
         n = self.answers.n_cases if whole and not parsed_only else round(counted / len(self.answers.frames))
-        limits, note = estimate.interval, estimate.note
+        limits = estimate.interval()
         if self.metric.kind in ("share", "share_of_parsed") and self.answers.independent and n:
-            limits, note = wilson(hits, n), ""
+            limits = wilson(hits, n)
         if masked := self.masked(arm):
             few = f"fewer than {SMALLEST_COUNT} cases on one side: not shown"
             return {"value": None, "low": _number(masked[0]), "high": _number(masked[1]), "n": n, "note": few}
         low, high = self._within(limits, 0.0)
-        return {"value": _number(estimate.value), "low": low, "high": high, "n": n} | ({"note": note} if note else {})
+        note = {} if np.isfinite(limits).all() else {"note": "no case is counted, or one group: no interval"}
+        return {"value": _number(estimate.value), "low": low, "high": high, "n": n} | note
 
     def masked(self, arm: str) -> Limits | None:
         """What is shown of a share that tells a small count of a private source; the primary outcome always is."""
@@ -196,51 +167,36 @@ class _Measured:
         hits, counted = self.sums[arm].sum(axis=(0, 1))[0, :2] / len(self.answers.frames)
         return small_count(hits, counted)
 
-    def contrast(self, pair: Pair, estimate: Estimate, seed: int, resamples: int) -> dict[str, Any]:
-        """One row of contrasts.json."""
-        values = self.values(np.ones((1, self.answers.n_units)))
-        counts = self._discordant(pair) if np.isfinite(estimate.value) else None
-        shown = self.answers.shareable or all(n == 0 or n >= SMALLEST_COUNT for n in counts or ())
-        test, p = self._test(pair, estimate, counts, seed, resamples)
-        low, high = self._within(estimate.interval, -1.0)
-        equivalence_low, equivalence_high = self._within(estimate.equivalence, -1.0)
-        return {
-            "contrast": "-".join(pair),
-            "metric": self.metric.name,
-            "primary": self.metric.primary,
-            "difference": _number(estimate.value),
-            "low": low,
-            "high": high,
-            "p": _number(p),
-            "test": test,
-            "n": self.answers.n_cases,
-            "units": self.answers.n_units,
-            "seeds": len(self.answers.frames),
-            "by_seed": [_number(d) for d in (values[pair[0]] - values[pair[1]])[0]],
-            **({"discordant": sum(counts), "gained": counts[0], "lost": counts[1]} if counts and shown else {}),
-            "error": _number(estimate.error),
-            "seed_error": _number(estimate.seed_error),
-            "equivalence_low": equivalence_low,
-            "equivalence_high": equivalence_high,
-            "smallest_detectable": _number(smallest_detectable(estimate.error, degrees=estimate.degrees)),
-            **({"note": estimate.note} if estimate.note else {}),
-        }
+    def row(self, pair: Pair, estimate: Estimate) -> dict[str, Any]:
+        """One row of contrasts.json.
 
-    def _test(
-        self, pair: Pair, estimate: Estimate, counts: tuple[int, int] | None, seed: int, resamples: int
-    ) -> tuple[str, float | None]:
+        From the p and the limits of a share the discordant answers can be counted: where they are few and the
+        source is private, there is no p, and limits are rounded outwards to a hundredth.
+        """
+        seeds = len(self.answers.frames)
+        counts = self._discordant(pair) if np.isfinite(estimate.value) else None
+        few = not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in counts or ())
+        test, p = self._test(estimate, counts)
+        low, high = self._within(estimate.interval(), -1.0)
+        if few and low is not None and high is not None:
+            test, p = f"not shown: fewer than {SMALLEST_COUNT} answers differ one way", None
+            low, high = float(np.floor(100 * low) / 100), float(np.ceil(100 * high) / 100)
+        row = {"contrast": "-".join(pair), "metric": self.metric.name, "primary": self.metric.primary}
+        row |= {"difference": _number(estimate.value), "low": low, "high": high, "p": _number(p), "test": test}
+        row |= {"n": self.answers.n_cases, "units": len(self.answers.groups), "seeds": seeds}
+        row["by_seed"] = [_number(d) for d in self.line(pair).by_seed]
+        shown = counts and not few
+        return row | ({"discordant": sum(counts), "gained": counts[0], "lost": counts[1]} if shown else {})
+
+    def _test(self, estimate: Estimate, counts: tuple[int, int] | None) -> tuple[str, float | None]:
         """Name of the test and its p."""
-        if estimate.p is not None:
-            return "t over seeds and cases", estimate.p
         if not np.isfinite(estimate.value):
             return "none: an arm has no value", None
-        if self.metric.kind == "auroc":
-            return "interval only", None
         if counts and self.answers.independent:
             from statsmodels.stats.contingency_tables import mcnemar
 
             return "exact McNemar", float(mcnemar([[0, counts[0]], [counts[1], 0]], exact=True).pvalue)
-        return "approximate randomisation", self._randomised(pair, seed, resamples)
+        return ("t over cases" if len(self.answers.frames) == 1 else "t over seeds and cases"), estimate.p
 
     def _discordant(self, pair: Pair) -> tuple[int, int] | None:
         """Answers that only the first and only the second arm has (right, unparsed, …), over all seeds."""
@@ -248,17 +204,6 @@ class _Measured:
             return None
         first, second = (np.concatenate(self.terms[arm])[:, 0, 0] for arm in pair)
         return int((first > second).sum()), int((first < second).sum())
-
-    def _randomised(self, pair: Pair, seed: int, resamples: int) -> float:
-        first, second = (self.sums[arm] for arm in pair)
-        totals = first.sum(axis=0), second.sum(axis=0)
-
-        def swapped(draws: np.ndarray) -> np.ndarray:
-            moved = np.tensordot(draws, second - first, axes=1)
-            return (value_of(self.metric, totals[0] + moved) - value_of(self.metric, totals[1] - moved)).mean(-1)[None]
-
-        draws = resamples * _TEST_DRAWS if self.metric.primary else resamples
-        return randomisation(swapped, self.answers.n_units, seed, draws)
 
     def _within(self, limits: Limits, lowest: float) -> list[float | None]:
         return [_number(np.clip(x, lowest, 1.0) if self.metric.bounded else x) for x in limits]

@@ -22,7 +22,7 @@ RESCUED = Metric("rescued", "share", "score_rescued", optional=True)
 #: An arm whose answers could be read less often than this has no share of under- and over-triage.
 FEWEST_READ = 0.5
 _TRIAGE = {"under_triage": -1, "over_triage": 1}
-_LOWER_IS_BETTER = {"brier", "under_triage", "over_triage", "unparsed"}
+LOWER_IS_BETTER = {"brier", "under_triage", "over_triage", "unparsed"}
 _NAMES = {"unparsed": "unparsed answers", "accuracy_parsed": "accuracy of parsed answers", "length": "words per answer"}
 _NAMES |= {"brier": "Brier score", "auroc": "AUROC", "rescued": "answers read though not in the asked-for form"}
 _NAMES |= {"under_triage": "under-triage", "over_triage": "over-triage"}
@@ -36,7 +36,7 @@ def metric_name(name: str) -> str:
     """What sentences and figures call a metric: ``provider_macro_f1`` is "provider macro-F1"."""
     words = name.replace("macro_f1", "macro-F1").replace("rouge", "ROUGE-").replace("_", " ")
     words = " ".join("F1" if word == "f1" else word for word in words.split())
-    return _NAMES.get(name, words) + (", lower is better" if name in _LOWER_IS_BETTER else "")
+    return _NAMES.get(name, words) + (", lower is better" if name in LOWER_IS_BETTER else "")
 
 
 def single_outcome(labels: Labels) -> str | None:

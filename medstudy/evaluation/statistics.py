@@ -1,74 +1,178 @@
-"""Intervals, tests and power on resampling units (cases or groups of cases), by scipy and statsmodels.
+"""Intervals, tests and power that speak of other test cases and of other trainings, by scipy and statsmodels.
 
-A *statistic* here is a function of weights: it takes an array (draws, units) that says how often each unit
-is counted and returns an array (outputs, draws). All outputs share their draws, so differences stay paired.
+Seeds are to the cases what readers are in a study of many readers and many cases (Obuchowski and Rockette, Commun
+Stat Simul Comput 1995;24:285): squared error = variance between seeds / seeds + covariance that the seeds share
+because they answer the same cases. The first is estimated over many lines at once (empirical Bayes, Smyth, Stat Appl
+Genet Mol Biol 2004;3:3), so that seeds which happen to agree are no certainty. The second is a jackknife by group.
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-Statistic = Callable[[np.ndarray], np.ndarray]
 Limits = tuple[float, float]
 
-_NONE = (float("nan"), float("nan"))
-#: Weights held in memory at once (units x draws).
-_BATCH = 2_000_000
+#: A variance between seeds below this share of its family's mean is so low by accident.
+_LOWEST = 0.01
+#: Prior degrees of freedom of a variance between seeds, before anything is seen.
+_EXPECTED = 8.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """A value or a difference of two arms, from every training on the same test cases.
+
+    Attributes:
+        by_seed: the value of each seed, shape (seeds,).
+        influence: what leaving out a unit (case or group) changes, shape (seeds, units), scaled so that
+            ``influence @ influence.T`` is the covariance of the seeds over other test cases.
+    """
+
+    by_seed: np.ndarray
+    influence: np.ndarray
+
+    @property
+    def seed_variance(self) -> float:
+        """Between seeds: what other trainings change, and what cases change in each of them alone."""
+        return float(np.var(self.by_seed, ddof=1)) if len(self.by_seed) > 1 else float("nan")
+
+    @property
+    def case_variance(self) -> float:
+        """What other test cases change in all seeds alike.
+
+        Two units are added that differ, one each way (as Bonett and Price do for paired shares): arms that agree
+        in every case of a test set may differ in others.
+        """
+        seeds, units = self.influence.shape
+        covariance = self.influence @ self.influence.T
+        shared = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)) if seeds > 1 else covariance[0, 0]
+        return float(max(0.0, shared) + 2 / units**2) if units > 1 else float("nan")
+
+
+def mean_of(lines: Sequence[Line]) -> Line:
+    """The mean of lines on the same cases and seeds."""
+    return Line(np.mean([x.by_seed for x in lines], axis=0), np.mean([x.influence for x in lines], axis=0))
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its standard error, 95 % interval, and 90 % interval for equivalence.
+    """A value with its error in two parts and their degrees of freedom.
 
-    Attributes:
-        note: what was done where the interval could not be computed as usual.
-        p: of the test that the value is 0, where the method gives one.
-        seed_error: the part of ``error`` that other trainings would bring; None if they were not looked at.
-        degrees: of freedom of the t distribution that the intervals come from.
+    ``seed``, ``case``: the variances that trainings and test cases add; ``seed_df``, ``case_df``: how well these
+    are known; ``pooled_df``: how well the variance between seeds is known at most (over all lines).
     """
 
     value: float
-    error: float
-    interval: Limits
-    equivalence: Limits
-    note: str = ""
-    p: float | None = None
-    seed_error: float | None = None
-    degrees: float = np.inf
+    seed: float
+    case: float
+    seed_df: float
+    case_df: float
+    pooled_df: float
+
+    @property
+    def error(self) -> float:
+        return float(np.sqrt(self.seed + self.case))
+
+    @property
+    def df(self) -> float:
+        """Satterthwaite's."""
+        parts = [(self.seed, self.seed_df), (self.case, self.case_df)]
+        below = sum(v**2 / df for v, df in parts if v > 0 and df > 0)
+        return float((self.seed + self.case) ** 2 / below) if below else np.inf
+
+    def interval(self, level: float = 0.95) -> Limits:
+        from scipy.stats import t
+
+        if not np.isfinite(self.error):
+            return float("nan"), float("nan")
+        low, high = t.interval(level, self.df, self.value, self.error)
+        return float(low), float(high)
+
+    @property
+    def p(self) -> float:
+        """Two-sided, of the value being 0."""
+        from scipy.stats import t
+
+        return float(2 * t.sf(abs(self.value) / self.error, self.df)) if np.isfinite(self.error) else float("nan")
 
 
-def over_seeds(by_seed: np.ndarray, draws: np.ndarray) -> Estimate | None:
-    """t interval and test that speak of other cases *and* of other trainings with the same settings.
+def estimates(lines: Sequence[Line], families: Sequence[str] | None = None) -> list[Estimate]:
+    """Every line's estimate; variances between seeds are moderated over the lines of a family.
 
-    Seeds are to the cases what readers are in a study of many readers and many cases: the method of
-    Obuchowski and Rockette (Commun Stat Simul Comput 1995;24:285) with the degrees of freedom of Hillis
-    (Stat Med 2007;26:596). Squared error = variance between seeds / seeds + covariance that the seeds share
-    because they answer the same cases.
-
-    Args:
-        by_seed: value (or difference of two arms) of every seed, shape (seeds,).
-        draws: the same over resampled cases, shape (seeds, draws).
-
-    Returns:
-        None where there is nothing to estimate: fewer than two seeds, or seeds that do not differ.
+    ``families``: a name a line (default: one family); how unlike variances are is learnt over all of them.
     """
-    from scipy.stats import t
+    families = families or [""] * len(lines)
+    variances, degrees = moderated(lines, families)
+    pooled = {f: sum(len(x.by_seed) - 1 for x, g in zip(lines, families, strict=True) if g == f) for f in set(families)}
+    found = []
+    for line, family, variance, df in zip(lines, families, variances, degrees, strict=True):
+        seeds, units = line.influence.shape
+        known = np.isfinite(variance)
+        seed = float(variance) / seeds if known else 0.0
+        value = float(np.mean(line.by_seed))
+        case = line.case_variance if np.isfinite(value) else float("nan")
+        found.append(Estimate(value, seed, case, float(df) if known else 0.0, units - 1, pooled[family]))
+    return found
 
-    seeds = len(by_seed)
-    if seeds < 2 or draws.size == 0 or not np.isfinite(by_seed).all() or np.ptp(by_seed) < 1e-12:
-        return None
-    between = float(np.var(by_seed, ddof=1)) / seeds
-    covariance = np.cov(draws[:, np.isfinite(draws).all(axis=0)])
-    shared = max(0.0, float(covariance[~np.eye(seeds, dtype=bool)].mean()))
-    value, error = float(by_seed.mean()), float(np.sqrt(between + shared))
-    degrees = float((between + shared) ** 2 / (between**2 / (seeds - 1)))
-    i95, i90 = (tuple(map(float, t.interval(level, degrees, value, error))) for level in (0.95, 0.90))
-    p = float(2 * t.sf(abs(value) / error, degrees))
-    return Estimate(value, error, i95, i90, "", p, between**0.5, degrees)
+
+def moderated(lines: Sequence[Line], families: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Variances between seeds, each drawn towards its family's, and their degrees of freedom; NaN and 0 of one seed.
+
+    A variance of d degrees of freedom in a family around s0² with d0 prior ones becomes (d0 s0² + d s²) / (d0 + d),
+    known to d0 + d degrees of freedom, and no better than all of its family together.
+    """
+    raw = np.array([line.seed_variance for line in lines])
+    own = np.array([len(line.by_seed) - 1.0 for line in lines])
+    known = np.isfinite(raw) & (own > 0)
+    # a family that no seed changes, such as the base model, keeps its 0
+    where = {f: np.flatnonzero(known & (np.array(families) == f)) for f in dict.fromkeys(families)}
+    learnt = {f: of for f, of in where.items() if len(of) and raw[of].any()}
+    prior, centres = _prior([raw[of] for of in learnt.values()], [own[of] for of in learnt.values()])
+    variances, degrees = raw.copy(), np.where(known, own, 0.0)
+    for of, centre in zip(learnt.values(), centres, strict=True):
+        variances[of] = (prior * centre + own[of] * raw[of]) / (prior + own[of])
+        degrees[of] = np.minimum(prior + own[of], own[of].sum())
+    return variances, degrees
+
+
+def _prior(variances: Sequence[np.ndarray], degrees: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Prior degrees of freedom of all families, and each one's s0²: s² / s0² has an F distribution.
+
+    The likelihood has a weak prior around `_EXPECTED`, as a dozen lines alone cannot tell 10 from infinity.
+    """
+    from scipy.optimize import minimize
+    from scipy.stats import f
+
+    if not variances:
+        return 0.0, np.empty(0)
+    means = np.array([np.mean(v) for v in variances])
+    scaled = [np.maximum(v, _LOWEST * m) / m for v, m in zip(variances, means, strict=True)]
+    scaled, own = np.concatenate(scaled), np.concatenate(degrees)
+    family = np.repeat(np.arange(len(means)), [len(v) for v in variances])
+
+    def loss(at: np.ndarray) -> float:
+        fit = f.logpdf(scaled / np.exp(at[family]), own, np.exp(at[-1])) - at[family]
+        return float((at[-1] - np.log(_EXPECTED)) ** 2 / 2 - fit.sum())
+
+    start = np.append(np.zeros(len(means)), np.log(_EXPECTED))
+    found = minimize(loss, start, method="L-BFGS-B", bounds=[(-4, 4)] * len(means) + [(-1, 8)])
+    return float(np.exp(found.x[-1])), means * np.exp(found.x[:-1])
+
+
+def combined(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
+    """A weighted sum of estimates from other cases and other trainings, such as the mean over tasks."""
+    w = np.array(weights)
+    seed, case = (np.array([getattr(part, name) for part in parts]) * w**2 for name in ("seed", "case"))
+    seed_df, case_df = (np.array([getattr(part, name) for part in parts]) for name in ("seed_df", "case_df"))
+    known = seed > 0
+    below = np.sum(seed[known] ** 2 / seed_df[known])
+    df = min(seed.sum() ** 2 / below, parts[0].pooled_df) if below else 0.0
+    cases = case.sum() ** 2 / np.sum(case**2 / case_df)
+    value = float(w @ [part.value for part in parts])
+    return Estimate(value, float(seed.sum()), float(case.sum()), float(df), float(cases), parts[0].pooled_df)
 
 
 def wilson(successes: float, n: float, alpha: float = 0.05) -> Limits:
@@ -79,99 +183,11 @@ def wilson(successes: float, n: float, alpha: float = 0.05) -> Limits:
     return float(low), float(high)
 
 
-def bootstrap(
-    statistic: Statistic, units: int, seed: int = 0, resamples: int = 2000, bounded: bool = True
-) -> tuple[list[Estimate], np.ndarray]:
-    """BCa intervals of every output of ``statistic`` over resampled units (scipy.stats.bootstrap).
-
-    Where BCa is undefined: the percentile interval, if the resamples vary at all. If they do not (every
-    unit alike, e.g. all answers right or two arms identical), value +- Wilson's upper limit of 0 of n,
-    so that "no unit differed" never claims more than n units can show; the value alone if not ``bounded``.
-
-    Returns:
-        An estimate per output, and the values over the resamples, shape (outputs, draws).
-    """
-    from scipy import stats
-
-    def by_index(index: np.ndarray, axis: int) -> np.ndarray:
-        return statistic(_counts(index.reshape(-1, index.shape[-1]), units)).reshape(-1, *index.shape[:-1])
-
-    values = statistic(np.ones((1, units)))[:, 0]
-    if units < 2:
-        nothing = [Estimate(float(v), float("nan"), _NONE, _NONE, "one unit: no interval") for v in values]
-        return nothing, np.empty((len(values), 0))
-    options = {"vectorized": True, "axis": -1, "batch": max(1, _BATCH // units), "rng": np.random.default_rng(seed)}
-    data = (np.arange(units),)
-    with warnings.catch_warnings():  # undefined BCa is handled below, output by output
-        warnings.simplefilter("ignore", stats.DegenerateDataWarning)
-        warnings.simplefilter("ignore", RuntimeWarning)
-        i95 = stats.bootstrap(data, by_index, n_resamples=resamples, **options)
-        again = {"n_resamples": 0, "bootstrap_result": i95, "confidence_level": 0.9}
-        i90 = stats.bootstrap(data, by_index, **again, **options)
-    draws = i95.bootstrap_distribution
-    limits = [np.stack(result.confidence_interval, axis=-1) for result in (i95, i90)]
-    return [_estimate(v, d, bca, units, bounded) for v, d, *bca in zip(values, draws, *limits, strict=True)], draws
-
-
-def _estimate(value: float, draws: np.ndarray, bca: list[np.ndarray], units: int, bounded: bool) -> Estimate:
-    value, seen = float(value), draws[np.isfinite(draws)]
-    if not np.isfinite(value) or len(seen) < 2:
-        return Estimate(value, float("nan"), _NONE, _NONE, "no case is counted: no interval")
-    if np.ptp(seen) >= 1e-12:
-        note = "" if np.isfinite(bca[0]).all() else "BCa undefined: percentile interval"
-        i95, i90 = (_or_percentile(limits, seen, alpha) for limits, alpha in zip(bca, (0.05, 0.10), strict=True))
-        return Estimate(value, float(np.std(seen, ddof=1)), i95, i90, note)
-    if not bounded:
-        return Estimate(value, 0.0, (value, value), (value, value), "all units alike: no spread to estimate")
-    i95, i90 = ((value - reach, value + reach) for reach in (wilson(0, units)[1], wilson(0, units, 0.10)[1]))
-    return Estimate(value, (i95[1] - i95[0]) / 2 / 1.96, i95, i90, f"all units alike: Wilson limit of 0 of {units}")
-
-
-def _or_percentile(bca: np.ndarray, draws: np.ndarray, alpha: float) -> Limits:
-    low, high = bca if np.isfinite(bca).all() else np.quantile(draws, [alpha / 2, 1 - alpha / 2])
-    return float(low), float(high)
-
-
-def randomisation(swapped: Statistic, units: int, seed: int = 0, resamples: int = 2000) -> float:
-    """Two-sided p of approximate randomisation: two arms change places within units (scipy permutation_test).
-
-    ``swapped`` takes (draws, units) of 0 and 1, where 1 exchanges that unit's arms, and returns (1, draws)
-    differences. Exact where all exchanges are fewer than ``resamples``.
-    """
-    from scipy.stats import permutation_test
-
-    if units < 2:
-        return 1.0
-
-    def by_index(first: np.ndarray, second: np.ndarray, axis: int) -> np.ndarray:
-        draws = (first >= units).reshape(-1, units).astype(float)
-        return swapped(draws)[0].reshape(first.shape[:-1])
-
-    result = permutation_test(
-        (np.arange(units), np.arange(units) + units),
-        by_index,
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=resamples,
-        batch=max(1, _BATCH // units),
-        axis=-1,
-        rng=np.random.default_rng(seed),
-    )
-    return float(result.pvalue)
-
-
 def smallest_detectable(error: float, alpha: float = 0.05, power: float = 0.8, degrees: float = np.inf) -> float:
     """The difference found with this power by a two-sided test whose standard error is ``error``.
 
-    (t_{1-alpha/2} + t_power) * error; with infinite degrees of freedom the usual normal formula
-    (statsmodels' NormalIndPower for one sample). It shrinks with the root of the number of cases.
+    (t_{1-alpha/2} + t_power) * error; with infinite degrees of freedom the usual normal formula.
     """
     from scipy.stats import t
 
     return float((t.ppf(1 - alpha / 2, degrees) + t.ppf(power, degrees)) * error)
-
-
-def _counts(index: np.ndarray, units: int) -> np.ndarray:
-    """How often each unit was drawn, shape (draws, units), from drawn indices (draws, drawn)."""
-    offset = np.arange(len(index))[:, None] * units
-    return np.bincount((index + offset).ravel(), minlength=len(index) * units).reshape(-1, units).astype(float)

@@ -1,138 +1,243 @@
-"""Was DPO worth it? One verdict per task and model, from pooled contrasts (`medstudy.evaluation.evaluate.pooled`)."""
+"""Was DPO worth it? One verdict, in one sentence, for the study, each kind of task, each task and each cell."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import FAMILY
-from medstudy.evaluation.metrics import metric_name
-from medstudy.evaluation.statistics import smallest_detectable
+import numpy as np
+
+from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
+from medstudy.evaluation.scopes import BETWEEN, KINDS, MEAN, WATCHED, Cell, Scoped, scoped
+from medstudy.evaluation.statistics import Estimate
 from medstudy.params import MARGIN
+from medstudy.tasks import TASK_TYPES
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WORTH, ENOUGH, HARMS, INVALID = "DPO worth it", "SFT is enough", "DPO harms", "not valid"
+WORTH, ENOUGH, HARMS = "DPO worth it", "SFT with the same labels is enough", "DPO harms"
+UNSURE, INVALID, NOTHING = "inconclusive", "not valid", "nothing to compare"
 ALPHA = 0.05
-#: More seeds than this are not asked for; cases are then what is missing.
-MOST_SEEDS = 20
+COLUMNS = ["scope", "name", "contrast", "outcome", "difference", "low", "high", "p", "n_cases", "n_seeds"]
+COLUMNS += ["verdict", "sentence"]
+#: A verdict needs both: better than SFT, and than SFT with the same labels.
+OVER_SFT, OVER_MORE, OVER_CHOSEN = ("dpo", "sft"), ("dpo", "sft_more"), ("dpo", "sft_chosen")
+_SAID = {"sft": "SFT", "sft_more": "SFT with the same labels", "sft_chosen": "SFT on the chosen answers"}
+_CLAIM = {
+    WORTH: "DPO answered better than SFT and than SFT with the same labels",
+    ENOUGH: "SFT with the same labels did as well as DPO",
+    HARMS: "DPO answered worse",
+    UNSURE: "neither a gain from DPO nor its absence is shown",
+}
 #: Model family in our ids -> its name in published_results.csv.
 _PUBLISHED_MODELS = {"llama": "Llama3-8B", "mistral": "Mistral-7B-v2"}
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Rules:
+    """What a verdict goes by: the margin below which differences do not matter, and the level of a look."""
+
+    margin: float = MARGIN
+    alpha: float = ALPHA
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """A verdict with its evidence; ``missing`` orders inconclusive ones by how much they miss."""
+class Outcome:
+    """One outcome of a scope: its estimates by contrast, turned so that more is better, and p values after Holm."""
 
-    label: str
-    sentence: str
-    missing: float = math.inf
+    name: str
+    rows: dict[tuple[str, str], Estimate]
+    n_seeds: int
+    p_gain: float = 1.0
+    p_harm: float = 1.0
+
+    @classmethod
+    def of(cls, lines: Sequence[Scoped]) -> Outcome:
+        return cls(lines[0].outcome, {line.pair: turned(line) for line in lines}, lines[0].n_seeds)
+
+    @property
+    def complete(self) -> bool:
+        used = [self.rows.get(pair) for pair in (OVER_SFT, OVER_MORE)]
+        return all(row is not None and np.isfinite(row.error) for row in used) and self.n_seeds > 1
+
+    def label(self, rules: Rules) -> str:
+        """The order of the questions is the order of what matters to a patient."""
+        if not self.complete:
+            return UNSURE
+        sft, more = self.rows[OVER_SFT], self.rows[OVER_MORE]
+        if self.p_harm < rules.alpha:
+            return HARMS
+        if self.p_gain < rules.alpha:
+            return WORTH
+        low, high = more.interval(0.9)
+        # two one-sided tests; or the same labels do surely better, and DPO is not surely worse than SFT
+        surely_better = more.interval(1 - rules.alpha)[1] < 0
+        if (-rules.margin < low and high < rules.margin) or (surely_better and sft.value > -rules.margin):
+            return ENOUGH
+        return UNSURE
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One task x model of a study: what `pooled` gave, and what is known of its runs.
-
-    ``failed_gates`` names every gate that failed in any seed, or that was not checked. ``cost``: means over
-    seeds of ``pairs``, ``pair_tokens`` (tokens in them) and ``dpo_seconds`` (of DPO training).
-    """
-
-    task: str
-    model: str
-    metrics: dict[str, dict[str, Row]]
-    contrasts: list[Row]
-    seeds: int
-    failed_gates: Sequence[str] = ()
-    cost: dict[str, float] = field(default_factory=dict)
+def turned(line: Scoped) -> Estimate:
+    """The estimate with more being better."""
+    e = line.estimate
+    value = -e.value if line.outcome in LOWER_IS_BETTER else e.value
+    return Estimate(value, e.seed, e.case, e.seed_df, e.case_df, e.pooled_df)
 
 
-def metrics_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """tables/metrics.csv: one line per task, model, metric and arm."""
+def verdict_table(cells: Sequence[Cell], rules: Rules | float = MARGIN) -> pd.DataFrame:
+    """verdicts.csv: one line per scope, outcome and contrast; verdict and sentence are those of scope and name."""
     import pandas as pd
 
-    return pd.DataFrame(
-        {"task": cell.task, "model": cell.model, "metric": name, "arm": arm, **entry, "seeds": cell.seeds}
-        for cell in cells
-        for arm, entries in cell.metrics.items()
-        for name, entry in entries.items()
-    )
+    rules = rules if isinstance(rules, Rules) else Rules(rules)
+    lines = scoped(cells)
+    judged = _judged(lines, rules)
+    rows = []
+    for scope, name in _names(cells, lines):
+        own = [line for line in lines if (line.scope, line.name) == (scope, name)]
+        label, sentence = _said(scope, name, own, judged.get((scope, name), []), cells, rules)
+        empty = {"contrast": "dpo-sft_more", "outcome": "", "n_cases": 0, "n_seeds": 0}
+        for row in [_row(line) for line in own] or [empty]:
+            rows.append({"scope": scope, "name": name, **row, "verdict": label, "sentence": sentence})
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def contrasts_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """tables/contrasts.csv: one line per task, model, metric and contrast.
+def _names(cells: Sequence[Cell], lines: Sequence[Scoped]) -> list[tuple[str, str]]:
+    kinds = {TASK_TYPES[cell.task].kind for cell in cells}
+    names = [("study", "study"), *(("kind", kind) for kind in KINDS if kind in kinds)]
+    names += [("kind", BETWEEN)] if any(line.name == BETWEEN for line in lines) else []
+    names += [("task", task) for task in dict.fromkeys(cell.task for cell in cells)]
+    return names + [("cell", cell.name) for cell in cells]
 
-    ``p_holm`` stands where a claim may rest on it: primary metrics, contrasts of `FAMILY`, corrected for all of them.
+
+def _row(line: Scoped) -> dict[str, Any]:
+    low, high = line.estimate.interval()
+    found = {"difference": line.estimate.value, "low": low, "high": high, "p": line.estimate.p}
+    row = {"contrast": "-".join(line.pair), "outcome": line.outcome}
+    row |= {key: float(f"{value:.6g}") for key, value in found.items()}
+    return row | {"n_cases": line.n_cases, "n_seeds": line.n_seeds}
+
+
+def _judged(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[Outcome]]:
+    """Outcomes of every scope and name; p values after Holm over all outcomes of the scope (cells, tasks, kinds).
+
+    A gain has the larger of its two p values (intersection-union): neither is corrected for the other.
     """
-    import pandas as pd
     from statsmodels.stats.multitest import multipletests
 
-    table = pd.DataFrame({"task": cell.task, "model": cell.model, **row} for cell in cells for row in cell.contrasts)
-    if table.empty:
-        return table
-    p = table.loc[table["primary"] & table["contrast"].isin(FAMILY), "p"].dropna()
-    adjusted = multipletests(p, method="holm")[1] if len(p) else []
-    table.insert(table.columns.get_loc("smallest_detectable") + 1, "p_holm", pd.Series(adjusted, p.index, dtype=float))
-    return table
+    found: dict[tuple[str, str], list[Outcome]] = {}
+    for scope in ("study", "kind", "task", "cell"):
+        groups: dict[tuple[str, str], list[Scoped]] = {}
+        for line in lines:
+            if line.scope == scope and line.name != BETWEEN and not any(cell.failed_gates for cell in line.cells):
+                groups.setdefault((line.name, line.outcome), []).append(line)
+        outcomes = {key: Outcome.of(of) for key, of in groups.items()}
+        tested = [key for key, outcome in outcomes.items() if outcome.complete]
+        if tested:
+            raw = [_p_values(outcomes[key].rows, rules.margin) for key in tested]
+            gains, harms = (multipletests(p, method="holm")[1] for p in zip(*raw, strict=True))
+            for key, gain, harm in zip(tested, gains, harms, strict=True):
+                o = outcomes[key]
+                outcomes[key] = Outcome(o.name, o.rows, o.n_seeds, float(gain), float(harm))
+        for (name, _), outcome in outcomes.items():
+            found.setdefault((scope, name), []).append(outcome)
+    return found
 
 
-def verdict_table(cells: Sequence[Cell], margin: float = MARGIN) -> pd.DataFrame:
-    """verdicts.csv: one line per task x model x primary outcome; the verdict is that of the task x model."""
-    import pandas as pd
-
-    primary = [row for row in contrasts_table(cells).to_dict("records") if row["primary"]]
-    family = sum(not _absent(row["p_holm"]) for row in primary)
-    lines = []
-    for cell in cells:
-        rows = [row for row in primary if (row["task"], row["model"]) == (cell.task, cell.model)]
-        decided = verdict(rows, cell.failed_gates, margin, family)
-        for outcome in dict.fromkeys(row["metric"] for row in rows):
-            by_contrast = {row["contrast"]: row for row in rows if row["metric"] == outcome}
-            lines.append(_line(cell, outcome, by_contrast, decided) | {"margin": margin})
-    return pd.DataFrame(lines)
+def _p_values(rows: dict[tuple[str, str], Estimate], margin: float) -> tuple[float, float]:
+    """Of a gain over both, and of harm: worse than SFT, or, where it is not better, worse than the same labels."""
+    used = rows[OVER_SFT], rows[OVER_MORE]
+    gain = max(row.p if row.value > 0 else 1.0 for row in used)
+    harm = used[0].p if used[0].value < 0 else 1.0
+    if used[0].value <= 0 and used[1].value < -margin:
+        harm = min(1.0, 2 * min(harm, used[1].p))
+    return gain, harm
 
 
-def _line(cell: Cell, outcome: str, rows: dict[str, Row], decided: Verdict) -> Row:
-    line = {"task": cell.task, "model": cell.model, "outcome": outcome}
-    line |= {"n_cases": next(iter(rows.values()))["n"], "n_seeds": cell.seeds}
-    line |= {arm: cell.metrics.get(arm, {}).get(outcome, {}).get("value") for arm in ("sft", "sft_more", "dpo")}
-    for name in ("dpo-sft", "dpo-sft_more"):
-        row = rows.get(name, {})
-        line |= {f"{name.replace('-', '_')}_{key}": row.get(key) for key in ("difference", "low", "high", "p_holm")}
-    line["smallest_detectable"] = rows.get("dpo-sft", {}).get("smallest_detectable")
-    line["gates"] = f"failed: {', '.join(cell.failed_gates)}" if cell.failed_gates else "passed"
-    return line | {"verdict": decided.label, "sentence": decided.sentence} | cell.cost
-
-
-def verdict(
-    contrasts: Sequence[Row], failed_gates: Sequence[str] = (), margin: float = MARGIN, family: int = 1
-) -> Verdict:
-    """The verdict of one task x model from its primary contrasts with ``p_holm`` (`contrasts_table`).
-
-    With several primary outcomes (triage) each is decided by itself, then: harm in any is harm; else worth
-    it in any is worth it; enough only if it is in all. Both are in the sentence.
-
-    Args:
-        margin: differences smaller than this do not matter (same scale as the metric).
-        family: number of tests Holm corrects for; what is said to be missing plans for it.
-    """
-    outcomes = list(dict.fromkeys(row["metric"] for row in contrasts))
+def _said(
+    scope: str, name: str, lines: list[Scoped], outcomes: list[Outcome], cells: Sequence[Cell], rules: Rules
+) -> tuple[str, str]:
+    """Verdict and sentence of one scope and name."""
+    about = {"study": lambda c: True, "kind": lambda c: TASK_TYPES[c.task].kind == name}
+    about |= {"task": lambda c: c.task == name, "cell": lambda c: c.name == name}
+    members = [cell for cell in cells if about[scope](cell)]
+    if name == BETWEEN:
+        return "", _between(lines)
+    where = {"study": "Over the whole study", "kind": f"On {name} tasks"}.get(scope, f"On {name.replace('_', ' ')}")
+    failed = [cell for cell in members if cell.failed_gates]
+    if failed and len(failed) == len(members):
+        gates = sorted({gate for cell in failed for gate in cell.failed_gates})
+        return INVALID, f"{where}, nothing here may be relied on: failed gates: {', '.join(gates)}."
     if not outcomes:
-        return Verdict(INVALID, "No contrast of a primary outcome: the arms sft and dpo are needed")
-    parts = {
-        name: _outcome({r["contrast"]: r for r in contrasts if r["metric"] == name}, margin, family)
-        for name in outcomes
-    }
-    said = (part.sentence if len(parts) == 1 else f"{part.label} ({part.sentence})" for part in parts.values())
-    sentence = "; ".join(f"{metric_name(name)}: {text}" for name, text in zip(parts, said, strict=True))
-    if failed_gates:
-        return Verdict(INVALID, f"Gates failed: {', '.join(failed_gates)}. Not to be relied on: {sentence}")
-    return replace(_combined(list(parts.values())), sentence=sentence)
+        sound = [cell for cell in members if not cell.failed_gates]
+        why = {reason for c in sound for m in c.judged() if (reason := c.nothing(m.metric.name))}
+        return NOTHING, f"{where}, there is nothing to compare: {'; '.join(sorted(why)) or 'arms are missing'}."
+    label = _over(outcomes, rules)
+    parts = [_evidence(outcome, rules, len(outcomes) > 1) for outcome in outcomes]
+    notes = _notes(label, outcomes, members, failed, rules)
+    return label, f"{where}, {_CLAIM[label]}: {'; '.join(parts)}{''.join(notes)}."
+
+
+def _over(outcomes: Sequence[Outcome], rules: Rules) -> str:
+    """Harm in any outcome is harm; else a gain in any is a gain; enough only if it is so in all."""
+    labels = [outcome.label(rules) for outcome in outcomes]
+    first = next((label for label in (HARMS, WORTH) if label in labels), None)
+    return first or (ENOUGH if set(labels) == {ENOUGH} else UNSURE)
+
+
+def _evidence(outcome: Outcome, rules: Rules, named: bool) -> str:
+    texts = []
+    for pair in (OVER_MORE, OVER_SFT, OVER_CHOSEN):
+        if pair in outcome.rows:
+            row = outcome.rows[pair]
+            low, high = row.interval()
+            texts.append(f"{row.value:+.3f} [{low:+.3f}, {high:+.3f}] against {_SAID[pair[1]]}")
+    what = "" if outcome.name == MEAN else metric_name(outcome.name).removesuffix(", lower is better")
+    lower = " (+ is better: fewer)" if outcome.name in LOWER_IS_BETTER else ""
+    own = f" - {_CLAIM[outcome.label(rules)]}" if named else ""
+    return f"{what}{lower}{' ' if what else ''}{', '.join(texts)}{own}"
+
+
+def _notes(
+    label: str, outcomes: Sequence[Outcome], cells: Sequence[Cell], failed: Sequence[Cell], rules: Rules
+) -> list[str]:
+    notes = []
+    by_name = {outcome.name: outcome.rows for outcome in outcomes}
+    if any(outcome.n_seeds < 2 for outcome in outcomes):
+        notes.append("; one training is no evidence")
+    if any(pair not in rows for rows in by_name.values() for pair in (OVER_SFT, OVER_MORE)):
+        notes.append("; without the arm sft_more a gain could be that of its labels")
+    main = [rows for name, rows in by_name.items() if name != WATCHED]
+    if label == WORTH and main and all(rows[OVER_MORE].value < rules.margin for rows in main if OVER_MORE in rows):
+        notes.append(f"; the gain is smaller than the margin of {rules.margin:g}")
+    rise = [-rows[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in (rows := by_name.get(WATCHED, {}))]
+    if rise and max(rise) > rules.margin:
+        notes.append(f"; but under-triage rose by {max(rise):.3f}, more than the margin of {rules.margin:g}")
+    if failed:
+        notes.append(f"; {len(failed)} of {len(cells)} task x model left out, gates failed")
+    poor = [cell for cell in cells if cell not in failed and _below_majority(cell)]
+    if poor:
+        which = "DPO" if len(cells) == 1 else f"in {len(poor)} of {len(cells)} task x model DPO"
+        notes.append(f"; {which} does not beat the majority baseline")
+    return notes
+
+
+def _below_majority(cell: Cell) -> bool:
+    """DPO is no better than the commonest answer (or first sentences) in a primary outcome."""
+    names = [m.metric.name for m in cell.judged() if m.metric.primary]
+    return any(cell.value(name, "dpo") <= cell.baseline.get(name, -1.0) for name in names)
+
+
+def _between(lines: Sequence[Scoped]) -> str:
+    line = next((line for line in lines if line.pair == OVER_MORE), lines[0])
+    low, high = line.estimate.interval()
+    shown = "no difference is shown" if low <= 0 <= high else "the kinds differ"
+    return (
+        f"Over {_SAID.get(line.pair[1], line.pair[1])}, open-ended tasks gained {line.estimate.value:+.3f} "
+        f"[{low:+.3f}, {high:+.3f}] more from DPO than classification: {shown}."
+    )
 
 
 def published(task: str, model: str) -> pd.DataFrame:
@@ -145,68 +250,3 @@ def published(task: str, model: str) -> pd.DataFrame:
     table = pd.read_csv(str(files("medstudy") / "published_results.csv"))
     names = [name for family, name in _PUBLISHED_MODELS.items() if family in model.lower()]
     return table[(table["task"] == task) & table["model"].isin(names)].reset_index(drop=True)
-
-
-def _outcome(rows: dict[str, Row], margin: float, family: int) -> Verdict:
-    """One outcome; the order of the questions is the order of what matters to a patient."""
-    if "dpo-sft" not in rows:
-        return Verdict(INVALID, "the arms sft and dpo are needed")
-    over_sft, used = rows["dpo-sft"], [rows[name] for name in ("dpo-sft", "dpo-sft_more") if name in rows]
-    if any(_absent(row["low"]) for row in used):
-        return Verdict("inconclusive: more cases needed", f"{over_sft['n']} cases give no interval")
-    evidence = _evidence(*used)
-    missed = max(row["smallest_detectable"] for row in used)
-    shows = f"; with 80 % power this many cases show differences from {missed:.2f} up"
-    # one test at ALPHA is enough to warn of harm; a gain has to survive Holm, in both contrasts
-    if over_sft["high"] < 0 and over_sft["p"] < ALPHA:
-        return Verdict(HARMS, evidence)
-    for row, control in zip(used, ("SFT", "SFT continued as long"), strict=False):
-        # two one-sided tests: the 90 % interval lies within the margin
-        if -margin < row["equivalence_low"] and row["equivalence_high"] < margin:
-            return Verdict(ENOUGH, f"{evidence}; DPO and {control} differ by less than {margin:g}{shows}")
-    if len(used) == 2 and all(row["low"] > 0 and row["p_holm"] < ALPHA for row in used):
-        if over_sft["seeds"] < 2:
-            return Verdict("inconclusive: more seeds needed", f"{evidence}; one training is no evidence")
-        return Verdict(WORTH, evidence)
-    control = "" if len(used) == 2 else "; no sft_more arm, so a gain could be mere extra training"
-    missing, label = max((_missing(row, margin, ALPHA / family) for row in used), key=lambda m: m[0])
-    return Verdict(f"inconclusive: {label}", evidence + shows + control, missing)
-
-
-def _missing(row: Row, margin: float, alpha: float) -> tuple[float, str]:
-    """What would find the observed difference, or the margin if that is larger, with 80 % power.
-
-    Seeds, where the cases are enough and `MOST_SEEDS` more will do: trainings cost less than cases. Else
-    cases, where the seeds are enough. The number orders what is missing: cases after seeds.
-    """
-    needed = (max(abs(row["difference"]), margin) / smallest_detectable(1.0, alpha)) ** 2
-    seed = 0.0 if _absent(row["seed_error"]) else row["seed_error"] ** 2
-    case = row["error"] ** 2 - seed
-    if seed and case < needed:
-        seeds = math.ceil(row["seeds"] * (seed / (needed - case) - 1))
-        if 0 < seeds <= MOST_SEEDS:
-            return seeds / 1000, f"about {seeds} more seeds"
-    if seed >= needed:
-        return math.inf, "more seeds and more cases needed"
-    cases = max(10, math.ceil((row["n"] * case / (needed - seed) - row["n"]) / 10) * 10)
-    return cases, f"about {cases} more cases"
-
-
-def _evidence(over_sft: Row, over_more: Row | None = None) -> str:
-    signed = "{difference:+.3f} [{low:+.3f}, {high:+.3f}] over SFT"
-    more = f", {signed.format_map(over_more)} continued as long" if over_more else ""
-    seeds = f"{over_sft['seeds']} seed"
-    if over_sft["seeds"] > 1:
-        seeds += f"s (over SFT by seed: {', '.join(f'{d:+.2f}' for d in over_sft['by_seed'])})"
-    return f"{signed.format_map(over_sft)}{more}; {over_sft['n']} cases, {seeds}"
-
-
-def _combined(parts: list[Verdict]) -> Verdict:
-    for label in (INVALID, HARMS, WORTH):
-        if any(part.label == label for part in parts):
-            return Verdict(label, "")
-    return max((p for p in parts if p.label != ENOUGH), key=lambda part: part.missing, default=Verdict(ENOUGH, ""))
-
-
-def _absent(value: float | None) -> bool:
-    return value is None or math.isnan(value)

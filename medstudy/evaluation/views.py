@@ -16,26 +16,29 @@ if TYPE_CHECKING:
 _CELL = ["task", "model"]
 
 
-def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a task and model of verdicts.csv: the verdict, and what DPO cost."""
-    cells = table.drop_duplicates(_CELL).set_index(_CELL)
-    costs = cells[["pairs", "pair_tokens", "dpo_seconds"]].round().astype("Int64")
-    return aggregate(cells[["verdict"]].join(costs), [*_CELL, "verdict"])
+def verdicts(table: pd.DataFrame, *scopes: str) -> pd.DataFrame:
+    """Rows of verdicts.csv of these scopes, rounded: a line a contrast, with the verdict of its scope and name."""
+    names = ["scope", "name", "outcome", "contrast"]
+    rows = table[table["scope"].isin(scopes)]
+    shown = rows[names].join(rows[["difference", "low", "high"]].map("{:+.3f}".format, na_action="ignore").fillna(""))
+    shown = shown.assign(p=rows["p"].map(p_text), cases=rows["n_cases"], seeds=rows["n_seeds"], verdict=rows["verdict"])
+    return aggregate(shown.set_index(names), [*names, "p", "verdict"])
 
 
-def evidence(table: pd.DataFrame) -> Any:
-    """The sentence behind each verdict, as Markdown."""
+def sentences(table: pd.DataFrame, *scopes: str) -> Any:
+    """What was found for every name of these scopes, one sentence each, as Markdown."""
     from IPython.display import Markdown
 
-    cells = table.drop_duplicates(_CELL).itertuples()
-    return aggregate(Markdown("\n".join(f"- **{v.task}, {v.model}: {v.verdict}.** {v.sentence}" for v in cells)))
+    named = table[table["scope"].isin(scopes)].drop_duplicates(["scope", "name"]).fillna({"verdict": ""})
+    lines = (f"- **{v.verdict or v.name}.** {v.sentence}" for v in named.itertuples())
+    return aggregate(Markdown("\n".join(lines)))
 
 
 def contrasts(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of tables/contrasts.csv, rounded; p corrected by Holm where a verdict rests on the contrast."""
+    """Rows of tables/contrasts.csv, rounded; p is not corrected for their number."""
     names = [*_CELL, "metric", "contrast"]
     shown = table[names].join(table[["difference", "low", "high"]].map("{:+.3f}".format, na_action="ignore").fillna(""))
-    shown = shown.assign(p_holm=table["p_holm"].map(p_text), n=table["n"], seeds=table["seeds"])
+    shown = shown.assign(p=table["p"].map(p_text), n=table["n"], seeds=table["seeds"])
     return aggregate(shown.set_index(names), names)
 
 
@@ -68,14 +71,9 @@ def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
     return aggregate(wide.join(table.groupby(names).agg(n=("n", "max"), seeds=("seed", "nunique"))), names)
 
 
-def seconds(runs: list[FinishedRun]) -> pd.DataFrame:
-    """Seconds of each trained arm and of sampling, means over seeds."""
-    import pandas as pd
-
-    steps = [*(arm for arm in ARMS if ARMS[arm].trainer), "samples"]
-    table = pd.DataFrame([dict(zip(_CELL, run.cell, strict=True)) | run.record["seconds"] for run in runs])
-    table = table.reindex(columns=[*_CELL, *steps]).dropna(axis=1, how="all")
-    return aggregate(table.groupby(_CELL, sort=False).mean().round(1).fillna(""), _CELL)
+def costs(table: pd.DataFrame) -> pd.DataFrame:
+    """Pairs, their tokens, and seconds of each step, means over seeds."""
+    return aggregate(table.set_index(_CELL).round(1).fillna(""), _CELL)
 
 
 def runs(finished: list[FinishedRun]) -> pd.DataFrame:

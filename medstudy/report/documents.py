@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.evaluation.comparison import FinishedRun
-from medstudy.params import MARGIN
 from medstudy.report.pages import environment, number
 from medstudy.report.privacy import card_of
 from medstudy.runs import slug
@@ -38,13 +37,13 @@ _SETTINGS = {
 }
 
 
-def write_documents(report: Path, runs: list[FinishedRun], verdicts: pd.DataFrame) -> None:
+def write_documents(report: Path, runs: list[FinishedRun], verdicts: pd.DataFrame, margin: float) -> None:
     """Write ``methods.md``, ``checklist.html`` and ``cards/`` into the report.
 
-    ``verdicts``: the study's verdicts.csv.
+    ``verdicts``: `comparison.cell_rows`.
     """
     (report / "cards").mkdir(exist_ok=True)
-    facts = study_facts(runs) | {"margin": verdicts["margin"][0] if "margin" in verdicts else MARGIN}
+    facts = study_facts(runs) | {"margin": margin}
     for name in ("methods.md", "checklist.html"):
         (report / name).write_text(_rendered(name, **facts), encoding="utf-8")
     for (task, model), members in _cells(runs).items():

@@ -88,7 +88,7 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 def save_study(study: Path, tables: Mapping[str, pd.DataFrame], margin: float) -> dict[str, Figure]:
     """Draw and write the study's figures, ``figures/study`` and ``figures/forest`` (`comparison.study_tables`)."""
     contrasts = tables["tables/contrasts.csv"]
-    primary = contrasts[contrasts["primary"]]
+    primary = contrasts[contrasts["primary"]].assign(p_holm=lambda table: table["p"])
     main = tables["tables/metrics.csv"].merge(primary[["task", "metric"]].drop_duplicates())
     drawn = {"study": study_figure(main), "forest": forest_figure(primary, margin)}
     for name, figure in drawn.items():
@@ -120,7 +120,7 @@ def study_figure(table: pd.DataFrame) -> Figure:
     """The study: a panel per outcome (rows) and model (columns), every arm with its 95 % interval.
 
     Args:
-        table: one row per task, model, metric, arm with value, low, high, n, seeds (`verdict.metrics_table`),
+        table: one row per task, model, metric, arm with value, low, high, n, seeds (`scopes.metrics_table`),
             already cut down to the metrics to draw. Published values of the same outcome and model family
             are drawn hollow beside them; ratings on another scale are written under their panel.
     """
@@ -147,7 +147,7 @@ def forest_figure(contrasts: pd.DataFrame, margin: float = MARGIN) -> Figure:
     """What DPO adds over SFT, and over SFT continued as long, per outcome and model; the margin is shaded.
 
     Args:
-        contrasts: `verdict.contrasts_table`, rows of primary metrics; drawn are those of two trained arms.
+        contrasts: `scopes.contrasts_table`, rows of primary metrics; drawn are those of two trained arms.
     """
     pairs = {f"{arm}-{other}": (arm, other) for arm, other in CONTRASTS if ARMS[other].trainer}
     drawn = contrasts[contrasts["contrast"].isin(pairs)].dropna(subset=["low", "high"])
@@ -170,7 +170,7 @@ def forest_figure(contrasts: pd.DataFrame, margin: float = MARGIN) -> Figure:
         axis.set(xlim=(-reach, reach), xlabel=f"← {who} worse      difference      {who} better →")
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, columnspacing=1)
-        _above(axis, "difference [95 %], Holm p", 4, x=1.05, fontsize=_SMALL, fontweight="bold")
+        _above(axis, "difference [95 %], p", 4, x=1.05, fontsize=_SMALL, fontweight="bold")
         n = f"On the same test cases: n = {_range(drawn['n'])}, {_range(drawn['seeds'])} seeds."
         figure.supxlabel(f"{n}\n{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
         return aggregate(figure)

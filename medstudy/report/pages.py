@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.evaluation.comparison import FinishedRun, finished_runs
+from medstudy.evaluation.comparison import FinishedRun, cell_rows, finished_runs, read_tables, rules_of
 from medstudy.evaluation.metrics import metric_name
 from medstudy.report.privacy import Review
 from medstudy.runs import slug
@@ -36,7 +36,6 @@ def build(study: str | Path) -> Path:
     Raises:
         ReportError: the comparison notebook has not been executed.
     """
-    import pandas as pd
 
     from medstudy.report.documents import write_documents
 
@@ -54,8 +53,8 @@ def build(study: str | Path) -> Path:
         title = f"{_words(asked['task'])} · {asked['model']} · seed {asked['seed']}"
         _write_page(review, run.folder / "notebook.ipynb", report / page_of(run), title)
     _write_page(review, study / "comparison.ipynb", report / "comparison.html", f"{study.name}: comparison")
-    verdicts = pd.read_csv(study / "verdicts.csv")
-    write_documents(report, runs, verdicts)
+    verdicts = cell_rows(read_tables(study))
+    write_documents(report, runs, verdicts, rules_of(study).margin)
     index = report / "index.html"
     index.write_text(_index(study, runs, verdicts, review), encoding="utf-8")
     return index

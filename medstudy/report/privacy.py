@@ -33,8 +33,10 @@ RELEASED = "released by hand (cell tag `release`)"
 OWN_FILES = {f"{name}.json" for name in ("run", "metrics", "contrasts", "gates", "baselines", "ratings", "status")}
 OWN_FILES |= {"notebook.ipynb", ".notebook.ipynb.lock", "learning_curve.csv", ".gitignore"}
 #: And what a study's folder holds beside its runs, ``private/`` and ``report/``.
+TABLES = ("metrics", "contrasts", "variances", "costs", "rules")
 STUDY_FILES = {"comparison.ipynb", ".comparison.ipynb.lock", "comparison.done", "verdicts.csv", "tables/verdicts.tex"}
-STUDY_FILES |= {f"tables/{name}.{kind}" for name in ("metrics", "contrasts") for kind in ("csv", "tex")}
+STUDY_FILES |= {"plan.json"}
+STUDY_FILES |= {f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
 STUDY_FILES |= {f"figures/{name}.{kind}" for name in ("study", "forest") for kind in ("png", "svg", "pdf")}
 UNKNOWN = "withheld: the cases were not known yet"
 _KEPT_TAGS = {"parameters", "injected-parameters", RELEASE}

@@ -12,6 +12,7 @@ from medstudy.tasks.reading import field_of, labels_in, said
 class Classification(Task):
     """The model answers with the label alone. The outcome has the name that the card gives it."""
 
+    kind = "classification"
     metrics = (
         Metric("macro_f1", "f1", "", primary=True),
         *ACCURACY,

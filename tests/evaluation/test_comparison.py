@@ -12,7 +12,7 @@ from test_report import finished
 from medstudy.data.cases import DataError
 from medstudy.evaluation import comparison
 from medstudy.evaluation.evaluate import evaluate
-from medstudy.params import MARGIN
+from medstudy.evaluation.verdict import Rules
 from medstudy.runs import write_json
 
 
@@ -44,12 +44,12 @@ def test_computed_again_everything_comes_out_the_same(study: Path) -> None:
 
 
 def test_a_study_is_judged_again_by_its_own_margin(study: Path) -> None:
-    assert comparison.margin_of(study) == MARGIN
+    assert comparison.rules_of(study) == Rules()
     cells = comparison.study_cells(comparison.finished_runs(study))
     comparison.save_tables(study, comparison.study_tables(cells, 0.05))
-    assert comparison.margin_of(study) == 0.05
-    assert comparison.recompute(study, comparison.margin_of(study))[1] == []
-    assert comparison.recompute(study)[1] == [str(study / "verdicts.csv")]
+    assert comparison.rules_of(study).margin == 0.05
+    assert comparison.recompute(study, comparison.rules_of(study))[1] == []
+    assert str(study / "tables/rules.csv") in comparison.recompute(study)[1]
 
 
 def test_a_number_that_does_not_follow_from_the_predictions_is_named(study: Path) -> None:

@@ -1,212 +1,201 @@
+import numpy as np
 import pandas as pd
 import pytest
-from made_up import study
+from made_up import rows, study
 
-from medstudy.evaluation.evaluate import pooled
+from medstudy.evaluation.evaluate import measure
+from medstudy.evaluation.scopes import BETWEEN, Cell, Scoped, contrasts_table, metrics_table, variances_table
+from medstudy.evaluation.statistics import Estimate
 from medstudy.evaluation.verdict import (
+    COLUMNS,
     ENOUGH,
     HARMS,
     INVALID,
+    NOTHING,
+    UNSURE,
     WORTH,
-    Cell,
-    contrasts_table,
-    metrics_table,
+    Rules,
+    _judged,
+    _over,
     published,
-    verdict,
     verdict_table,
 )
 
 LABELS = {"label": list("abcd")}
+SHARES = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.8}
 
 
-def row(contrast, difference, half=0.02, p=None, seeds=3, metric="accuracy", seed_share=0.0):
-    """A pooled contrast with a symmetric interval of this half-width, partly from the seeds' spread."""
-    low, high = difference - half, difference + half
-    p = (0.0001 if low > 0 or high < 0 else 0.5) if p is None else p
-    return {
-        "contrast": contrast,
-        "metric": metric,
-        "primary": True,
-        "difference": difference,
-        "low": low,
-        "high": high,
-        "p": p,
-        "p_holm": p,
-        "n": 300,
-        "seeds": seeds,
-        "by_seed": [difference] * seeds,
-        "error": half / 1.96,
-        "seed_error": seed_share**0.5 * half / 1.96,
-        "equivalence_low": difference - 0.84 * half,
-        "equivalence_high": difference + 0.84 * half,
-        "smallest_detectable": 2.8 * half / 1.96,
-    }
+def estimated(value, half=0.02):
+    return Estimate(value, (half / 1.96) ** 2 / 2, (half / 1.96) ** 2 / 2, 1e6, 1e6, 1e6)
 
 
-def both(over_sft, over_more, **options):
-    return [row("dpo-sft", over_sft, **options), row("dpo-sft_more", over_more, **options)]
+def lines(over_sft, over_more, half=0.02, seeds=3, outcome="accuracy", name="here", scope="cell"):
+    pairs = {("dpo", "sft"): over_sft, ("dpo", "sft_more"): over_more}
+    return [Scoped(scope, name, outcome, pair, estimated(value, half), 300, seeds, ()) for pair, value in pairs.items()]
 
 
-def test_worth_it_needs_both_contrasts():
-    decided = verdict(both(0.08, 0.05))
-    assert decided.label == WORTH
-    assert "+0.080 [+0.060, +0.100] over SFT" in decided.sentence
-    assert "300 cases, 3 seeds" in decided.sentence
-
-
-def test_a_gain_that_more_sft_brings_too_is_not_dpos():
-    decided = verdict(both(0.08, 0.00))
-    assert decided.label == ENOUGH
-    assert "SFT continued as long" in decided.sentence
-
-
-def test_a_gain_has_to_survive_holm():
-    contrasts = both(0.08, 0.05)
-    contrasts[1]["p_holm"] = 0.06
-    assert verdict(contrasts).label.startswith("inconclusive")
-
-
-def test_one_training_is_no_verdict_for_the_method():
-    assert verdict(both(0.08, 0.05, seeds=1)).label == "inconclusive: more seeds needed"
-
-
-def test_where_trainings_differ_more_than_cases_it_asks_for_seeds():
-    """Half-width .1 is an error of .051, all from the seeds; to find .06 takes .06 / 2.80 = .0214."""
-    decided = verdict(both(0.06, 0.06, half=0.1, seed_share=1.0))
-    assert decided.label == "inconclusive: about 15 more seeds"  # 3 (.051 / .0214)^2 - 3
-    # 65 seeds are too many, and no number of cases makes up for them
-    assert verdict(both(0.03, 0.03, half=0.1, seed_share=1.0)).label.endswith("more seeds and more cases needed")
-
-
-def test_equivalence_needs_the_whole_90_percent_interval_within_the_margin():
-    assert verdict(both(0.0, 0.0, half=0.03)).label == ENOUGH
-    assert verdict(both(0.0, 0.0, half=0.04)).label.startswith("inconclusive")
-    assert verdict(both(0.0, 0.0, half=0.04), margin=0.05).label == ENOUGH
-    # possibly worse by more than the margin
-    unsure = [row("dpo-sft", -0.03, half=0.05), row("dpo-sft_more", 0.02, half=0.1)]
-    assert verdict(unsure).label.startswith("inconclusive")
-    # surely above 0, and surely too small to matter
-    assert verdict(both(0.015, 0.015, half=0.01)).label == ENOUGH
-
-
-def test_worse_than_more_sft_is_not_enough_for_sft_is_enough():
-    unsure = [row("dpo-sft", -0.1, half=0.15), row("dpo-sft_more", -0.12, half=0.13)]
-    assert verdict(unsure).label.startswith("inconclusive")
-
-
-def test_harm():
-    assert verdict(both(-0.06, -0.01)).label == HARMS
-    # an interval of few discordant cases below 0 that the exact test does not confirm
-    assert verdict(both(-0.06, -0.06, p=0.125)).label != HARMS
-
-
-def test_inconclusive_says_how_many_cases():
-    decided = verdict(both(0.04, 0.04, half=0.06))
-    # error .0306, wanted .04: 300 * (2.80 * .0306 / .04)^2 = 1378 in all
-    assert decided.missing == pytest.approx(1080, abs=20)
-    assert decided.label == f"inconclusive: about {decided.missing} more cases"
-    assert verdict(both(0.04, 0.04, half=0.06), family=20).missing > decided.missing
-
-
-def test_without_the_control_arm_no_gain_is_claimed():
-    decided = verdict([row("dpo-sft", 0.2)])
-    assert decided.label.startswith("inconclusive")
-    assert "sft_more" in decided.sentence
-
-
-def test_a_failed_gate_makes_it_invalid_and_is_named():
-    decided = verdict(both(0.08, 0.05), failed_gates=["first loss is ln 2 (seed 1)"])
-    assert decided.label == INVALID
-    assert "first loss is ln 2 (seed 1)" in decided.sentence
-    assert verdict([]).label == INVALID
-
-
-def test_no_interval_no_verdict():
-    contrasts = both(0.08, 0.05)
-    contrasts[0] |= {"low": None, "high": None}
-    assert verdict(contrasts).label.startswith("inconclusive")
+def label(of, alpha=0.05):
+    rules = Rules(alpha=alpha)
+    return {name: _over(outcomes, rules) for (_, name), outcomes in _judged(of, rules).items()}["here"]
 
 
 @pytest.mark.parametrize(
-    ("provider", "urgency", "label"),
+    ("over_sft", "over_more", "half", "expected"),
     [
-        (0.1, 0.0, WORTH),
-        (0.1, -0.1, HARMS),
-        (0.0, 0.0, ENOUGH),
-        (0.0, None, "inconclusive"),
-        (0.1, None, WORTH),
+        (0.08, 0.05, 0.02, WORTH),
+        (0.02, 0.02, 0.01, WORTH),  # proven in both, however small; the sentence says so
+        (0.08, 0.0, 0.02, ENOUGH),  # the gain is that of the labels
+        (0.08, 0.015, 0.06, UNSURE),
+        (0.0, 0.0, 0.03, ENOUGH),
+        (0.0, 0.0, 0.04, UNSURE),
+        (0.1, -0.1, 0.02, ENOUGH),  # the same labels do better still
+        (0.0, -0.15, 0.02, HARMS),  # no better than SFT, and far behind the same labels
+        (-0.06, -0.01, 0.02, HARMS),
+        (-0.06, 0.06, 0.02, HARMS),
+        (-0.02, 0.0, 0.1, UNSURE),
     ],
 )
-def test_triage_combines_two_outcomes(provider, urgency, label):
-    def outcome(difference, metric):
-        if difference is None:
-            return both(0.02, 0.02, half=0.1, metric=metric)
-        return both(difference, difference, metric=metric)
-
-    decided = verdict(outcome(provider, "provider_macro_f1") + outcome(urgency, "urgency_macro_f1"))
-    assert decided.label.startswith(label)
-    assert "provider macro-F1: " in decided.sentence
-    assert "urgency macro-F1: " in decided.sentence
+def test_verdict_of_one_outcome(over_sft, over_more, half, expected):
+    assert label(lines(over_sft, over_more, half)) == expected
 
 
-def cell(task, model, shares, **options):
-    tables = {s: study(shares, seed=s) for s in range(2)}
-    return Cell(task, model, *pooled(tables, "text_classification", LABELS, None, resamples=300), seeds=2, **options)
+def test_one_training_is_no_verdict():
+    for value in (0.08, 0.0, -0.08):
+        assert label(lines(value, value, seeds=1)) == UNSURE
 
 
-def test_holm_runs_over_the_whole_study_and_only_where_a_claim_may_rest_on_it():
-    def raw(name, p, **other):
-        return {key: value for key, value in row(name, 0.1, p=p).items() if key != "p_holm"} | other
+def test_a_missing_control_claims_nothing():
+    assert label(lines(0.2, 0.2)[:1]) == UNSURE
 
-    beside = [raw("few_shot-base", 1e-9), raw("dpo-sft", 1e-9, metric="unparsed", primary=False)]
-    names = ("sft-base", "dpo-sft", "dpo-sft_more")
-    found = {"a": (0.01, 0.04, 0.03), "b": (0.005, 0.5, 1)}
-    cells = [Cell("t", m, {}, [*map(raw, names, p_values), *beside], 3) for m, p_values in found.items()]
-    table = contrasts_table(cells).dropna(subset="p_holm")
-    # sorted .005 .01 .03 .04 .5 1 times 6 5 4 3 2 1, made monotone
-    assert table["p_holm"].tolist() == pytest.approx([0.05, 0.12, 0.12, 0.03, 1, 1])
-    assert set(table["contrast"]) == set(names) and set(table["metric"]) == {"accuracy"}
+
+def test_both_contrasts_count_once_and_holm_is_over_outcomes():
+    """p is .03 in the worse of both: enough alone, too much where another outcome is tested beside it."""
+    close = 0.02 * 2.17 / 1.96
+    assert label(lines(0.08, close)) == WORTH
+    assert label(lines(0.08, close) + lines(0.0, 0.0, name="there")) == UNSURE
+    assert label(lines(0.08, close) + lines(0.0, 0.0, name="there", scope="task")) == WORTH
+
+
+def test_a_look_has_its_own_level():
+    assert label(lines(0.08, 0.02 * 2.17 / 1.96), alpha=0.02) == UNSURE
+
+
+@pytest.mark.parametrize(
+    ("provider", "urgency", "under", "expected"),
+    [(0.1, 0.0, 0.0, WORTH), (0.1, -0.1, 0.0, HARMS), (0.0, 0.0, 0.0, ENOUGH), (0.0, 0.0, 0.1, HARMS)],
+)
+def test_triage_combines_its_outcomes_and_fewer_under_triaged_is_better(provider, urgency, under, expected):
+    values = {"provider_macro_f1": provider, "urgency_macro_f1": urgency, "under_triage": under}
+    assert label([row for name, value in values.items() for row in lines(value, value, outcome=name)]) == expected
+
+
+def cell(task="text_classification", model="m", shares=SHARES, seeds=3, **options):
+    tables = [study(shares, n=200, seed=s) for s in range(seeds)]
+    return Cell(task, model, measure(tables, task, LABELS, None), tuple(range(seeds)), **options)
+
+
+def first(table, scope, name):
+    return table[(table["scope"] == scope) & (table["name"] == name)].iloc[0]
+
+
+def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order():
+    cells = [cell(model="a"), cell(model="b"), cell("clinical_reasoning", "a")]
+    table = verdict_table(cells)
+    assert list(table) == COLUMNS
+    assert list(dict.fromkeys(zip(table["scope"], table["name"], strict=True))) == [
+        ("study", "study"),
+        ("kind", "classification"),
+        ("kind", "open-ended"),
+        ("kind", BETWEEN),
+        ("task", "text_classification"),
+        ("task", "clinical_reasoning"),
+        ("cell", "text_classification, a"),
+        ("cell", "text_classification, b"),
+        ("cell", "clinical_reasoning, a"),
+    ]
+    assert set(table["contrast"]) == {"sft-base", "dpo-sft", "dpo-sft_more"}
+    whole = first(table, "study", "study")
+    assert (whole["verdict"], whole["n_cases"], whole["n_seeds"]) == (WORTH, 400, 3)
+    assert whole["sentence"].startswith("Over the whole study, DPO answered better than SFT and")
+    assert first(table, "kind", BETWEEN)["sentence"].endswith("no difference is shown.")
+    assert len(metrics_table(cells)) == 2 * 4 * 4 + 4 * 3
+    variances = variances_table(cells)
+    assert {"task", "outcome", "contrast", "seed_sd", "case_sd", "n_cases", "n_seeds"} <= set(variances)
+
+
+def test_judged_contrasts_are_the_same_in_both_tables():
+    cells = [cell(model="a"), cell(model="b", shares=SHARES | {"dpo": 0.6})]
+    contrasts = contrasts_table(cells).query("primary and model == 'b' and contrast == 'dpo-sft'").iloc[0]
+    row = verdict_table(cells).query("scope == 'cell' and name.str.endswith('b') and contrast == 'dpo-sft'").iloc[0]
+    assert [row[k] for k in ("difference", "low", "high", "p")] == [
+        contrasts[k] for k in ("difference", "low", "high", "p")
+    ]
+
+
+def test_a_failed_gate_is_named_and_left_out_of_the_means():
+    good, bad = cell(model="a"), cell(model="b", failed_gates=["first loss is ln 2 (seed 1)"])
+    table = verdict_table([good, bad])
+    refused = first(table, "cell", "text_classification, b")
+    assert refused["verdict"] == INVALID and "first loss is ln 2 (seed 1)" in refused["sentence"]
+    assert "1 of 2 task x model left out, gates failed" in first(table, "study", "study")["sentence"]
+    alone = verdict_table([bad])
+    assert set(alone[alone["name"] != BETWEEN]["verdict"]) == {INVALID}
+
+
+@pytest.mark.parametrize(
+    ("spoil", "why"),
+    [
+        (lambda t: t.assign(status="unparsed", answer="{}"), "most answers of sft could not be read"),
+        (lambda t: t.assign(answer='{"label": "z"}'), "SFT answers next to nothing right"),
+        (lambda t: t.assign(answer=t["gold"]), "every arm answers nearly everything right"),
+        (lambda t: t.assign(gold='{"label": "a"}'), "no test case of more than one class"),
+    ],
+)
+def test_floors_ceilings_and_absent_classes_have_nothing_to_compare(spoil, why):
+    tables = [spoil(study(SHARES, n=60, seed=s)) for s in range(3)]
+    spoilt = Cell("text_classification", "m", measure(tables, "text_classification", LABELS, None), (0, 1, 2))
+    table = verdict_table([spoilt, cell(model="n")])
+    row = first(table, "cell", "text_classification, m")
+    assert row["verdict"] == NOTHING and why in row["sentence"] and np.isnan(row["difference"])
+    assert first(table, "study", "study")["n_cases"] == 200
+    assert set(verdict_table([spoilt])["verdict"]) == {NOTHING}
+
+
+def triage(provider, urgency, n=100):
+    """Provider always right in ``provider`` of the cases; urgency "later" where "soon" is right in ``urgency``."""
+    gold = [{"provider": "nurse" if i % 3 else "doctor", "urgency": "soon" if i % 2 else "later"} for i in range(n)]
+    said = [
+        dict(g, provider=g["provider"] if i < provider * n else "clerk", urgency="later" if i < urgency * n else "soon")
+        for i, g in enumerate(gold)
+    ]
+    return gold, said
+
+
+def test_a_gain_that_raises_under_triage_says_so():
+    labels = {"provider": ["clerk", "nurse", "doctor"], "urgency": ["later", "soon"]}
+    arms = {"sft": (0.5, 0.2), "sft_more": (0.5, 0.2), "dpo": (0.9, 0.32)}
+    tables = [pd.concat([rows(arm, *triage(*how)) for arm, how in arms.items()]) for _ in range(3)]
+    of = Cell("clinical_triage", "m", measure(tables, "clinical_triage", labels, None), (0, 1, 2))
+    sentence = first(verdict_table([of]), "cell", "clinical_triage, m")["sentence"]
+    assert "but under-triage rose by 0.060, more than the margin of 0.03" in sentence
+
+
+def test_a_verdict_beside_a_model_below_the_majority_says_so():
+    low = cell(baseline={"macro_f1": 0.9})
+    assert "DPO does not beat the majority baseline" in first(verdict_table([low]), "cell", low.name)["sentence"]
+    assert "majority" not in "".join(verdict_table([cell(baseline={"macro_f1": 0.2})])["sentence"])
 
 
 def test_identical_arms_are_never_worth_it():
-    tables = {s: study({"sft": 0.6}, n=300, seed=s) for s in range(3)}
-    for s, table in tables.items():
-        tables[s] = pd.concat([table.assign(arm=arm) for arm in ("sft", "sft_more", "dpo")])
-    aa = Cell("t", "m", *pooled(tables, "text_classification", LABELS, None, resamples=300), seeds=3)
-    assert verdict_table([aa])["verdict"].tolist() == [ENOUGH]
-
-
-def test_tables_of_a_study():
-    shares = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.8}
-    good = cell(
-        "text_classification", "builtin/llama", shares, cost={"pairs": 400, "pair_tokens": 9000, "dpo_seconds": 35.0}
-    )
-    bad = cell("text_classification", "builtin/mistral", shares, failed_gates=["DPO moved"])
-    table = verdict_table([good, bad])
-    assert table["verdict"].tolist() == [WORTH, INVALID]
-    assert table["gates"].tolist() == ["passed", "failed: DPO moved"]
-    expected = ["task", "model", "outcome", "n_cases", "n_seeds", "sft", "sft_more", "dpo"]
-    for contrast in ("dpo_sft", "dpo_sft_more"):
-        expected += [f"{contrast}_{key}" for key in ("difference", "low", "high", "p_holm")]
-    assert list(table) == [
-        *expected,
-        "smallest_detectable",
-        "gates",
-        "verdict",
-        "sentence",
-        "pairs",
-        "pair_tokens",
-        "dpo_seconds",
-        "margin",
-    ]
-    assert table["dpo_sft_difference"][0] == pytest.approx(table["dpo"][0] - table["sft"][0], abs=1e-5)
-    assert len(metrics_table([good, bad])) == 2 * 4 * 4
-    assert set(contrasts_table([good])["contrast"]) == {"sft-base", "dpo-sft", "dpo-sft_more"}
+    tables = [study({"sft": 0.6}, n=300, seed=s) for s in range(3)]
+    tables = [pd.concat([t.assign(arm=arm) for arm in ("sft", "sft_more", "dpo")]) for t in tables]
+    same = Cell("text_classification", "m", measure(tables, "text_classification", LABELS, None), (0, 1, 2))
+    assert set(verdict_table([same])["verdict"]) == {ENOUGH}
 
 
 def test_published_values_by_model_family():
-    rows = published("clinical_reasoning", "meta-llama/Meta-Llama-3-8B-Instruct")
-    assert rows["value"].tolist() == [0.07, 0.28, 0.36]
+    found = published("clinical_reasoning", "meta-llama/Meta-Llama-3-8B-Instruct")
+    assert found["value"].tolist() == [0.07, 0.28, 0.36]
     assert published("clinical_reasoning", "builtin/mistral")["value"].tolist() == [0.22, 0.33, 0.40]
     assert published("numeric_classification", "builtin/llama").empty
     assert published("clinical_reasoning", "a-local-folder").empty

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from medstudy.evaluation.comparison import finished_runs, study_cells
+from medstudy.evaluation.comparison import finished_runs, save_tables, study_cells, study_tables
 from medstudy.evaluation.verdict import verdict_table
 from medstudy.params import resolve
 from medstudy.report import pages as report
@@ -62,16 +62,16 @@ def test_only_runs_that_ended_well_count_and_a_run_without_gates_has_failed_them
     assert [run.parameters["seed"] for run in runs] == [0, 1]
     assert [run.failed_gates for run in runs] == [[], ["no gate was checked"]]
     [cell] = study_cells(runs)
-    assert cell.seeds == 2
-    assert cell.metrics["dpo"]["f1"]["n"] == 12
-    assert verdict_table([cell])["verdict"].unique() == ["not valid"]
+    assert cell.seeds == (0, 1)
+    assert cell.n_cases == 12
+    assert verdict_table([cell])["verdict"].unique().tolist() == ["not valid"]
 
 
 def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path) -> None:
     study = tmp_path / "mine"
     for seed in (0, 1):
         finished(study, seed)
-    verdict_table(study_cells(finished_runs(study))).to_csv(study / "verdicts.csv", index=False)
+    save_tables(study, study_tables(study_cells(finished_runs(study)), 0.03))
     nbformat.write(new_notebook(cells=[new_markdown_cell("# Comparison")]), study / "comparison.ipynb")
     (study / "figures").mkdir()
     (study / "figures" / "study.svg").write_text('<?xml version="1.0"?><svg viewBox="0 0 1 1"></svg>')
