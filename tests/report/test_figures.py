@@ -72,7 +72,7 @@ def sure(shareable=True):
 
 def run_metrics():
     shares = {"base": 0.0, "few_shot": 0.2, "sft": 0.6, "sft_more": 0.6, "dpo": 1.0}
-    return evaluate(study(shares), "text_classification", {"label": list("abcd")}, None, resamples=200)[0]
+    return evaluate(study(shares), "text_classification", {"label": list("abcd")}, None)[0]
 
 
 DRAWN = {
