@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from demo import clinical_reasoning, clinical_triage, numeric_classification, summarization, text_classification
 from medstudy.data.cases import Case
@@ -22,8 +23,13 @@ GENERATORS: dict[str, Callable[[int, int], list[Case]]] = {
 
 
 def lines(cases: list[Case]) -> str:
-    """One JSON object a line: ids, text, the right answers and the details, each under its name."""
-    rows = ({"case_id": c.case_id, "group_id": c.group_id, "text": c.text, **c.gold, **c.details} for c in cases)
+    """One JSON object a line: ids, text, right answers, those of the demonstration (``nurse_…``) and details."""
+
+    def row(c: Case) -> dict[str, Any]:
+        nurse = {f"nurse_{outcome}": level for outcome, level in (c.demonstration or {}).items()}
+        return {"case_id": c.case_id, "group_id": c.group_id, "text": c.text, **c.gold, **nurse, **c.details}
+
+    rows = map(row, cases)
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 

@@ -1,7 +1,7 @@
 """Vignettes with misleading findings: which findings matter, and the diagnosis.
 
 Four findings are present now, and one disease alone explains all four. Beside them stand findings of one
-rival that do not count (two are old and unchanged, one is denied) and an everyday distraction: who counts
+rival that do not count (two are long past, one is denied) and an everyday distraction: who counts
 words is led to the rival.
 """
 
@@ -12,31 +12,31 @@ import random
 
 from demo import medicine as med
 from demo.medicine import Disease
-from demo.writing import Draft, Layout, listed, person, sentence, unlike, write_cases
+from demo.writing import Draft, Layout, course, listed, person, sentence, unlike, write_cases
 from medstudy.data.cases import Case
 
 _OPENINGS = (
     "{who} comes with {first} for {days}",
     "for {days} {who} has had {first}",
-    "{who} is seen for {first} over {days}",
+    "{who} is seen after {days} of {first}",
     "{first} for {days} are why {who} is in the clinic",
     "{who} was well until {days} ago, then {first} began",
 )
 _SECOND = (
     "{she} also describes {second}",
     "on asking there are {second} as well",
-    "{second} followed",
-    "the family noticed {second} too",
+    "{she} now also has {second}",
+    "there are {second} too",
 )
 _OLD = (
-    "{old} for years, unchanged",
-    "{she} has lived with {old} since childhood",
-    "years ago there was {old}, long gone",
-    "{old} are long known and no worse",
+    "years ago {she} had {old}, long gone",
+    "{she} had {old} last year, now gone",
+    "{she} once had {old}, years ago",
+    "{she} had {old} in the past but not now",
 )
 _ASIDE = ("{she} mentions {aside}", "{she} wonders about {aside}", "of note, {aside}", "{she} blames {aside}")
-_ABSENT = ("there is no {absent}", "{she} denies {absent}", "{absent} is absent", "never {absent}")
-_ORDERS = ((0, 1, 2, 3, 4), (2, 0, 3, 1, 4), (0, 3, 4, 1, 2), (3, 0, 4, 2, 1), (0, 2, 1, 4, 3))
+_ABSENT = ("{she} has no {absent}", "{she} denies {absent}", "no {absent} on asking", "{she} reports no {absent}")
+_ORDERS = ((0, 1, 2, 3, 4), (0, 2, 3, 1, 4), (0, 3, 4, 1, 2), (0, 4, 3, 2, 1), (0, 2, 1, 4, 3))
 _SHAPE = tuple(map(len, (_OPENINGS, _SECOND, _OLD, _ASIDE, _ABSENT, _ORDERS)))
 _RIVALS, _DRAWS = 4, 8  # look-alikes to draw a rival from; draws of findings to choose from
 
@@ -65,7 +65,7 @@ def _draft(layout: Layout, turn: int, rng: random.Random) -> Draft:
         "she": she,
         "first": listed(findings[:2]),
         "second": listed(findings[2:]),
-        "days": rng.choice(med.DURATIONS),
+        "days": course(rng, disease.urgency),
         "old": listed(lures),
         "absent": denied,
         "aside": rng.choice(med.MISLEADING),

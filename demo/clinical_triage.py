@@ -7,9 +7,10 @@ patient; an alarming sign may be there now, be denied, be long past, or belong t
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 
 from demo import medicine as med
-from demo.writing import Draft, Layout, bare, write_cases
+from demo.writing import Draft, Layout, bare, capital, write_cases
 from medstudy.data.cases import Case
 
 # Harmless for most, dangerous in one context: patient's words -> (provider, urgency, dangerous contexts).
@@ -25,7 +26,7 @@ CONTEXTS: dict[str, tuple[str, ...]] = {
     "old": ("I take ramipril", "I have asthma", "I live alone", "I have diabetes"),
     "plain": ("I take ramipril", "I have asthma", "I live alone", "I have diabetes"),
 }
-_AGES = {"old": (75, 90), "thinner": (45, 70)}  # years; everybody else is 19 to 44
+_AGES = {"old": (75, 90), "thinner": (45, 70), "pregnant": (19, 44)}  # years; everybody else is 30 to 64
 SHORT, LONG = med.DURATIONS[:6], med.DURATIONS[7:]
 _COMPLAINTS = {words: (provider, urgency) for words, (_, provider, urgency) in med.COMPLAINTS.items()}
 _BASE = _COMPLAINTS | {words: (provider, urgency) for words, (provider, urgency, _) in EVENTS.items()}
@@ -54,6 +55,18 @@ def triage(complaint: str, red_flag: bool, context: str, long: bool) -> tuple[st
     return provider, urgency
 
 
+# A nurse in a hurry looks at the complaint alone: not at an alarming sign, nor at the patient, nor at how long it has
+# lasted. So often is the nurse of `synthetic_flawed_triage` in a hurry; each of these errors is an under-triage.
+HURRIED = 0.7
+# Alarming signs in patients' words; two say it otherwise than `medicine`, so that they fit after "have" and "had".
+SIGNS = tuple(
+    {"a blackout": "blackouts", "not enough breath to finish a sentence": "too little breath to finish a sentence"}.get(
+        lay, lay
+    )
+    for lay in med.RED_FLAGS.values()
+)
+
+
 def _step(urgency: str) -> str:
     return med.URGENCIES[min(med.URGENCIES.index(urgency) + 1, med.URGENCIES.index("urgent"))]
 
@@ -64,13 +77,21 @@ _MAIN = (
     "For {days} I have had {lay}.",
     "It is about {lay}, {days} now.",
     "I am writing about {lay}. It has been {days}.",
-    "My trouble is {lay}, since {days}.",
+    "My trouble is {lay}, for {days} now.",
+)
+# what happened once, beside what lasts
+_HAPPENED = (
+    "I had {lay} {days} ago.",
+    "{days} ago I had {lay}.",
+    "It is about {lay}, {days} ago.",
+    "I am writing about {lay}. It was {days} ago.",
+    "My trouble is {lay}, {days} ago.",
 )
 _FLAG = {
-    "now": ("Now I also have {lay}.", "Today there is {lay} too.", "And {lay} since this morning."),
-    "denied": ("I have no {bare}.", "There is no {bare} today.", "And no {bare} since this morning."),
-    "past": ("Years ago I had {lay}.", "I had {lay} as a child.", "There was {lay} once, long gone."),
-    "other": ("My neighbour has {lay}.", "My uncle had {lay} today.", "I read about {lay}."),
+    "now": ("Now I also have {lay}.", "I also have {lay} today.", "And {lay} since this morning."),
+    "denied": ("I have no {bare}.", "Today I have no {bare}.", "I have had no {bare}."),
+    "past": ("Years ago I had {lay}.", "I had {lay} as a child.", "I once had {lay}, long gone."),
+    "other": ("My neighbour has {theirs}.", "My uncle had {theirs} today.", "I read about {theirs}."),
 }
 _ENDINGS = ("Thank you.", "What should I do?", "Who should I see?", "Please tell me.", "Can this wait?")
 _ORDERS = ((0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1))
@@ -85,16 +106,22 @@ def generate(n: int, seed: int) -> list[Case]:
 def _draft(layout: Layout, turn: int, rng: random.Random) -> Draft:
     hello, main, flag, ending, order = layout
     complaint, state, context, long = _situation(med.PROVIDERS[turn % len(med.PROVIDERS)], rng)
-    lay = rng.choice(tuple(med.RED_FLAGS.values()))
+    lay = rng.choice([lay for lay in SIGNS if state != "denied" or not lay.startswith("too little")])
+    theirs = lay.replace(" my ", " the ").replace("when I cough", "in the phlegm")
     days = rng.choice(LONG if long else SHORT)
     lines = (
-        _MAIN[main].format(lay=complaint, days=days),
-        _FLAG[state][flag].format(lay=lay, bare=bare(lay)),
-        f"{rng.choice(CONTEXTS[context])} and I am {rng.randint(*_AGES.get(context, (19, 44)))} years old.",
+        capital((_HAPPENED if complaint == "a knock to my head" else _MAIN)[main].format(lay=complaint, days=days)),
+        _FLAG[state][flag].format(lay=lay, bare=bare(lay), theirs=theirs),
+        f"{rng.choice(CONTEXTS[context])} and I am {rng.randint(*_AGES.get(context, (30, 64)))} years old.",
     )
     text = " ".join([_HELLO[hello], *(lines[i] for i in _ORDERS[order]), _ENDINGS[ending]])
-    provider, urgency = triage(complaint, state == "now", context, long)
-    return Draft(text, {"provider": provider, "urgency": urgency})
+    right, plain = triage(complaint, state == "now", context, long), triage(complaint, False, "plain", False)
+    noted = plain if rng.random() < HURRIED else right
+    return Draft(text, _answer(right), demonstration=_answer(noted))
+
+
+def _answer(levels: tuple[str, str]) -> Mapping[str, str]:
+    return dict(zip(("provider", "urgency"), levels, strict=True))
 
 
 def _situation(provider: str, rng: random.Random) -> tuple[str, str, str, bool]:

@@ -1,6 +1,6 @@
 """A laboratory panel as text: urosepsis, yes or no.
 
-Values share one hidden severity, so they are correlated; patients differ and have several readings.
+Values share one hidden severity, so they are correlated; patients differ.
 With z = (value - centre) / spread, the label is drawn with probability
 ``1 / (1 + exp(-SLOPE * (sum(weight * z) - THRESHOLD)))``, so that no model can be right always.
 Values go missing at random after the label was drawn.

@@ -39,7 +39,7 @@ _URINE = (
     ("the urine culture was positive", "the urine culture was sterile"),
     ("{germ} was found in the urine", "no {germ} was found in the urine"),
 )
-_NOW = ("today", "this morning", "at this visit", "now")
+_NOW = ("today", "this morning", "at this visit", "at review")
 _BEFORE = ("last year", "in spring", "months ago", "at the last visit")
 _CONTEXTS = (
     "{she} has a urinary catheter",

@@ -21,6 +21,7 @@ class Draft:
     text: str
     gold: Mapping[str, str]
     details: Mapping[str, Any] = field(default_factory=dict)
+    demonstration: Mapping[str, str] | None = None
 
 
 Layout = tuple[int, ...]
@@ -29,10 +30,10 @@ Layout = tuple[int, ...]
 def write_cases(
     name: str, n: int, seed: int, shape: Sequence[int], draft: Callable[[Layout, int, random.Random], Draft]
 ) -> list[Case]:
-    """Write ``n`` cases with distinct texts, about four for each layout.
+    """Write ``n`` cases with distinct texts, one for each layout as long as there are so many layouts.
 
     A layout is one choice of wording per slot; ``shape`` holds the number of choices of each slot. The
-    layout is the group: cases of one group share their template, and no two groups do.
+    layout is the group, so that every case is one unit of an interval.
 
     Args:
         name: prefix of the ids.
@@ -40,7 +41,7 @@ def write_cases(
         seed: same seed, same cases.
         shape: choices per slot, e.g. ``(6, 5, 4)`` for 120 possible layouts.
         draft: writes a case from (layout, turn, random source). ``turn`` runs over 0..n-1 in random
-            order, so that ``turn % k`` balances k classes, also within groups.
+            order, so that ``turn % k`` balances k classes.
 
     Raises:
         DataError: if ``n`` is negative or a layout has no more unseen texts.
@@ -49,7 +50,7 @@ def write_cases(
         raise DataError(f"n is {n}; give 0 or more synthetic cases")
     rng = random.Random(f"{name} {seed}")
     space = math.prod(shape)
-    layouts = [_layout(i, shape) for i in rng.sample(range(space), min(space, max(40, n // 4)))]
+    layouts = [_layout(i, shape) for i in rng.sample(range(space), min(space, n))]
     turns = rng.sample(range(n), n)
     seen: set[str] = set()
     cases = []
@@ -57,7 +58,8 @@ def write_cases(
         layout = layouts[i % len(layouts)]
         new = _unseen(layout, turn, rng, draft, seen)
         group = "-".join([name, *map(str, layout)])
-        cases.append(Case(f"{name}-{seed}-{i:05d}", group, new.text, new.gold, new.details))
+        case_id = f"{name}-{seed}-{i:05d}"
+        cases.append(Case(case_id, group, new.text, new.gold, new.details, demonstration=new.demonstration))
     return cases
 
 
@@ -120,6 +122,12 @@ def person(rng: random.Random, sex: str = "") -> tuple[str, str]:
     age = rng.randint(18, 90)
     article = "an" if age == 18 or 80 <= age < 90 else "a"
     return f"{article} {age}-year-old {sex}", "she" if sex == "woman" else "he"
+
+
+def course(rng: random.Random, urgency: str) -> str:
+    """Draw how long a disease of this urgency may have lasted: a heart attack days, a dry skin months."""
+    first, last = {"immediate": (0, 3), "urgent": (0, 6), "soon": (1, 8), "routine": (4, 10)}[urgency]
+    return rng.choice(med.DURATIONS[first:last])
 
 
 def drug_line(rng: random.Random) -> tuple[str, str, str]:

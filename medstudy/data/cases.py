@@ -27,6 +27,7 @@ class Case:
             and ``options`` (reasoning), ``facts`` (summarization).
         split: ``train``, ``validation`` or ``test`` where the source fixes it, else None.
         open_outcomes: those of ``gold`` that are free words and no label of a list.
+        demonstration: what was done or written at the time, in the form of ``gold``, where it may differ from it.
     """
 
     case_id: str
@@ -36,3 +37,4 @@ class Case:
     details: Mapping[str, Any] = field(default_factory=dict)
     split: str | None = None
     open_outcomes: frozenset[str] = frozenset()
+    demonstration: Mapping[str, str] | None = None
