@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import ARMS, BASELINES, CONTRASTS
+from medstudy.arms import ARMS, BASELINES
 from medstudy.evaluation.evaluate import value_text
-from medstudy.evaluation.metrics import metric_name, small_count
+from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name, small_count
 from medstudy.evaluation.verdict import published
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
@@ -22,30 +22,25 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 #: Inches: text width of an A4 page, and of a figure with one column, which is still read on a telephone.
-A4_WIDTH, COLUMN = 7.5, 5.2
+A4_WIDTH, COLUMN = 7.5, 4.8
 _INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7.5
+_EDGE = {"s": 34, "edgecolor": _INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
+_OVER = "95 % intervals: other test cases, and other trainings where there are several seeds"
+#: What a forest plot draws, and of which scopes; above each scope stands what it is.
+_DRAWN = {"dpo-sft_more": ("study", "kind", "task", "cell"), "dpo-sft": ("study", "kind", "task", "cell")}
+_DRAWN |= {"dpo-sft_chosen": ("study", "kind")}
+_SCOPES = {"study": "Study", "kind": "Kinds of task", "task": "Tasks, over models", "cell": "Each model"}
 #: How far a forest plot reaches at most, in medians of the intervals' limits.
 _REACH = 3.0
-#: Outcome of published_results.csv that stands beside a metric of ours.
-_PUBLISHED_AS = {"f1": "label", "macro_f1": "label", "accuracy": "diagnosis", "factual_f1": "quality"}
-_PUBLISHED_AS |= {"provider_macro_f1": "provider", "urgency_macro_f1": "urgency"}
 #: Panels of a training: title, what the arm is trained on, column of its log, what is added to the line's name.
 _TRAINING = (
-    ("SFT loss, then continued (log scale)", "cases", "loss", ""),
+    ("SFT loss, then its controls (log scale)", "cases", "loss", ""),
     ("DPO loss", "pairs", "loss", ""),
     ("Reward margin, chosen - rejected", "pairs", "rewards/margins", ""),
     ("Log-probability of the answers", "pairs", "logps/chosen", ""),
     ("Log-probability of the answers", "pairs", "logps/rejected", ", rejected answers"),
 )
 _SMOOTHED = 5
-#: What a row of the forest plot is about.
-_ROW = ["task", "metric", "model", "arm"]
-_EDGE = {"s": 36, "edgecolor": _INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
-_OVER = "95 % intervals over test cases (and trainings, with several seeds)"
-_PUBLISHED = (
-    f"Filled: this study, {_OVER}. Hollow: published\nvalues (Savage et al., JMIR 2025;27:e76048, abstract), "
-    "other patients and larger models: for orientation."
-)
 
 
 def style() -> AbstractContextManager[None]:
@@ -53,17 +48,12 @@ def style() -> AbstractContextManager[None]:
     import matplotlib as mpl
     import seaborn as sns
 
-    fonts = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "legend.frameon": False}
-    bold = {
-        "axes.titleweight": "bold",
-        "axes.titlelocation": "left",
-        "figure.titlesize": 10,
-        "figure.titleweight": "bold",
-    }
-    axes = {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "grid.color": _FAINT}
-    files = {"savefig.dpi": 200, "svg.hashsalt": "medstudy", "pdf.fonttype": 42}
+    look = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "legend.frameon": False}
+    look |= {"axes.titleweight": "bold", "axes.titlelocation": "left"}
+    look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "grid.color": _FAINT}
+    look |= {"savefig.dpi": 200, "svg.hashsalt": "medstudy", "pdf.fonttype": 42}
     seaborns = sns.axes_style("whitegrid") | sns.plotting_context("paper", rc={"axes.titlesize": 9})
-    return mpl.rc_context({**seaborns, **fonts, **bold, **axes, **files})
+    return mpl.rc_context({**seaborns, **look})
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
@@ -87,15 +77,47 @@ def save(figure: Figure, path: str | Path) -> list[Path]:
 
 def save_study(study: Path, tables: Mapping[str, pd.DataFrame], margin: float) -> dict[str, Figure]:
     """Draw and write the study's figures, ``figures/study`` and ``figures/forest`` (`comparison.study_tables`)."""
-    contrasts = tables["tables/contrasts.csv"]
-    primary = contrasts[contrasts["primary"]].assign(p_holm=lambda table: table["p"])
-    main = tables["tables/metrics.csv"].merge(primary[["task", "metric"]].drop_duplicates())
-    drawn = {"study": study_figure(main), "forest": forest_figure(primary, margin)}
+    primary = tables["tables/contrasts.csv"].query("primary")[["task", "metric"]].drop_duplicates()
+    drawn = {"study": study_figure(tables["tables/metrics.csv"].merge(primary))}
+    drawn["forest"] = forest_figure(tables["verdicts.csv"], margin)
     for name, figure in drawn.items():
         save(figure, study / "figures" / name)
         with style():
             aggregate(figure)  # saving counts as a change
     return drawn
+
+
+def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
+    """What DPO adds: the study and the kinds of task first, then tasks, then cells; the margin is shaded.
+
+    Of outcomes where less is better the sign is turned, so that right is better everywhere. Published differences
+    of the same tasks stand apart, hollow, at the end.
+
+    Args:
+        verdicts: rows of verdicts.csv.
+    """
+    rows = [*_forest_rows(verdicts), *_published_rows(verdicts)]
+    lines = [line for _, _, of in rows for line in of]
+    limits = sorted(abs(line[key]) for line in lines for key in ("low", "high") if not math.isnan(line[key]))
+    # one wide interval would press all others together: it runs off the edge, with an arrow
+    median = limits[len(limits) // 2] if limits else 0.0
+    reach = max(2 * margin, min(1.05 * max(limits, default=0.0), _REACH * median))
+    heights = [1.2 if head else max(2, len(of)) + 0.3 for head, _, of in rows]
+    with style():
+        figure, axes = _grid(1, 1, COLUMN, 0.142 * sum(heights) + 1.3)
+        axis, y = axes[0, 0], 0.0
+        axis.axvspan(-margin, margin, color=_FAINT, zorder=0, label=f"too small to matter (±{margin:g})")
+        axis.axvline(0, color=_INK, linewidth=0.8)
+        axis.set(xlim=(-reach, reach), ylim=(sum(heights), -0.8), yticks=[])
+        axis.set_xlabel("← DPO worse      DPO better →", fontweight="bold")
+        for (head, name, of), height in zip(rows, heights, strict=True):
+            _forest_row(axis, y, name, of, reach, bold=head)
+            y += height
+        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=2, columnspacing=1, fontsize=8)
+        n = f"n = {_range(verdicts['n_cases'])} cases, {_range(verdicts['n_seeds'])} seeds; both arms answer the same."
+        figure.supxlabel(f"{n}\n{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
+        return aggregate(figure)
 
 
 def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Figure:
@@ -105,15 +127,9 @@ def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
     """
     import pandas as pd
 
-    arms = [arm for arm in _arms() if arm in metrics]
-    with style():
-        figure, axes = _grid(len(names), 1, COLUMN, len(names) * (0.6 + 0.22 * len(arms)) + 0.5)
-        for axis, name in zip(axes[:, 0], names, strict=True):
-            cells = pd.DataFrame([metrics[arm].get(name, {}) for arm in arms], index=arms)
-            _arm_rows(axis, cells, name)
-            axis.set_title(f"{_capital(metric_name(name))} (n = {_range(cells['n'])} cases)")
-        figure.supxlabel("95 % intervals over test cases, for these trained models", fontsize=_SMALL, x=0.01, ha="left")
-        return aggregate(figure)
+    cells = ({"title": metric_name(m), "metric": m, "arm": a, **metrics[a].get(m, {})} for m in names for a in metrics)
+    table = pd.DataFrame(cells).assign(model="", seeds=1)
+    return _panels(table, COLUMN, "95 % intervals over test cases, for these trained models")
 
 
 def study_figure(table: pd.DataFrame) -> Figure:
@@ -121,59 +137,13 @@ def study_figure(table: pd.DataFrame) -> Figure:
 
     Args:
         table: one row per task, model, metric, arm with value, low, high, n, seeds (`scopes.metrics_table`),
-            already cut down to the metrics to draw. Published values of the same outcome and model family
-            are drawn hollow beside them; ratings on another scale are written under their panel.
+            already cut down to the metrics to draw.
     """
-    outcomes = list(dict.fromkeys(zip(table["task"], table["metric"], strict=True)))
-    models = list(dict.fromkeys(table["model"]))
-    arms = [arm for arm in ARMS if arm in set(table["arm"])]
-    height = len(outcomes) * (0.62 + 0.17 * len(arms)) + 0.7
-    with style():
-        figure, axes = _grid(len(outcomes), len(models), max(A4_WIDTH, 1.3 + 3.1 * len(models)), height)
-        for row, (task, metric) in zip(axes, outcomes, strict=True):
-            for axis, model in zip(row, models, strict=True):
-                here = table[(table["task"] == task) & (table["metric"] == metric) & (table["model"] == model)]
-                _study_panel(axis, here.set_index("arm").reindex(arms), task, metric, model)
-            for axis in row[1:]:
-                axis.set_yticklabels([])
-        for axis, model in zip(axes[0], models, strict=True):
-            _above(axis, _model_name(model), 27, fontsize=10, fontweight="bold")
-        beside = any(len(_beside(*outcome, model)) for outcome in outcomes for model in models)
-        figure.supxlabel(_PUBLISHED if beside else f"{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
-        return aggregate(figure)
-
-
-def forest_figure(contrasts: pd.DataFrame, margin: float = MARGIN) -> Figure:
-    """What DPO adds over SFT, and over SFT continued as long, per outcome and model; the margin is shaded.
-
-    Args:
-        contrasts: `scopes.contrasts_table`, rows of primary metrics; drawn are those of two trained arms.
-    """
-    pairs = {f"{arm}-{other}": (arm, other) for arm, other in CONTRASTS if ARMS[other].trainer}
-    drawn = contrasts[contrasts["contrast"].isin(pairs)].dropna(subset=["low", "high"])
-    drawn = drawn.assign(arm=[pairs[c][0] for c in drawn["contrast"]], other=[pairs[c][1] for c in drawn["contrast"]])
-    outcomes = drawn.groupby(["task", "metric"], sort=False)  # the models of an outcome side by side
-    rows = {key: here for _, outcome in outcomes for key, here in outcome.groupby(_ROW, sort=False)}
-    who = "/".join(ARMS[arm].label for arm in dict.fromkeys(drawn["arm"]))
-    # one wide interval would press all others together: it runs off the edge, with an arrow
-    limits = drawn[["low", "high"]].abs()
-    reach = max(2 * margin, min(1.05 * limits.max().max(), _REACH * limits.stack().median()))
-    with style():
-        figure, axes = _grid(1, 1, 6.2, 0.42 * len(rows) + 1.7)
-        axis = axes[0, 0]
-        axis.axvspan(-margin, margin, color=_FAINT, zorder=0, label=f"too small to matter (within {margin:g})")
-        axis.axvline(0, color=_INK, linewidth=0.8)
-        for y, here in enumerate(rows.values()):
-            _forest_row(axis, y, here, reach)
-        names = (f"{_capital(t)}, {_model_name(m)}\n{metric_name(o)}: {ARMS[a].label}" for t, o, m, a in rows)
-        _rows_from_top(axis, [name if "/" in who else name[: name.rindex(":")] for name in names])
-        axis.set(xlim=(-reach, reach), xlabel=f"← {who} worse      difference      {who} better →")
-        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3, columnspacing=1)
-        _above(axis, "difference [95 %], p", 4, x=1.05, fontsize=_SMALL, fontweight="bold")
-        n = f"On the same test cases: n = {_range(drawn['n'])}, {_range(drawn['seeds'])} seeds."
-        figure.supxlabel(f"{n}\n{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
-        return aggregate(figure)
+    titles = [
+        f"{task.replace('_', ' ')}: {metric_name(m)}" for task, m in zip(table["task"], table["metric"], strict=True)
+    ]
+    width = COLUMN if table["model"].nunique() == 1 else max(A4_WIDTH, 1.3 + 3.1 * table["model"].nunique())
+    return _panels(table.assign(title=titles), width, f"{_OVER}.")
 
 
 def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) -> Figure:
@@ -215,10 +185,11 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
 
     lines, looks = [], {}
     for arm, log in logs.items():
-        before = logs.get(ARMS[arm].start) if ARMS[arm].rows == "cases" else None  # SFT goes on where SFT ended
+        kind = "pairs" if ARMS[arm].rows == "pairs" else "cases"
+        before = logs.get(ARMS[arm].start) if kind == "cases" else None  # SFT goes on where SFT ended
         steps = log["step"] + (0 if before is None else before["step"].max())
         for panel, rows, column, suffix in _TRAINING:
-            if rows == ARMS[arm].rows and column in log:
+            if rows == kind and column in log:
                 line = ARMS[arm].label + suffix
                 looks[line] = (ARMS[arm].colour, (3, 2) if suffix else "")
                 lines.append(pd.DataFrame({"step": steps, "value": log[column], "panel": panel, "line": line}))
@@ -279,19 +250,11 @@ def _curves(tidy: pd.DataFrame, panels: str, size: tuple[float, float], **option
     return grid
 
 
-def _arms() -> dict[str, Any]:
-    return ARMS | BASELINES
-
-
 def _look() -> dict[str, Any]:
     """What seaborn is told of arms: the same colour and marker everywhere."""
-    looks = _arms()
-    return {
-        "hue": "arm",
-        "style": "arm",
-        "palette": {name: arm.colour for name, arm in looks.items()},
-        "markers": {name: arm.marker for name, arm in looks.items()},
-    }
+    looks = ARMS | BASELINES
+    colours, markers = ({name: getattr(arm, of) for name, arm in looks.items()} for of in ("colour", "marker"))
+    return {"hue": "arm", "style": "arm", "palette": colours, "markers": markers}
 
 
 def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
@@ -302,83 +265,131 @@ def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
     return figure, axes
 
 
-def _rows_from_top(axis: Axes, names: Sequence[str]) -> None:
-    axis.set_yticks(range(len(names)), names)
-    axis.set_ylim(len(names) - 0.4, -0.6)
-    axis.grid(axis="y", visible=False)
+def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
+    """A panel per title (rows) and model (columns): a row per arm, first on top, with its numbers on the right."""
+    titles, models = list(dict.fromkeys(table["title"])), list(dict.fromkeys(table["model"]))
+    arms = [arm for arm in ARMS | BASELINES if arm in set(table["arm"])]
+    with style():
+        figure, axes = _grid(len(titles), len(models), width, len(titles) * (0.65 + 0.17 * len(arms)) + 0.6)
+        for row, title in zip(axes, titles, strict=True):
+            for axis, model in zip(row, models, strict=True):
+                here = table[(table["title"] == title) & (table["model"] == model)].set_index("arm").reindex(arms)
+                _arm_rows(axis, here)
+                axis.set_title(_capital(title), pad=11)
+                seeds = here["seeds"].max()
+                count = "not run" if math.isnan(seeds) else f"n = {_range(here['n'])} cases, {_seeds(seeds)}"
+                _above(axis, count, 3, fontsize=_SMALL, color="#555555")
+            for axis in row[1:]:
+                axis.set_yticklabels([])
+        for axis, model in zip(axes[0], models, strict=True):
+            _above(axis, _model_name(model), 27, fontsize=10, fontweight="bold")
+        figure.supxlabel(said, fontsize=_SMALL, x=0.01, ha="left")
+        return aggregate(figure)
 
 
-def _arm_rows(axis: Axes, cells: pd.DataFrame, metric: str) -> None:
-    """A row per arm, first on top: marker, interval, and the numbers on the right."""
+def _arm_rows(axis: Axes, cells: pd.DataFrame) -> None:
+    """Marker, interval and numbers of every arm."""
     import seaborn as sns
 
-    cells = cells.reindex(columns=["value", "low", "high", "n"]).astype(float).assign(row=range(len(cells)))
-    shown = cells.dropna(subset=["value"]).rename_axis("arm").reset_index()
+    numbers = cells.reindex(columns=["value", "low", "high", "n"]).astype(float).assign(row=range(len(cells)))
+    shown = numbers.dropna(subset=["value"]).rename_axis("arm").reset_index()
     axis.hlines(shown["row"], shown["low"], shown["high"], color=_INK, linewidth=1.2, zorder=2)
     if len(shown):
         sns.scatterplot(shown, x="value", y="row", ax=axis, legend=False, **_look(), **_EDGE)
-    digits = 1 if metric == "length" else 2
-    for cell in cells.to_dict("records"):
-        bare = math.isnan(cell["value"]) or math.isnan(cell["low"])
+    length = set(cells["metric"]) == {"length"}
+    for cell in numbers.to_dict("records"):
+        bare, digits = math.isnan(cell["value"]) or math.isnan(cell["low"]), 1 if length else 2
         interval = "" if bare else f" [{cell['low']:.{digits}f}, {cell['high']:.{digits}f}]"
-        _beside_row(axis, cell["row"], (value_text(cell, digits) or "no value") + interval)
-    _rows_from_top(axis, [_arms()[arm].label for arm in cells.index])
-    axis.set(xlabel="", ylabel="", xlim=(0, 1.1 * cells["high"].max() if metric == "length" else 1))
+        _aside(axis, 1.05, cell["row"], (value_text(cell, digits) or "no value") + interval)
+    axis.set_yticks(range(len(cells)), [(ARMS | BASELINES)[arm].label for arm in cells.index])
+    axis.set_ylim(len(cells) - 0.4, -0.6)
+    axis.grid(axis="y", visible=False)
+    axis.set(xlabel="", ylabel="", xlim=(0, 1.1 * numbers["high"].max() if length else 1))
 
 
-def _study_panel(axis: Axes, cells: pd.DataFrame, task: str, metric: str, model: str) -> None:
-    _arm_rows(axis, cells, metric)
-    axis.set_title(f"{_capital(task)}: {metric_name(metric)}", pad=11)
-    seeds = cells["seeds"].max()
-    count = (
-        "not run"
-        if math.isnan(seeds)
-        else f"n = {_range(cells['n'])} cases, {seeds:.0f} seed{'s' if seeds > 1 else ''}"
-    )
-    _above(axis, count, 3, fontsize=_SMALL, color="#555555")
-    beside = _beside(task, metric, model)
-    rated = beside["metric"] == "likert_1_5"
-    for row in beside[~rated & beside["arm"].isin(cells.index)].to_dict("records"):
-        look = {"marker": ARMS[row["arm"]].marker, "facecolor": "none", "s": 60, "zorder": 4, "clip_on": False}
-        axis.scatter(row["value"], cells.index.get_loc(row["arm"]), edgecolor=_INK, linewidth=0.8, **look)
-    if any(rated):
-        values = ", ".join(f"{ARMS[r.arm].label} {r.value:.2f}" for r in beside[rated].itertuples())
-        axis.set_xlabel(f"published, rated 1 to 5: {values}", fontsize=_SMALL)
+_Row = tuple[bool, str, list[dict[str, Any]]]
 
 
-def _beside(task: str, metric: str, model: str) -> pd.DataFrame:
-    """The published values of this panel: the same outcome of the same task, on whatever scale."""
-    rows = published(task, model).dropna(subset=["value"])
-    return rows[rows["outcome"] == _PUBLISHED_AS.get(metric)]
+def _forest_rows(verdicts: pd.DataFrame) -> Iterator[_Row]:
+    """(is a heading, its words, its intervals) from the top; an interval has difference, low, high, other and text."""
+    for scope, heading in _SCOPES.items():
+        rows = verdicts[(verdicts["scope"] == scope) & verdicts["contrast"].isin(_DRAWN)].dropna(subset=["low", "high"])
+        if len(rows):
+            yield True, heading, []
+        for (name, outcome), here in rows.groupby(["name", "outcome"], sort=False):
+            lines, sign = here.set_index("contrast"), -1 if outcome in LOWER_IS_BETTER else 1
+            found = []
+            for contrast in (c for c in _DRAWN if c in lines.index and scope in _DRAWN[c]):
+                middle, low, high = (sign * float(lines.at[contrast, key]) for key in ("difference", "low", "high"))
+                line = {"difference": middle, "low": min(low, high), "high": max(low, high)}
+                # + 0.0 turns a rounded -0.0 into 0.0
+                texts = [f"{round(value, 2) + 0.0:+.2f}" for value in line.values()]
+                found.append(line | {"other": contrast.split("-")[1], "text": "{} [{}, {}]".format(*texts)})
+            yield False, _forest_name(str(name), str(outcome), scope), found
 
 
-def _forest_row(axis: Axes, y: int, here: pd.DataFrame, reach: float) -> None:
-    for place, row in enumerate(here.to_dict("records")):
-        other, at = ARMS[row["other"]], y + 0.34 * (place - (len(here) - 1) / 2)
-        axis.plot([row["low"], row["high"]], [at, at], color=other.colour, linewidth=1.5)
-        for beyond, edge, arrow in ((row["low"] < -reach, -reach, "<"), (row["high"] > reach, reach, ">")):
-            if beyond:
-                axis.plot(edge, at, arrow, color=other.colour, markersize=5, clip_on=False)
-        if abs(row["difference"]) <= reach:
-            axis.scatter(
-                row["difference"], at, color=other.colour, marker=other.marker, label=f"against {other.label}", **_EDGE
-            )
-        # + 0.0 turns a rounded -0.0 into 0.0
-        middle, low, high = (f"{round(row[key], 2) + 0.0:+.2f}" for key in ("difference", "low", "high"))
-        p = "" if math.isnan(row["p_holm"]) else f"  p {_p(row['p_holm'])}"
-        _beside_row(axis, at, f"{middle} [{low}, {high}]{p}")
+def _published_rows(verdicts: pd.DataFrame) -> Iterator[_Row]:
+    """Published differences of DPO and SFT for the tasks of a study; ratings, on another scale, as text alone."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for task in verdicts.loc[verdicts["scope"] == "task", "name"].unique():
+        for model in ("llama", "mistral"):
+            known = published(task, model)
+            wide = known.pivot_table("value", ["outcome", "metric", "model"], "arm", sort=False)
+            for (outcome, metric, name), value in wide.reindex(columns=["sft", "dpo"]).dropna().iterrows():
+                gain, rated = value["dpo"] - value["sft"], metric == "likert_1_5"
+                line = {"difference": math.nan if rated else gain, "low": math.nan, "high": math.nan}
+                text = f"{gain:+.2f} {name}{', 1 to 5' if rated else ''}"
+                part = f": {outcome}" if outcome in ("provider", "urgency") else ""
+                rows.setdefault(_task_name(task) + part, []).append(line | {"other": "published", "text": text})
+    if rows:
+        yield True, "Published, over SFT", []
+    yield from ((False, name, lines) for name, lines in rows.items())
+
+
+def _forest_name(name: str, outcome: str, scope: str) -> str:
+    """What stands left of a row: two short lines at most."""
+    if scope in ("study", "kind"):
+        words = {"study": "All tasks", "open-ended minus classification": "Open-ended minus\nclassification"}
+        return words.get(name, _capital(name))
+    task, _, model = name.partition(", ")
+    part = outcome.removesuffix("_macro_f1").replace("_", "-") if outcome.endswith(("_macro_f1", "_triage")) else ""
+    first = f"{_task_name(task)}{f': {part}' if part else ''}"
+    return f"{first}\n{_model_name(model)}" if model else first
+
+
+def _forest_row(axis: Axes, y: float, name: str, lines: Sequence[Mapping[str, Any]], reach: float, bold: bool) -> None:
+    if bold:
+        axis.axhline(y - 0.55, color="#BBBBBB", linewidth=0.6, zorder=0)
+        _aside(axis, -0.04, y, name, ha="right", fontsize=8.5, fontweight="bold")
+        return
+    tall = max(2, len(lines))
+    _aside(axis, -0.04, y + (tall - 1) / 2, name, ha="right", fontsize=8.5, linespacing=1)
+    for place, line in enumerate(lines):
+        _forest_line(axis, y + place + (tall - len(lines)) / 2, line, reach)
+
+
+def _forest_line(axis: Axes, at: float, line: Mapping[str, Any], reach: float) -> None:
+    if line["other"] == "published":
+        colour, marker, label = "none", "o", "published, over SFT"
+    else:
+        arm = ARMS[line["other"]]
+        colour, marker, label = arm.colour, arm.marker, f"against {arm.label}"
+    axis.plot([line["low"], line["high"]], [at, at], color=colour, linewidth=1.6)
+    for beyond, edge, arrow in ((line["low"] < -reach, -reach, "<"), (line["high"] > reach, reach, ">")):
+        if beyond:
+            axis.plot(edge, at, arrow, color=colour, markersize=5, clip_on=False)
+    if abs(line["difference"]) <= reach:
+        axis.scatter(line["difference"], at, color=colour, marker=marker, label=label, **_EDGE)
+    _aside(axis, 1.03, at, line["text"], fontsize=8)
 
 
 def _above(axis: Axes, text: str, points: float, x: float = 0, **options: Any) -> None:
     axis.annotate(text, (x, 1), (0, points), "axes fraction", textcoords="offset points", **options)
 
 
-def _beside_row(axis: Axes, y: float, text: str) -> None:
-    axis.text(1.05, y, text, transform=axis.get_yaxis_transform(), va="center", fontsize=_SMALL, color=_INK)
-
-
-def _p(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+def _aside(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
+    look = {"va": "center", "fontsize": _SMALL, "color": _INK} | options
+    axis.text(x, y, text, transform=axis.get_yaxis_transform(), **look)
 
 
 def _range(values: pd.Series) -> str:
@@ -387,8 +398,16 @@ def _range(values: pd.Series) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
+def _seeds(count: float) -> str:
+    return f"{count:.0f} seed{'s' if count > 1 else ''}"
+
+
 def _capital(name: str) -> str:
     return name[:1].upper() + name[1:].replace("_", " ")
+
+
+def _task_name(task: str) -> str:
+    return _capital(task.removeprefix("clinical_"))
 
 
 def _model_name(model: str) -> str:
