@@ -1,204 +1,202 @@
 """Controls on the method itself: does it find what is there, and claim nothing that is not?
 
-    python benchmarks/controls.py simulate                 # known effects, no model
+    python benchmarks/controls.py simulate                 # studies with known effects, no model
     python benchmarks/controls.py swapped results/demo     # DPO on pairs swapped at random, real trainings
 
-Simulated predictions follow a logistic model: a case has a hardness that all arms and seeds share, a
-training (arm and seed) is better or worse than another by chance, DPO may have an effect. So the true
-difference is known, and with it whether an interval holds it and whether a verdict is false.
+A simulated study is five tasks on two models. Right answers follow a logistic model: a case has a hardness that all
+arms and seeds share, trainings differ by chance and unequally much from cell to cell, and the labels or DPO have an
+effect. So the true difference is known; intervals and verdicts come from the functions that `medstudy compare` calls.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-from collections import Counter
+import gc
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from medstudy.evaluation.evaluate import pooled
-from medstudy.evaluation.statistics import smallest_detectable
-from medstudy.evaluation.verdict import HARMS, WORTH, Cell, verdict_table
+from medstudy.evaluation.answers import Answers
+from medstudy.evaluation.evaluate import Measured
+from medstudy.evaluation.scopes import Cell
+from medstudy.evaluation.verdict import ENOUGH, HARMS, WORTH, Rules, verdict_table
+from medstudy.tasks import TASK_TYPES
+from medstudy.tasks.base import UNPARSED, Metric
 
-ARMS = ("base", "sft", "sft_more", "dpo")
 #: Spread of the cases' hardness on the logit scale.
 HARDNESS = 1.5
-SFT_LOGIT = 0.5
+SCOPES = ("study", "kind", "task", "cell")
+ACCURACY = Metric("accuracy", "share", "score_correct", primary=True)
 
 
-def simulated(
-    rng: np.random.Generator, cases: int, seeds: int, effect: float, retraining: float
-) -> dict[int, pd.DataFrame]:
-    """Predictions of all arms for every seed; ``effect`` and ``retraining`` (a SD) are in logits."""
-    hardness = rng.normal(0, HARDNESS, cases)
-    logit = {"base": -2.0, "sft": SFT_LOGIT, "sft_more": SFT_LOGIT, "dpo": SFT_LOGIT + effect}
-    tables = {}
-    for seed in range(seeds):
-        parts = []
-        for arm in ARMS:
-            spread = 0.0 if arm == "base" else retraining
-            p = 1 / (1 + np.exp(-(logit[arm] + rng.normal(0, spread) + hardness)))
-            right = rng.random(cases) < p
-            parts.append(_rows(arm, right))
-        tables[seed] = pd.concat(parts, ignore_index=True)
-    return tables
+@dataclass(frozen=True)
+class Design:
+    """A study that is simulated many times.
+
+    ``labels`` and ``preferences``: what the same labels bring over SFT, and DPO over these, in logits (about a fifth
+    is .04 of accuracy); ``tasks``: how many of the five DPO gains in; ``spread``: SD of a training in logits;
+    ``group``: cases of a template; ``level``: logit of SFT.
+    """
+
+    name: str
+    seeds: int = 3
+    cases: int = 200
+    labels: float = 0.0
+    preferences: float = 0.0
+    tasks: int = 5
+    spread: float = 0.1
+    group: int = 1
+    level: float = 0.5
+    alpha: float = 0.05
+
+    def effect(self, task: int) -> float:
+        return self.preferences if task < self.tasks else 0.0
 
 
-def _rows(arm: str, right: np.ndarray) -> pd.DataFrame:
-    ids = [f"case-{i}" for i in range(len(right))]
-    gold, wrong = json.dumps({"diagnosis": "a"}), json.dumps({"diagnosis": "b"})
-    return pd.DataFrame(
-        {
-            "case_id": ids,
-            "group_id": ids,
-            "arm": arm,
-            "output": "",
-            "status": "parsed",
-            "answer": np.where(right, gold, wrong),
-            "gold": gold,
-            "score_correct": right.astype(float),
-        }
-    )
+def simulated(rng: np.random.Generator, design: Design) -> list[Cell]:
+    """The cells of one study; arms sft, sft_more and dpo."""
+    cells = []
+    units = np.arange(design.cases) // design.group
+    groups = [f"g{i:04d}" for i in range(units[-1] + 1)]
+    for number, task in enumerate(TASK_TYPES):
+        hardness = np.sqrt(0.75) * HARDNESS * _clustered(rng, units)
+        for model in ("a", "b"):
+            own = hardness + np.sqrt(0.25) * HARDNESS * _clustered(rng, units)
+            spread = design.spread * np.exp(rng.normal(0, 0.4))
+            sft = design.level + rng.normal(0, spread, design.seeds)
+            more = sft + design.labels + rng.normal(0, spread, design.seeds)
+            dpo = sft + design.labels + design.effect(number) + rng.normal(0, spread, design.seeds)
+            right = {
+                arm: [(rng.random(design.cases) < _share(at + own)).astype(float) for at in logits]
+                for arm, logits in (("sft", sft), ("sft_more", more), ("dpo", dpo))
+            }
+            answers = Answers([{}] * design.seeds, [units] * design.seeds, list(right), groups, design.cases, True)
+            measured = [_measured(ACCURACY, answers, right)]
+            measured.append(_measured(UNPARSED, answers, {arm: [0 * x for x in of] for arm, of in right.items()}))
+            cells.append(Cell(task, model, measured, tuple(range(design.seeds))))
+    return cells
 
 
-def true_difference(effect: float, retraining: float) -> float:
-    """Accuracy of DPO minus SFT over all cases and all trainings, by quadrature of the normal mixture."""
-    nodes, weights = np.polynomial.hermite_e.hermegauss(80)
-    spread = np.hypot(HARDNESS, retraining)
-    sft, dpo = (
-        float(weights @ (1 / (1 + np.exp(-(SFT_LOGIT + b + spread * nodes)))) / weights.sum()) for b in (0, effect)
-    )
-    return dpo - sft
+def _clustered(rng: np.random.Generator, units: np.ndarray) -> np.ndarray:
+    """Standard normal; half of the variance belongs to the unit, where units hold several cases."""
+    if units[-1] + 1 == len(units):
+        return rng.normal(size=len(units))
+    return np.sqrt(0.5) * (rng.normal(size=units[-1] + 1)[units] + rng.normal(size=len(units)))
 
 
-def simulate(studies: int, resamples: int, seed_counts: list[int]) -> pd.DataFrame:
-    """One row a scenario: coverage, rates of verdicts, power seen against power by formula."""
-    lines = []
-    for seeds in seed_counts:
-        for retraining in (0.0, 0.1, 0.2):
-            for effect in (0.0, 0.3, 0.6):
-                lines.append(_scenario(studies, resamples, 200, seeds, effect, retraining))
-                print(lines[-1], flush=True)
-    return pd.DataFrame(lines)
+def _share(logit: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-logit))
 
 
-def _scenario(
-    studies: int, resamples: int, cases: int, seeds: int, effect: float, retraining: float
-) -> dict[str, float]:
-    truth = true_difference(effect, retraining)
-    verdicts: Counter[str] = Counter()
-    covered = found = 0
-    detectable = []
-    for study in range(studies):
-        rng = np.random.default_rng([study, seeds, int(100 * effect), int(100 * retraining)])
-        tables = simulated(rng, cases, seeds, effect, retraining)
-        metrics, contrasts = pooled(tables, "clinical_reasoning", {}, None, seed=study, resamples=resamples)
-        table = verdict_table([Cell("clinical_reasoning", "simulated", metrics, contrasts, seeds)])
-        verdicts[table["verdict"][0].split(":")[0]] += 1
-        row = next(r for r in contrasts if r["contrast"] == "dpo-sft" and r["metric"] == "accuracy")
-        covered += row["low"] <= truth <= row["high"]
-        found += row["p"] < 0.05
-        detectable.append(row["error"])
-    error = float(np.sqrt(np.mean(np.square(detectable))))
-    from scipy.stats import norm
+def _measured(metric: Metric, answers: Answers, values: dict[str, list[np.ndarray]]) -> Measured:
+    terms = {arm: [np.stack([x, np.ones_like(x)], axis=-1)[:, None] for x in of] for arm, of in values.items()}
+    sums = {}
+    for arm, of in terms.items():
+        sums[arm] = np.zeros((len(answers.groups), len(of), 1, 2))
+        for seed, x in enumerate(of):
+            np.add.at(sums[arm][:, seed], answers.units[seed], x)
+    return Measured(metric, answers, terms, sums)
 
-    return {
-        "seeds": seeds,
-        "retraining SD (accuracy points)": round(100 * _points(retraining), 1),
-        "true difference": round(truth, 3),
-        "coverage of 95 % interval": covered / studies,
-        "dpo-sft: p < 0.05": found / studies,
-        "power by formula": round(float(norm.sf(1.96 - truth / error) + norm.cdf(-1.96 - truth / error)), 3),
-        WORTH: verdicts[WORTH] / studies,
-        HARMS: verdicts[HARMS] / studies,
-        "SFT is enough": verdicts["SFT is enough"] / studies,
-        "inconclusive": verdicts["inconclusive"] / studies,
-        "smallest detectable": round(smallest_detectable(error), 3),
-        "studies": studies,
+
+def truth(design: Design, over: str, task: int) -> float:
+    """DPO minus ``over`` in accuracy, over all cases and trainings, by quadrature of the normal mixture."""
+    gain = design.effect(task) + (design.labels if over == "sft" else 0.0)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+
+    def mean(logit: float, trainings: int) -> float:
+        # the spread of a training is log-normal: a second quadrature
+        spreads = design.spread * np.exp(0.4 * nodes)
+        total = np.sqrt(HARDNESS**2 + trainings * spreads**2)
+        inner = _share(logit + total[:, None] * nodes) @ weights
+        return float(weights @ inner / weights.sum() ** 2)
+
+    shift = design.labels if over == "sft_more" else 0.0
+    return mean(design.level + shift + gain, 2) - mean(design.level + shift, 1 if over == "sft" else 2)
+
+
+def truths(design: Design, over: str) -> dict[tuple[str, str], float]:
+    """(scope, name) -> true difference."""
+    by_task = {task: truth(design, over, i) for i, task in enumerate(TASK_TYPES)}
+    found = {("study", "study"): float(np.mean([*by_task.values()]))}
+    for kind in {task.kind for task in TASK_TYPES.values()}:
+        found["kind", kind] = float(np.mean([v for task, v in by_task.items() if TASK_TYPES[task].kind == kind]))
+    found |= {("task", task): value for task, value in by_task.items()}
+    return found | {("cell", f"{task}, {model}"): value for task, value in by_task.items() for model in "ab"}
+
+
+def scenario(design: Design, studies: int) -> dict[str, float | str]:
+    """Coverage of both contrasts, and shares of studies with a verdict, scope by scope."""
+    true = {f"dpo-{over}": truths(design, over) for over in ("sft", "sft_more")}
+    tables = []
+    for number in range(studies):
+        rng = np.random.default_rng([number, design.seeds, design.cases, design.group])
+        table = verdict_table(simulated(rng, design), Rules(alpha=design.alpha))
+        tables.append(table[table["contrast"].isin(true)].assign(study=number))
+    whole = pd.concat(tables)
+    at = zip(whole["contrast"], whole["scope"], whole["name"], strict=True)
+    whole["truth"] = [true[contrast].get((scope, name), np.nan) for contrast, scope, name in at]
+    known = whole.dropna(subset="truth")
+    covered = (known["low"] <= known["truth"]) & (known["truth"] <= known["high"])
+    line: dict[str, float | str] = {"design": design.name, "studies": studies}
+    line |= {f"true {o}": round(true[f"dpo-{o}"]["task", "text_classification"], 3) for o in ("sft", "sft_more")}
+    line |= {f"cover {scope}": round(covered[known["scope"] == scope].mean(), 3) for scope in SCOPES}
+    names = known.drop_duplicates(["study", "scope", "name"])
+    for label in (WORTH, HARMS):
+        said = names[names["verdict"] == label]
+        line[f"any {label}"] = round(said["study"].nunique() / studies, 3)
+    line |= {
+        f"{label} {scope}": round(_share_of(names, scope, label, design), 3)
+        for label in (WORTH, ENOUGH)
+        for scope in SCOPES
     }
+    return line | {"half-width": round((known["high"] - known["low"])[known["scope"] == "study"].mean() / 2, 4)}
 
 
-def _points(retraining: float) -> float:
-    """SD of an arm's accuracy over trainings: the slope of the marginal mean times the logit SD."""
-    return retraining * true_difference(0.01, 0.0) / 0.01
-
-
-def swapped(study: Path) -> pd.DataFrame:
-    """Train DPO of every finished run again, each pair turned round with probability 1/2; verdict a cell."""
-    from trl import DPOTrainer
-
-    from medstudy.data.load import load_card, load_cases
-    from medstudy.data.splits import split_cases
-    from medstudy.evaluation.comparison import finished_runs
-    from medstudy.evaluation.predictions import predictions_table
-    from medstudy.params import RunParams
-    from medstudy.runs import Run
-    from medstudy.tasks import get_task
-    from medstudy.training.arguments import dpo_config
-    from medstudy.training.chat import load_chat
-    from medstudy.training.fit import fit
-    from medstudy.training.generation import answer_cases
-    from medstudy.training.prompts import fit_context
-
-    by_cell: dict[tuple[str, str], dict[int, pd.DataFrame]] = {}
-    labels = {}
-    for finished in finished_runs(study):
-        asked = RunParams(**finished.parameters)
-        run = Run(asked.model_copy(update={"study": f"{asked.study}-swapped"}))
-        card = load_card(asked.data)
-        task, chat = get_task(asked.task, card), load_chat(asked)
-        cases, _ = fit_context(load_cases(card, asked.data_root).cases, task, chat, asked)
-        test = split_cases(cases, asked.n_train, asked.n_valid, asked.n_test, asked.seed, asked.split_seed).test
-        rng = np.random.default_rng(asked.seed)
-        rows = []
-        for line in (finished.folder / "private" / "pairs.jsonl").read_text().splitlines():
-            pair = json.loads(line)
-            sides = [pair["chosen"], pair["rejected"]]
-            chosen, rejected = sides if rng.random() < 0.5 else reversed(sides)
-            rows.append(
-                {
-                    "prompt": pair["prompt"],
-                    "chosen": [{"role": "assistant", "content": chosen}],
-                    "rejected": [{"role": "assistant", "content": rejected}],
-                }
-            )
-        if not rows:
-            continue
-        key = finished.record["stages"]["sft"]["key"]
-        start = run.stage("sft", (), copied=key)
-        kept = finished.folder / "private" / "stages" / "sft" / key
-        shutil.copytree(kept, start.folder, dirs_exist_ok=True)
-        stage = fit(run, "dpo", DPOTrainer, dpo_config(asked, run), rows, start=start)
-        answers = {"dpo": answer_cases(run, "dpo", task, test, stage)}
-        table = predictions_table(task, test, answers)
-        # the arm trained here has no label probabilities
-        old = finished.predictions().drop(columns=["score_p_positive", "score_brier"], errors="ignore")
-        table = pd.concat([old[old["arm"] != "dpo"], table], ignore_index=True)
-        by_cell.setdefault((asked.task, asked.model), {})[asked.seed] = table
-        labels[asked.task] = (card.labels, card.positive)
-        print(asked.task, asked.model, asked.seed, len(rows), "pairs", flush=True)
-    cells = [
-        Cell(task, model, *pooled(tables, task, *labels[task]), seeds=len(tables))
-        for (task, model), tables in by_cell.items()
+def _share_of(names: pd.DataFrame, scope: str, label: str, design: Design) -> float:
+    """Share of the names of a scope with this verdict; of tasks and cells those in which DPO gains."""
+    gains = list(TASK_TYPES)[: design.tasks]
+    of = names[
+        (names["scope"] == scope)
+        & (~names["scope"].isin(["task", "cell"]) | names["name"].str.split(", ").str[0].isin(gains))
     ]
-    return verdict_table(cells)
+    return float((of["verdict"] == label).mean())
+
+
+DESIGNS = [
+    Design("no effect, 3 seeds"),
+    Design("no effect, 5 seeds", seeds=5),
+    Design("no effect, 10 seeds", seeds=10),
+    Design("labels +.10, DPO no more, 3 seeds", labels=0.55),
+    Design("labels +.10, DPO no more, 10 seeds", labels=0.55, seeds=10),
+    Design("trainings alike (SD 0), 3 seeds", spread=0.0, labels=0.55),
+    Design("trainings very unlike (SD .08), 3 seeds", spread=0.4, labels=0.55),
+    Design("50 templates x 4, 3 seeds", labels=0.55, group=4),
+    Design("SFT near 0 (.07)", labels=0.0, level=-3.3),
+    Design("SFT near 1 (.95)", labels=0.0, level=3.7),
+    Design("DPO +.05, 3 x 200", preferences=0.27),
+    Design("DPO +.05, 5 x 400", preferences=0.27, seeds=5, cases=400),
+    Design("DPO +.10, 3 x 200", preferences=0.55),
+    Design("DPO +.10, 5 x 400", preferences=0.55, seeds=5, cases=400),
+    Design("DPO +.10 in one task, 5 x 400", preferences=0.55, seeds=5, cases=400, tasks=1),
+]
 
 
 def main() -> None:
-    """Run a control and print its table as Markdown."""
+    """Run a control and print its table as CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("control", choices=["simulate", "swapped"])
     parser.add_argument("study", nargs="?", type=Path)
-    parser.add_argument("--studies", type=int, default=400)
-    parser.add_argument("--resamples", type=int, default=500)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 3, 5])
+    parser.add_argument("--studies", type=int, default=200)
+    parser.add_argument("--only", type=int, nargs="+", default=range(len(DESIGNS)), help="numbers of designs")
     args = parser.parse_args()
-    known = args.control == "simulate"
-    table = simulate(args.studies, args.resamples, args.seeds) if known else swapped(args.study)
-    print(table.to_csv(index=False))
+    gc.freeze()  # statsmodels collects garbage in every correction for many tests
+    lines = []
+    for number in args.only:
+        lines.append(scenario(DESIGNS[number], args.studies))
+        print(pd.DataFrame(lines[-1:]).T.to_string(header=False), flush=True)
+    print(pd.DataFrame(lines).to_csv(index=False))
 
 
 if __name__ == "__main__":

@@ -216,6 +216,7 @@ class StudyParams(BaseModel):
     seeds: list[int] = Field(min_length=1)
     tasks: dict[TaskName, dict[str, int | str]] = Field(min_length=1, description="task -> engine resources")
     margin: float = Field(MARGIN, gt=0, lt=1, description="differences smaller than this do not matter")
+    looks: list[Count] = Field([], max_length=5, description="seeds a cell at which results are looked at")
     folder: Path
 
     @field_validator("seeds", "models")
@@ -225,6 +226,12 @@ class StudyParams(BaseModel):
         if twice is not None:
             raise ValueError(f"{twice!r} is given twice: it would be one run, counted as two")
         return values
+
+    @model_validator(mode="after")
+    def _looks_end_with_all_seeds(self) -> StudyParams:
+        if self.looks and (self.looks != sorted(set(self.looks)) or self.looks[-1] != len(self.seeds)):
+            raise ValueError(f"looks = {self.looks}: rising numbers of seeds, the last of them {len(self.seeds)}")
+        return self
 
     def run(self, task: str, model: str, seed: int) -> RunParams:
         """Parameters of one run: shared.yaml, then <task>.yaml, then model and seed."""

@@ -47,6 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     _command(commands, "check", _check, "validate a study, read its data and say what would run; loads no model")
     _command(commands, "status", _status, "one line a run: ok, running, failed, stopped or not started")
     _command(commands, "compare", _compare, "compute every number again from the predictions; loads no model")
+    plan = _command(commands, "plan", _plan, "what a study can show, before anything runs")
+    plan.add_argument("--variances", type=Path, help="results of an earlier study (default: those of the demo)")
+    plan.add_argument("--freeze", action="store_true", help="write rules and looks, before the test set is read")
     _command(commands, "report", _report, "write the HTML report of a study that has been run")
     text = "write a copy of an executed notebook without outputs that repeat private cases of this checkout"
     share = commands.add_parser("share", help=text, description=text)
@@ -135,6 +138,31 @@ def _compare(args: argparse.Namespace) -> int:
     print("\n".join(f"{row.verdict or row.name}: {row.sentence}" for row in found.itertuples(index=False)))
     print("\n".join(f"came out otherwise: {file}" for file in other) or "all as the notebooks had it")
     return 1 if other else 0
+
+
+def _plan(args: argparse.Namespace) -> int:
+    import pandas as pd
+
+    from medstudy.batch import study as batch
+    from medstudy.evaluation import plan
+    from medstudy.params import load_study
+
+    given = args.variances.resolve() if args.variances else None
+    study = load_study(batch.enter(args.study))
+    cases = plan.test_cases(study)
+    looks, variances = plan.looks_of(study), plan.earlier_variances(given)
+    alpha = plan.POCOCK[len(looks)]
+    shown = pd.concat(plan.shows(variances, cases, len(study.models), seeds, alpha) for seeds in looks)
+    print(f"{study.name}: DPO against SFT with the same labels, by the variances of {args.variances or 'the demo'}")
+    print(shown.to_string(index=False))
+    print("half_width: of the 95 % interval; gain: found with 80 % power over both SFT and SFT with the same labels")
+    print(
+        f"looks at {', '.join(map(str, looks))} trainings a cell, each at the level {alpha:g}; margin {study.margin:g}"
+    )
+    if args.freeze:
+        frozen = plan.freeze(study, batch.results_of(study))
+        print(f"frozen {frozen['frozen']}: {batch.results_of(study) / 'plan.json'}, hash {frozen['hash']}")
+    return 0
 
 
 def _report(args: argparse.Namespace) -> int:

@@ -13,6 +13,7 @@ from medstudy.data.splits import Splits
 from medstudy.evaluation.metrics import single_outcome
 from medstudy.evaluation.predictions import predictions_table
 from medstudy.tasks.base import Task
+from medstudy.tasks.summarization import Summarization
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,16 +22,19 @@ if TYPE_CHECKING:
 def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
     """Fit on the training cases, answer the test cases; a table as `predictions_table` makes it.
 
-    For every task: the most frequent answer of training, outcome by outcome. Where one outcome has labels also
+    For every task: the most frequent answer of training, outcome by outcome; for summaries also the first words of
+    the text (``lead``), as many as a gold summary of training has. Where one outcome has labels also
     logistic regression on TF-IDF of words (texts) or on standardised numbers, and gradient boosting on numbers,
     which it takes with missing values. Settings are scikit-learn's defaults.
     """
     outcome = single_outcome(task.card.labels)
     if outcome is None or outcome in task.open_outcomes:
         commonest = {o: Counter(c.gold[o] for c in splits.train).most_common(1)[0][0] for o in task.outcomes}
-        return predictions_table(
-            task, splits.test, {"majority": [_said(task, case, commonest) for case in splits.test]}
-        )
+        answers = {"majority": [_said(task, case, commonest) for case in splits.test]}
+        if isinstance(task, Summarization):
+            words = int(np.median([len(task.target(case).split()) for case in splits.train]))
+            answers["lead"] = [" ".join(case.text.split()[:words]) for case in splits.test]
+        return predictions_table(task, splits.test, answers)
     labels, gold = task.card.labels[outcome], [case.gold[outcome] for case in splits.train]
     numeric = "features" in splits.train[0].details
     train, test = (_inputs(cases, numeric) for cases in (splits.train, splits.test))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from medstudy.arms import TRAINED
 from medstudy.data.cases import DataError
 from medstudy.evaluation.evaluate import evaluate, measure
+from medstudy.evaluation.plan import rules_at
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table, variances_table
 from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.params import MARGIN
@@ -86,12 +88,13 @@ def rules_of(study: Path) -> Rules:
     import pandas as pd
 
     file = study / "tables" / "rules.csv"
-    return Rules(**pd.read_csv(file).loc[0, ["margin", "alpha"]]) if file.is_file() else Rules()
+    return Rules(**pd.read_csv(file, dtype={"plan": str, "note": str}).fillna("").loc[0]) if file.is_file() else Rules()
 
 
 def rules_for(study: Path, runs: list[FinishedRun], margin: float) -> Rules:
-    """What a study is judged by."""
-    return Rules(margin)
+    """What the study is judged by now: its frozen plan, if it has one, else the margin."""
+    counts = Counter(run.cell for run in runs)
+    return rules_at(study, [*counts.values()], margin)
 
 
 def study_tables(cells: list[Cell], rules: Rules | float) -> dict[str, pd.DataFrame]:
@@ -177,9 +180,6 @@ def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
     _refuse_unlike(runs, predictions)
     measured = measure([*predictions.values()], task, runs[0].record["labels"], runs[0].record["positive"])
     failed = sorted({name for run in runs for name in run.failed_gates})
-    found = [run.saved("baselines").get("majority", {}) for run in runs if (run.folder / "baselines.json").is_file()]
-    names = {name for cells in found for name, cell in cells.items() if cell["value"] is not None}
-    baseline = {name: mean(cells[name]["value"] for cells in found if name in cells) for name in sorted(names)}
     cost = {
         "pairs": mean(run.record["pairs"] for run in runs),
         "pair_tokens": mean(run.record["stages"]["dpo"].get("tokens", 0) for run in runs),
@@ -187,7 +187,19 @@ def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
     for step in (*TRAINED, "samples"):
         seconds = [run.record["seconds"][step] for run in runs if run.record["seconds"].get(step) is not None]
         cost |= {f"{step}_seconds": round(mean(seconds), 1)} if seconds else {}
-    return Cell(task, model, measured, tuple(predictions), failed, baseline, cost)
+    return Cell(task, model, measured, tuple(predictions), failed, _baselines(runs), cost)
+
+
+def _baselines(runs: list[FinishedRun]) -> dict[str, dict[str, float]]:
+    """Baseline -> metric -> mean over the runs."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        saved = run.saved("baselines") if (run.folder / "baselines.json").is_file() else {}
+        for name, cells in saved.items():
+            for metric, cell in cells.items():
+                if cell["value"] is not None:
+                    found.setdefault(name, {}).setdefault(metric, []).append(cell["value"])
+    return {name: {metric: mean(values) for metric, values in of.items()} for name, of in found.items()}
 
 
 def _refuse_unlike(runs: list[FinishedRun], predictions: dict[int, pd.DataFrame]) -> None:

@@ -38,8 +38,8 @@ _COMPARED = ("sft", "sft_more", "dpo")
 class Cell:
     """One task x model of a study: what was measured over its runs, and what is known of them.
 
-    ``failed_gates`` names every gate that failed in any seed, or that was not checked. ``baseline``: values of the
-    majority baseline by metric. ``cost``: means over seeds of ``pairs``, ``pair_tokens``, ``dpo_seconds``, …
+    ``failed_gates`` names every gate that failed in any seed, or that was not checked. ``baselines``: values of
+    each baseline by metric, means over seeds. ``cost``: means over seeds of pairs, their tokens, and seconds.
     """
 
     task: str
@@ -47,7 +47,7 @@ class Cell:
     measured: list[Measured]
     seeds: tuple[int, ...]
     failed_gates: Sequence[str] = ()
-    baseline: dict[str, float] = field(default_factory=dict)
+    baselines: dict[str, dict[str, float]] = field(default_factory=dict)
     cost: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -238,15 +238,20 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
 
 
 def metrics_table(cells: Sequence[Cell]) -> pd.DataFrame:
-    """tables/metrics.csv: one line per task, model, metric and arm."""
+    """tables/metrics.csv: one line per task, model, arm or baseline, and metric."""
     import pandas as pd
 
-    return pd.DataFrame(
-        {"task": cell.task, "model": cell.model, "metric": name, "arm": arm, **entry, "seeds": len(cell.seeds)}
-        for cell in cells
-        for arm, entries in values(cell.measured).items()
-        for name, entry in entries.items()
-    )
+    rows = []
+    for cell in cells:
+        found = values(cell.measured)
+        # baselines have their intervals in baselines.json, run by run
+        found |= {
+            arm: {name: {"value": x, "n": cell.n_cases} for name, x in of.items()} for arm, of in cell.baselines.items()
+        }
+        for arm, entries in found.items():
+            where = {"task": cell.task, "model": cell.model, "arm": arm, "seeds": len(cell.seeds)}
+            rows += [where | {"metric": name, **entry} for name, entry in entries.items()]
+    return pd.DataFrame(rows)
 
 
 def contrasts_table(cells: Sequence[Cell]) -> pd.DataFrame:

@@ -43,13 +43,13 @@ class Line:
     def case_variance(self) -> float:
         """What other test cases change in all seeds alike.
 
-        Two units are added that differ, one each way (as Bonett and Price do for paired shares): arms that agree
-        in every case of a test set may differ in others.
+        Each seed is given two units more that differ, one each way (as Bonett and Price do for paired shares): arms
+        that agree in every case of a test set may differ in others.
         """
         seeds, units = self.influence.shape
         covariance = self.influence @ self.influence.T
         shared = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)) if seeds > 1 else covariance[0, 0]
-        return float(max(0.0, shared) + 2 / units**2) if units > 1 else float("nan")
+        return float(max(0.0, shared) + 2 / (seeds * units**2)) if units > 1 else float("nan")
 
 
 def mean_of(lines: Sequence[Line]) -> Line:

@@ -32,16 +32,23 @@ _CLAIM = {
     HARMS: "DPO answered worse",
     UNSURE: "neither a gain from DPO nor its absence is shown",
 }
+#: Advice is given only where this share of simulated follow-ups decides, with one of these numbers of trainings.
+_LIKELY, _SEEDS = 0.8, (3, 5, 7, 10, 15, 20)
 #: Model family in our ids -> its name in published_results.csv.
 _PUBLISHED_MODELS = {"llama": "Llama3-8B", "mistral": "Mistral-7B-v2"}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What a verdict goes by: the margin below which differences do not matter, and the level of a look."""
+    """What a verdict goes by: the margin below which differences do not matter, and the level of a look.
+
+    ``plan``: hash of the frozen plan; ``note``: what a reader has to know of it.
+    """
 
     margin: float = MARGIN
     alpha: float = ALPHA
+    plan: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -123,7 +130,8 @@ def _row(line: Scoped) -> dict[str, Any]:
 def _judged(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[Outcome]]:
     """Outcomes of every scope and name; p values after Holm over all outcomes of the scope (cells, tasks, kinds).
 
-    A gain has the larger of its two p values (intersection-union): neither is corrected for the other.
+    A gain has the larger of its two p values (intersection-union): neither is corrected for the other. Every p is
+    doubled: there are four scopes, and a claim is of one direction, so that a whole study keeps the level.
     """
     from statsmodels.stats.multitest import multipletests
 
@@ -137,7 +145,7 @@ def _judged(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list
         tested = [key for key, outcome in outcomes.items() if outcome.complete]
         if tested:
             raw = [_p_values(outcomes[key].rows, rules.margin) for key in tested]
-            gains, harms = (multipletests(p, method="holm")[1] for p in zip(*raw, strict=True))
+            gains, harms = (2 * multipletests(p, method="holm")[1] for p in zip(*raw, strict=True))
             for key, gain, harm in zip(tested, gains, harms, strict=True):
                 o = outcomes[key]
                 outcomes[key] = Outcome(o.name, o.rows, o.n_seeds, float(gain), float(harm))
@@ -177,6 +185,7 @@ def _said(
     label = _over(outcomes, rules)
     parts = [_evidence(outcome, rules, len(outcomes) > 1) for outcome in outcomes]
     notes = _notes(label, outcomes, members, failed, rules)
+    notes += _advised(outcomes, lines[0].n_cases, rules) if label == UNSURE else []
     return label, f"{where}, {_CLAIM[label]}: {'; '.join(parts)}{''.join(notes)}."
 
 
@@ -215,19 +224,61 @@ def _notes(
     rise = [-rows[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in (rows := by_name.get(WATCHED, {}))]
     if rise and max(rise) > rules.margin:
         notes.append(f"; but under-triage rose by {max(rise):.3f}, more than the margin of {rules.margin:g}")
+    if rules.note:
+        notes.append(f"; {rules.note}")
     if failed:
         notes.append(f"; {len(failed)} of {len(cells)} task x model left out, gates failed")
     poor = [cell for cell in cells if cell not in failed and _below_majority(cell)]
     if poor:
         which = "DPO" if len(cells) == 1 else f"in {len(poor)} of {len(cells)} task x model DPO"
-        notes.append(f"; {which} does not beat the majority baseline")
+        notes.append(f"; {which} does not beat a baseline that reads nothing")
     return notes
 
 
+def _advised(outcomes: Sequence[Outcome], cases: int, rules: Rules) -> list[str]:
+    """What would decide the outcomes that are open; nothing where no design is likely to."""
+    needed = [advice(outcome, rules) for outcome in outcomes if outcome.label(rules) == UNSURE]
+    if not needed or None in needed:
+        return []
+    seeds, more = (max(of) for of in zip(*needed, strict=True))
+    return [f"; {seeds} trainings a cell and {more * cases} test cases would be likely to decide it"]
+
+
+def advice(outcome: Outcome, rules: Rules) -> tuple[int, int] | None:
+    """Trainings a cell, and test cases as multiples of now, that decide in `_LIKELY` of simulated follow-ups.
+
+    In a follow-up the truth is drawn from what the study found, each contrast with its error; the two share SFT's or
+    DPO's part, hence a correlation of one half. The smallest such design of `_SEEDS`; else None.
+    """
+    from scipy.stats import t
+
+    if not outcome.complete:
+        return None
+    used = [outcome.rows[pair] for pair in (OVER_SFT, OVER_MORE)]
+    rng, root = np.random.default_rng(0), np.linalg.cholesky([[1, 0.5], [0.5, 1]])
+    drawn, again = (root @ rng.normal(size=(2, 2000)) for _ in range(2))
+    truth = np.array([[row.value] for row in used]) + drawn * np.array([[row.error] for row in used])
+    designs = sorted(
+        ((s, n) for s in _SEEDS for n in (1, 2, 4) if s >= outcome.n_seeds), key=lambda d: d[0] * d[1] ** 0.5
+    )
+    for seeds, more in designs:
+        parts = [(row.seed * outcome.n_seeds / seeds, row.case / more) for row in used]
+        error = np.sqrt([[sum(part)] for part in parts])
+        found = truth + again * error
+        df = used[0].df * seeds / outcome.n_seeds
+        sure = t.ppf(1 - rules.alpha / 2, df) * error
+        worth, harm = (found > sure).all(axis=0), found[0] < -sure[0]
+        enough = np.abs(found[1]) + t.ppf(0.95, df) * error[1] < rules.margin
+        if (worth | harm | enough | (found[1] < -sure[1])).mean() >= _LIKELY:
+            return seeds, more
+    return None
+
+
 def _below_majority(cell: Cell) -> bool:
-    """DPO is no better than the commonest answer (or first sentences) in a primary outcome."""
+    """DPO is no better than the commonest answer, or the first words, in a primary outcome."""
+    simple = [cell.baselines.get(name, {}) for name in ("majority", "lead")]
     names = [m.metric.name for m in cell.judged() if m.metric.primary]
-    return any(cell.value(name, "dpo") <= cell.baseline.get(name, -1.0) for name in names)
+    return any(cell.value(name, "dpo") <= of.get(name, -1.0) for name in names for of in simple)
 
 
 def _between(lines: Sequence[Scoped]) -> str:

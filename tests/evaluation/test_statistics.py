@@ -58,7 +58,7 @@ def test_three_equal_seeds_are_no_certainty():
     assert tied.seed > 0.2 * np.mean([other.seed for other in others])
     assert tied.interval()[1] - tied.interval()[0] > 0.06
     alone = estimates(lines[:1])[0]  # nothing to learn from: what the cases add stays
-    assert alone.error == pytest.approx(np.sqrt(0.02**2 + 2 / 200**2), rel=1e-2)
+    assert alone.error == pytest.approx(np.sqrt(0.02**2 + 2 / 200**2 / 3), rel=1e-2)
 
 
 def squeezed(sds, seeds=4, seed=0):

@@ -17,6 +17,7 @@ from medstudy.evaluation.verdict import (
     Rules,
     _judged,
     _over,
+    advice,
     published,
     verdict_table,
 )
@@ -69,15 +70,15 @@ def test_a_missing_control_claims_nothing():
 
 
 def test_both_contrasts_count_once_and_holm_is_over_outcomes():
-    """p is .03 in the worse of both: enough alone, too much where another outcome is tested beside it."""
-    close = 0.02 * 2.17 / 1.96
+    """p is .015 in the worse of both: enough alone, too much where another outcome is tested beside it."""
+    close = 0.02 * 2.43 / 1.96
     assert label(lines(0.08, close)) == WORTH
     assert label(lines(0.08, close) + lines(0.0, 0.0, name="there")) == UNSURE
     assert label(lines(0.08, close) + lines(0.0, 0.0, name="there", scope="task")) == WORTH
 
 
 def test_a_look_has_its_own_level():
-    assert label(lines(0.08, 0.02 * 2.17 / 1.96), alpha=0.02) == UNSURE
+    assert label(lines(0.08, 0.02 * 2.43 / 1.96), alpha=0.02) == UNSURE
 
 
 @pytest.mark.parametrize(
@@ -181,9 +182,20 @@ def test_a_gain_that_raises_under_triage_says_so():
 
 
 def test_a_verdict_beside_a_model_below_the_majority_says_so():
-    low = cell(baseline={"macro_f1": 0.9})
-    assert "DPO does not beat the majority baseline" in first(verdict_table([low]), "cell", low.name)["sentence"]
-    assert "majority" not in "".join(verdict_table([cell(baseline={"macro_f1": 0.2})])["sentence"])
+    low = cell(baselines={"majority": {"macro_f1": 0.9}})
+    said = "DPO does not beat a baseline that reads nothing"
+    assert said in first(verdict_table([low]), "cell", low.name)["sentence"]
+    high = cell(baselines={"majority": {"macro_f1": 0.2}})
+    assert "baseline" not in "".join(verdict_table([high])["sentence"])
+    assert metrics_table([high]).query("arm == 'majority'")["value"].tolist() == [0.2]
+
+
+def test_advice_is_given_where_a_follow_up_would_probably_decide_and_else_not():
+    [clear] = _judged(lines(0.065, 0.065, half=0.06), Rules())["cell", "here"]
+    seeds, more = advice(clear, Rules())
+    assert seeds >= 5 or more > 1
+    [at_the_margin] = _judged(lines(0.03, 0.03, half=0.3), Rules())["cell", "here"]
+    assert advice(at_the_margin, Rules()) is None
 
 
 def test_identical_arms_are_never_worth_it():

@@ -1,0 +1,167 @@
+"""Before anything runs: what a design can show; and the plan that is frozen before the test set is read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from medstudy.data.cases import DataError
+from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
+from medstudy.evaluation.statistics import Estimate, combined, smallest_detectable
+from medstudy.evaluation.verdict import ALPHA, Rules
+from medstudy.params import StudyParams
+from medstudy.runs import fingerprint
+from medstudy.tasks import TASK_TYPES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Pocock's constant: the level of each of so many equally spaced looks, so that all together keep .05.
+POCOCK = {1: ALPHA, 2: 0.0294, 3: 0.0221, 4: 0.0182, 5: 0.0158}
+#: Both contrasts have to be found: each with this power, so that both are with 80 %, were they independent.
+_POWER = 0.8**0.5
+#: Degrees of freedom that moderation adds, as `statistics._EXPECTED`.
+_PRIOR_DF = 8.0
+_RULES = (
+    "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope. "
+    "DPO harms: dpo-sft below 0, or far behind sft_more and no better than sft, Holm over a scope. "
+    "SFT with the same labels is enough: 90 % interval of dpo-sft_more within the margin, or surely below 0. "
+    "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike."
+)
+
+
+def earlier_variances(results: Path | None = None) -> pd.DataFrame:
+    """tables/variances.csv of an earlier study; by default that of the demo, which comes with the package.
+
+    Raises:
+        DataError: the file is not there.
+    """
+    import pandas as pd
+
+    if results is None:
+        return pd.read_csv(str(files("medstudy.evaluation") / "variances.csv"))
+    file = results / "tables" / "variances.csv"
+    if not file.is_file():
+        raise DataError(f"{file} does not exist; give the results folder of a study that was compared")
+    return pd.read_csv(file)
+
+
+def looks_of(study: StudyParams) -> list[int]:
+    """Numbers of trainings a cell at which results are looked at; the last is all of them."""
+    return study.looks or [len(study.seeds)]
+
+
+def test_cases(study: StudyParams) -> dict[str, int]:
+    """Task -> test cases that its parameters ask for.
+
+    Raises:
+        DataError: they ask for all there are, which nobody knows before the data are read.
+    """
+    cases = {task: study.run(task, study.models[0], study.seeds[0]).n_test for task in study.tasks}
+    if unknown := [task for task, n in cases.items() if not n]:
+        raise DataError(f"{study.folder}: n_test = 0 (all there are) in {', '.join(unknown)}; a plan needs a number")
+    return cases
+
+
+def shows(
+    variances: pd.DataFrame, cases: dict[str, int], models: int, seeds: int, alpha: float = ALPHA
+) -> pd.DataFrame:
+    """What a design can show of DPO minus SFT with the same labels, for the study, kinds, tasks and cells.
+
+    Args:
+        variances: as tables/variances.csv; a task that is not in it takes the mean of those that are.
+        cases: test cases (units) of each task.
+        seeds: trainings a cell.
+
+    Returns:
+        Columns scope, name, cases, seeds, half_width (of the 95 % interval), gain (found with 80 % power against
+        both SFT and SFT with the same labels, after correction for the names of its scope).
+    """
+    import pandas as pd
+
+    tasks = {task: _expected(variances, "task", task, n, seeds, len(cases), models) for task, n in cases.items()}
+    of_kind = {kind: [task for task in cases if TASK_TYPES[task].kind == kind] for kind in KINDS}
+    groups = {"study": {"study": list(cases)}, "kind": {k: v for k, v in of_kind.items() if v}}
+    groups["task"] = {task: [task] for task in cases}
+    rows = []
+    for scope, names in groups.items():
+        for name, members in names.items():
+            parts = combined([tasks[task] for task in members], [1 / len(members)] * len(members))
+            rows.append(_shown(scope, name, sum(cases[t] for t in members), seeds, parts, alpha / 2 / len(names)))
+    for task, n in cases.items():
+        one = _expected(variances, "cell", task, n, seeds, len(cases), models)
+        rows.append(_shown("cell", f"{task}, one model", n, seeds, one, alpha / 2 / (len(cases) * models)))
+    return pd.DataFrame(rows)
+
+
+def _expected(
+    variances: pd.DataFrame, scope: str, task: str, cases: int, seeds: int, tasks: int, models: int
+) -> Estimate:
+    known = variances[(variances["scope"] == scope) & (variances["contrast"] == "dpo-sft_more")]
+    known = known[~known["outcome"].isin([WATCHED, *([MEAN] if scope == "cell" else [])])]
+    own = known[known["task"] == task]
+    used = own if len(own) else known
+    if scope == "task" and (used["outcome"] == MEAN).any():
+        used = used[used["outcome"] == MEAN]
+    seed = float((used["seed_sd"] ** 2).mean()) / seeds
+    case = float((used["case_sd"] ** 2 * used["n_cases"]).mean()) / cases
+    lines = tasks * (models if scope == "cell" else 1)
+    pooled = max(1.0, lines * (seeds - 1))
+    return Estimate(0.0, seed, case, min(_PRIOR_DF + seeds - 1, pooled), cases - 1, pooled)
+
+
+def _shown(scope: str, name: str, cases: int, seeds: int, of: Estimate, alpha: float) -> dict[str, Any]:
+    gain = smallest_detectable(of.error, alpha, _POWER, of.df)
+    return {"scope": scope, "name": name, "cases": cases, "seeds": seeds} | {
+        "half_width": round(float(np.diff(of.interval())[0]) / 2, 3),
+        "gain": round(gain, 3) if seeds > 1 else float("nan"),
+    }
+
+
+def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
+    """Write ``plan.json``: rules, looks, margin and every parameter, with a hash of them all.
+
+    Raises:
+        DataError: a run has finished, so the test set has been read; or another plan was frozen.
+    """
+    looks = looks_of(study)
+    plan: dict[str, Any] = {"study": study.name, "question": study.question, "rules": _RULES, "margin": study.margin}
+    plan |= {"looks": looks, "alpha": POCOCK[len(looks)], "seeds": study.seeds, "models": study.models}
+    runs = [study.run(task, model, study.seeds[0]) for task in study.tasks for model in study.models]
+    plan["runs"] = [run.model_dump(exclude={"seed", "results", "data_root"}) for run in runs]
+    plan["hash"] = fingerprint(plan)
+    file = results / "plan.json"
+    if file.is_file():
+        frozen = json.loads(file.read_text(encoding="utf-8"))
+        if frozen["hash"] != plan["hash"]:
+            raise DataError(
+                f"{file} was frozen with hash {frozen['hash']}, now it would be {plan['hash']}: undo changes"
+            )
+        return frozen
+    if done := sorted(str(path.parent) for path in results.glob("*/*/seed*/metrics.json")):
+        raise DataError(f"{done[0]} has been evaluated: the test set is read, so a plan frozen now would prove nothing")
+    plan["frozen"] = datetime.now(UTC).isoformat(timespec="seconds")
+    results.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return plan
+
+
+def rules_at(results: Path, seeds: Sequence[int], margin: float) -> Rules:
+    """What a study is judged by: its frozen plan, if it has one, at the look that its trainings make.
+
+    Args:
+        seeds: trainings of every cell.
+    """
+    file = results / "plan.json"
+    if not file.is_file():
+        return Rules(margin)
+    plan = json.loads(file.read_text(encoding="utf-8"))
+    now, looks = min(seeds, default=0), plan["looks"]
+    note = "" if now in looks else f"{now} trainings a cell are no planned look ({', '.join(map(str, looks))})"
+    return Rules(plan["margin"], plan["alpha"], plan["hash"], note)

@@ -1,0 +1,92 @@
+"""What a design can show, and a plan that is frozen before the test set is read."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from medstudy.batch.cli import main
+from medstudy.data.cases import DataError
+from medstudy.evaluation import plan
+from medstudy.evaluation.verdict import Rules
+from medstudy.params import ParamsError, load_study
+
+CASES = {"text_classification": 200, "clinical_reasoning": 200}
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    folder = shutil.copytree(Path("params/demo"), tmp_path / "params" / "planned")
+    (folder / "shared.yaml").write_text((folder / "shared.yaml").read_text().replace("study: demo", ""))
+    return folder
+
+
+def test_one_cell_is_the_root_of_the_demos_variances() -> None:
+    shown = plan.shows(plan.earlier_variances(), CASES, models=2, seeds=5).set_index(["scope", "name"])
+    cell = shown.loc["cell", "text_classification, one model"]
+    error = (0.025**2 / 5 + 0.021**2) ** 0.5
+    assert cell["half_width"] == pytest.approx(2 * error, rel=0.05)
+    assert shown.loc["study", "study"]["gain"] < shown.loc["task", "text_classification"]["gain"] < cell["gain"]
+
+
+@pytest.mark.parametrize(("more", "factor"), [({"seeds": 20}, 0.98), ({"cases": 4}, 0.85)])
+def test_more_trainings_and_more_cases_show_smaller_gains(more: dict, factor: float) -> None:
+    cases = {task: n * more.get("cases", 1) for task, n in CASES.items()}
+    gains = [
+        plan.shows(plan.earlier_variances(), *how)["gain"].iloc[0]
+        for how in ((CASES, 2, 5), (cases, 2, more.get("seeds", 5)))
+    ]
+    assert gains[1] < factor * gains[0]
+
+
+def test_more_looks_are_paid_for() -> None:
+    once, thrice = (
+        plan.shows(plan.earlier_variances(), CASES, 2, 5, plan.POCOCK[looks])["gain"].iloc[0] for looks in (1, 3)
+    )
+    assert once < thrice < 1.25 * once
+
+
+def test_pococks_constants_keep_the_level() -> None:
+    """Against independent increments, simulated: any of k looks crosses in 5 %."""
+    import numpy as np
+    from scipy.stats import norm
+
+    steps = np.random.default_rng(0).normal(size=(200_000, 5))
+    for looks, alpha in plan.POCOCK.items():
+        z = steps[:, :looks].cumsum(axis=1) / np.sqrt(np.arange(1, looks + 1))
+        assert (np.abs(z) > norm.ppf(1 - alpha / 2)).any(axis=1).mean() == pytest.approx(0.05, abs=0.003)
+
+
+def test_a_frozen_plan_is_what_a_study_is_judged_by(study: Path, tmp_path: Path) -> None:
+    (study / "study.yaml").write_text((study / "study.yaml").read_text() + "looks: [2, 3]\n")
+    results = tmp_path / "results"
+    frozen = plan.freeze(load_study(study), results)
+    assert plan.freeze(load_study(study), results)["hash"] == frozen["hash"]  # once is enough
+    assert plan.rules_at(results, [3, 3], margin=0.5) == Rules(0.03, plan.POCOCK[2], frozen["hash"])
+    assert "1 trainings a cell are no planned look (2, 3)" in plan.rules_at(results, [3, 1], 0.03).note
+    assert plan.rules_at(tmp_path, [3], margin=0.5) == Rules(0.5)
+    (study / "study.yaml").write_text((study / "study.yaml").read_text() + "margin: 0.1\n")
+    with pytest.raises(DataError, match="undo changes"):
+        plan.freeze(load_study(study), results)
+
+
+def test_a_plan_after_the_fact_is_refused(study: Path, tmp_path: Path) -> None:
+    run = tmp_path / "results" / "builtin-llama" / "text_classification" / "seed0"
+    run.mkdir(parents=True)
+    (run / "metrics.json").write_text("{}")
+    with pytest.raises(DataError, match="would prove nothing"):
+        plan.freeze(load_study(study), tmp_path / "results")
+
+
+@pytest.mark.parametrize("looks", ["[3, 2]", "[2]", "[1, 2, 4]"])
+def test_looks_rise_to_all_seeds(study: Path, looks: str) -> None:
+    (study / "study.yaml").write_text((study / "study.yaml").read_text() + f"looks: {looks}\n")
+    with pytest.raises(ParamsError, match="rising numbers of seeds, the last of them 3"):
+        load_study(study)
+
+
+def test_the_command_says_what_the_demo_can_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "params/demo"]) == 0
+    said = capsys.readouterr().out
+    assert "clinical_triage, one model" in said and "margin 0.03" in said
+    assert main(["plan", "params/demo", "--variances", "results/none"]) == 2
