@@ -55,11 +55,6 @@ def test_the_files_that_ship_are_what_the_generators_write(file: str, tmp_path: 
         ]
 
 
-def test_nothing_in_the_package_imports_the_demo() -> None:
-    sources = (FOLDER.parents[2] / "medstudy").rglob("*.py")
-    assert [p.name for p in sources if re.search(r"^\s*(from|import) demo\b", p.read_text("utf-8"), re.MULTILINE)] == []
-
-
 def test_cases_are_distinct_short_and_one_on_a_template(cases):
     for name, made in cases.items():
         assert len({case.group_id for case in made}) == 400, name
@@ -223,10 +218,5 @@ def test_corpus_holds_no_case_and_no_task_format(cases, corpus):
     assert not [phrase for phrase in FORBIDDEN if phrase.lower() in everything.lower()]
     for made in cases.values():
         assert not [case.case_id for case in made if case.text in everything]
-
-
-def test_corpus_uses_the_words_that_begin_an_answer(corpus):
-    """LoRA cannot teach a token that the base never saw: without them most samples had garbled headings."""
-    everything = " ".join(corpus)
-    for word in ("Findings", "Diagnosis", "Provider", "Urgency"):
-        assert everything.count(f"{word} ") > 5, word
+    # LoRA cannot teach a token that the base never saw: without them most samples had garbled headings
+    assert all(everything.count(f"{word} ") > 5 for word in ("Findings", "Diagnosis", "Provider", "Urgency"))

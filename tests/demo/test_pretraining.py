@@ -46,7 +46,9 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
-def test_the_loss_falls_and_the_same_recipe_gives_the_same_weights(name: str) -> None:
+def test_the_same_recipe_gives_the_same_weights_and_what_is_saved_loads(
+    name: str, params: RunParams, tmp_path: Path
+) -> None:
     recipe = dataclasses.replace(RECIPES[name], **SMALL)
     made = []
     for _ in range(2):
@@ -57,6 +59,12 @@ def test_the_loss_falls_and_the_same_recipe_gives_the_same_weights(name: str) ->
     assert 30_000 <= log[-1]["tokens"] < 30_600
     assert log[-1]["loss"] < log[0]["loss"] - 0.3
     assert torch.equal(*made)
+    folder = save(name, model, tokenizer, log, tmp_path / "a")
+    told = json.loads((folder / "recipe.json").read_text())
+    assert told["sha256"] == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() and told["step"] == len(log)
+    saved = params.model_copy(update={"model": str(folder)})
+    assert load_tokenizer(saved).get_vocab() == tokenizer.get_vocab()
+    assert torch.equal(load_model(saved).model.norm.weight, model.model.norm.weight.float())
 
 
 def test_a_row_is_one_document_and_what_users_say_counts_little() -> None:
@@ -84,19 +92,13 @@ def test_the_weights_that_ship_are_those_of_todays_recipe(name: str) -> None:
     assert made["sha256"] == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
     recipe = RECIPES[name]
     tokenizer = train_tokenizer(recipe)
-    steps = pretrain(new_model(recipe, tokenizer), tokenizer, recipe)
+    model = new_model(recipe, tokenizer)
+    assert 1e6 <= model.num_parameters() <= 3e6 and model.config.model_type == name.removeprefix("builtin/")
+    steps = pretrain(model, tokenizer, recipe)
     again = [row["loss"] for row in itertools.islice(steps, 3)]
     logged = pd.read_csv(folder / "pretraining.csv")["loss"].head(3)
     assert again == pytest.approx(list(logged), abs=0.05)
-    assert train_tokenizer(recipe).get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
-
-
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_the_real_recipes_are_small_and_of_their_architecture(name: str) -> None:
-    recipe = dataclasses.replace(RECIPES[name], tokenizer_documents=200)
-    model = new_model(recipe, train_tokenizer(recipe))
-    assert 1e6 <= sum(p.numel() for p in model.parameters()) <= 3e6
-    assert model.config.model_type == name.removeprefix("builtin/")
+    assert tokenizer.get_vocab() == AutoTokenizer.from_pretrained(folder).get_vocab()
 
 
 def test_a_built_in_model_is_read_from_the_package_wherever_one_works(
@@ -109,25 +111,9 @@ def test_a_built_in_model_is_read_from_the_package_wherever_one_works(
     assert tokenizer.apply_chat_template(turns, tokenize=False) == "<s><|user|>7.2?<|end|><|assistant|>yes<|end|>"
     assert len(tokenizer("1234", add_special_tokens=False)["input_ids"]) == 4
     assert locate(builtin) == str(BASE_MODELS / "builtin-mistral")
-    assert (
-        model_fingerprint(builtin)
-        == json.loads((BASE_MODELS / "builtin-mistral" / "recipe.json").read_text())["sha256"]
-    )
+    told = json.loads((BASE_MODELS / "builtin-mistral" / "recipe.json").read_text())
+    assert model_fingerprint(builtin) == told["sha256"]
     assert not list(tmp_path.iterdir())
-
-
-def test_what_is_saved_loads_and_holds_its_own_hash(params: RunParams, tmp_path: Path) -> None:
-    recipe = dataclasses.replace(RECIPES["builtin/llama"], **SMALL)
-    tokenizer = train_tokenizer(recipe)
-    model = new_model(recipe, tokenizer)
-    folder = save(
-        "builtin/llama", model, tokenizer, list(itertools.islice(pretrain(model, tokenizer, recipe), 2)), tmp_path / "a"
-    )
-    made = json.loads((folder / "recipe.json").read_text())
-    assert made["sha256"] == hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest() and made["step"] == 2
-    saved = params.model_copy(update={"model": str(folder)})
-    assert load_tokenizer(saved).get_vocab() == tokenizer.get_vocab()
-    assert torch.equal(load_model(saved).model.norm.weight, model.model.norm.weight.float())
 
 
 def test_models_that_cannot_be_had_are_named_with_a_remedy(

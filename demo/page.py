@@ -1,0 +1,82 @@
+"""docs/demo.md and docs/demo.svg, as the demo's results say: `python -m demo.page` after `medstudy run params/demo`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medstudy.params import project_root
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+#: Half-widths of the interval of DPO - SFT with the same labels that the demo was designed for.
+FORESEEN = {"study": 0.02, "task": 0.05}
+_HEAD = """# What the demo gave
+
+*Written by `python -m demo.page` from {study}/verdicts.csv: {n} runs of version {commit}, {date}, {minutes:.0f} minutes
+of computing on {threads} thread(s) a run. Another machine gives slightly other numbers; docs/controls.md says how often
+a verdict errs. The models have 2 million parameters, the cases are synthetic: this is no evidence about a clinic.*
+"""
+
+
+def page(verdicts: pd.DataFrame, records: list[dict[str, Any]], study: str) -> str:
+    """The page in Markdown.
+
+    Args:
+        verdicts: rows of verdicts.csv.
+        records: run.json of every run.
+        study: its folder, as the page names it.
+    """
+    seconds = sum(value or 0 for record in records for value in record["seconds"].values())
+    commits = sorted({(record.get("git_commit") or "unknown")[:7] for record in records})
+    dates = sorted({record["finished"][:10] for record in records})
+    facts = {"n": len(records), "commit": ", ".join(commits), "date": " to ".join(dict.fromkeys((dates[0], dates[-1])))}
+    threads = records[0].get("threads", "?")
+    parts = [_HEAD.format(study=study, minutes=seconds / 60, threads=threads, **facts)]
+    said = verdicts.drop_duplicates(["scope", "name"])
+    for scope, title in (
+        ("study", "The study"),
+        ("kind", "Kinds of task"),
+        ("task", "Tasks"),
+        ("cell", "Task x model"),
+    ):
+        parts.append(f"## {title}\n")
+        parts += [
+            f"- **{row.verdict or 'difference'}.** {row.sentence}" for row in said[said["scope"] == scope].itertuples()
+        ]
+        parts.append("")
+    return "\n".join([*parts, "![Differences with 95 % intervals](demo.svg)\n", _precision(verdicts)])
+
+
+def _precision(verdicts: pd.DataFrame) -> str:
+    """What half-widths were reached, beside those that were foreseen."""
+    rows = verdicts[verdicts["contrast"] == "dpo-sft_more"]
+    lines = ["## How exact this is\n", "| scope | outcome | half-width | foreseen |", "|---|---|---|---|"]
+    for row in rows[rows["scope"].isin(FORESEEN)].itertuples(index=False):
+        half = (row.high - row.low) / 2
+        foreseen = FORESEEN[row.scope]
+        missed = "" if half <= foreseen else ", not reached"
+        lines.append(f"| {row.name} | {row.outcome} | {half:.3f} | {foreseen:g}{missed} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(results: Path, docs: Path) -> None:
+    """Write both files."""
+    import pandas as pd
+
+    from medstudy.report.figures import forest_figure
+
+    verdicts = pd.read_csv(results / "verdicts.csv", keep_default_na=False, na_values=["nan"])
+    numbers = ["difference", "low", "high", "p"]
+    verdicts[numbers] = verdicts[numbers].apply(pd.to_numeric, errors="coerce")
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in results.glob("*/*/seed*/run.json")]
+    (docs / "demo.md").write_text(page(verdicts, records, f"results/{results.name}"), encoding="utf-8")
+    forest_figure(verdicts).savefig(docs / "demo.svg")
+
+
+if __name__ == "__main__":
+    root = project_root()
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else root / "results" / "demo", root / "docs")
