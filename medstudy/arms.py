@@ -18,9 +18,8 @@ class Arm:
         colour, marker: of figures, as matplotlib reads them.
         start: the arm whose adapter its training goes on from; "base" for a new adapter, "" without training.
         trainer: TRL's class; "" without training.
-        rows: what it is trained on: "cases", "pairs", or "" without training.
+        rows: what it is trained on: "train" or "prefer" cases, "pairs", their "chosen" sides, or "" without training.
         against: arms that it is contrasted with, on the same cases.
-        claimed: whether a verdict rests on these contrasts (they are the family that p values are corrected for).
     """
 
     label: str
@@ -30,17 +29,17 @@ class Arm:
     trainer: str = ""
     rows: str = ""
     against: tuple[str, ...] = ()
-    claimed: bool = True
 
 
 #: In the order of tables and figures. Colours fall in lightness from base to dpo, so that they can be told apart in
 #: grey; their hues suit the colour-blind.
 ARMS: dict[str, Arm] = {
     "base": Arm("base", "#DEDEDE", "o"),
-    "few_shot": Arm("few-shot", "#E6AB2B", "v", against=("base",), claimed=False),
-    "sft": Arm("SFT", "#4A9CCB", "s", "base", "SFTTrainer", "cases", ("base",)),
-    "sft_more": Arm("SFT continued", "#1F6391", "D", "sft", "SFTTrainer", "cases"),
-    "dpo": Arm("DPO", "#6E1030", "^", "sft", "DPOTrainer", "pairs", ("sft", "sft_more")),
+    "few_shot": Arm("few-shot", "#E6AB2B", "v", against=("base",)),
+    "sft": Arm("SFT", "#4A9CCB", "s", "base", "SFTTrainer", "train", ("base",)),
+    "sft_more": Arm("SFT, same labels", "#1F6391", "D", "sft", "SFTTrainer", "prefer", ("sft",)),
+    "sft_chosen": Arm("SFT on chosen sides", "#3C4A8C", "d", "sft", "SFTTrainer", "chosen"),
+    "dpo": Arm("DPO", "#6E1030", "^", "sft", "DPOTrainer", "pairs", ("sft", "sft_more", "sft_chosen")),
 }
 #: What would be used without a language model; never contrasted with the arms, hollow in figures.
 BASELINES: dict[str, Arm] = {
@@ -51,13 +50,7 @@ BASELINES: dict[str, Arm] = {
 }
 #: Arms that are trained, in the order of their training.
 TRAINED = tuple(name for name, arm in ARMS.items() if arm.trainer)
-#: Pairs of arms whose difference is reported, those that a verdict rests on first.
-CONTRASTS = tuple(
-    (name, other)
-    for claimed in (True, False)
-    for name, arm in ARMS.items()
-    if arm.claimed is claimed
-    for other in arm.against
-)
-#: The contrasts that a verdict rests on.
-FAMILY = tuple(f"{name}-{other}" for name, other in CONTRASTS if ARMS[name].claimed)
+#: Pairs of arms whose difference is reported.
+CONTRASTS = tuple((name, other) for name, arm in ARMS.items() for other in arm.against)
+#: The contrasts that a verdict rests on: DPO must be better than SFT, and than SFT with the same labels.
+FAMILY = ("dpo-sft", "dpo-sft_more")

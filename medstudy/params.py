@@ -76,6 +76,13 @@ def _known_task(name: str) -> str:
 TaskName = Annotated[str, AfterValidator(_known_task)]
 DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
 PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
+#: Arm -> its parameters that may be chosen on validation cases.
+SETTINGS = {
+    "sft": ("sft_learning_rate", "sft_epochs"),
+    "sft_more": ("sft_more_learning_rate", "sft_more_epochs"),
+    "sft_chosen": ("sft_chosen_learning_rate", "sft_chosen_epochs"),
+    "dpo": ("dpo_learning_rate", "dpo_epochs", "dpo_beta", "dpo_loss", "dpo_loss_weights"),
+}
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
@@ -95,6 +102,7 @@ class RunParams(BaseModel):
     data_root: str
     results: str
     n_train: Natural
+    n_prefer: Natural
     n_valid: Natural
     n_test: Natural
     split_seed: Natural
@@ -109,6 +117,9 @@ class RunParams(BaseModel):
     sft_learning_rate: Rate
     sft_epochs: Positive
     sft_more_learning_rate: Rate
+    sft_more_epochs: Positive
+    sft_chosen_learning_rate: Rate
+    sft_chosen_epochs: Positive
     pair_source: PairSource
     pair_file: str
     samples_per_case: Count
@@ -117,6 +128,8 @@ class RunParams(BaseModel):
     dpo_epochs: Positive
     dpo_beta: Positive
     dpo_loss: list[DpoLoss] = Field(min_length=1)
+    dpo_loss_weights: list[Positive]
+    candidates: dict[str, list[dict[str, Any]]]
     max_new_tokens: Count
     eval_batch_size: Count
 
@@ -140,6 +153,38 @@ class RunParams(BaseModel):
                 "'ratings' and 'file' read a file, and only they do"
             )
         return self
+
+    @model_validator(mode="after")
+    def _each_loss_has_its_weight(self) -> RunParams:
+        if len(self.dpo_loss_weights) not in (0, len(self.dpo_loss)):
+            raise ValueError(f"dpo_loss_weights = {self.dpo_loss_weights}: give one for each of {self.dpo_loss}")
+        return self
+
+    @model_validator(mode="after")
+    def _candidates_are_settings_and_as_many_for_each(self) -> RunParams:
+        for arm, tries in self.candidates.items():
+            if arm not in SETTINGS:
+                raise ValueError(f"candidates: unknown arm {arm!r} (allowed: {', '.join(SETTINGS)})")
+            if name := next((name for one in tries for name in one if name not in SETTINGS[arm]), ""):
+                raise ValueError(f"candidates of {arm}: {name!r} is none of {', '.join(SETTINGS[arm])}")
+        after = {arm: len(self.candidates.get(arm, [])) for arm in SETTINGS if arm != "sft"}
+        if len(set(after.values())) > 1:
+            raise ValueError(f"candidates: as many for each arm after SFT, or the comparison is not fair; now {after}")
+        return self
+
+    def tries(self, arm: str) -> list[RunParams]:
+        """The parameters as they are with each of the ``arm``'s candidates; without candidates these alone.
+
+        Raises:
+            ParamsError: a candidate's value is out of range.
+        """
+        plain = self.model_dump()
+        tries = self.candidates.get(arm) or [{}]
+        return [_validate(RunParams, plain | one, f"candidates of {arm}") for one in tries]
+
+    def settings(self, arm: str) -> dict[str, Any]:
+        """What may be chosen for an arm, with its values."""
+        return {name: getattr(self, name) for name in SETTINGS[arm]}
 
     @classmethod
     def from_notebook(cls, task: str, namespace: Mapping[str, Any] | None = None) -> RunParams:

@@ -189,6 +189,7 @@ class Run:
         self._kept: dict[str, Any] = {}
         self._saved: dict[str, Any] = {}
         self._arms: list[str] = []
+        self._tried: dict[str, list[dict[str, Any]]] = {}
         self._card = "private"  # its name, once it is known
         self._started = datetime.now(UTC)
         self._set_aside()
@@ -222,6 +223,11 @@ class Run:
         self.status(name, state="reused" if stage.done else "running")
         return stage
 
+    def settle(self, stage: Stage, tried: list[dict[str, Any]]) -> None:
+        """Take one of several trainings of a name as that arm, and note what was ``tried``."""
+        self.stages[stage.name] = stage
+        self._tried[stage.name] = tried
+
     def keep_source(self, card: DataCard, cases: list[Case]) -> None:
         """Keep the cases in ``private/``, for the scan before a report, and note what the card says.
 
@@ -234,7 +240,7 @@ class Run:
             {
                 "case_id": case.case_id,
                 "group_id": case.group_id,
-                "texts": [case.text, *case.gold.values(), *_strings(case.details)],
+                "texts": [case.text, *case.gold.values(), *_strings(case.details), *_strings(case.demonstration)],
                 "ids": [i for i, column in zip((case.case_id, case.group_id), named or (), strict=False) if column],
             }
             for case in cases
@@ -289,6 +295,7 @@ class Run:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": {name: stage.facts.get("seconds") for name, stage in self.stages.items()},
             "stages": {name: {"key": stage.key, **stage.facts} for name, stage in self.stages.items()},
+            "tried": [row for rows in self._tried.values() for row in rows],
             **provenance(),
             **self._told(self.facts | facts),
         }
@@ -321,7 +328,8 @@ class Run:
                 stage = stage.start
 
     def _refuse_other(self, made: Stage, start: Stage) -> None:
-        now = self.params.model_dump()
+        chosen = [row["settings"] for row in self._tried.get(start.name, []) if row["chosen"]]
+        now = self.params.model_dump() | (chosen[0] if chosen else {})
         for name, value in start.made_with.items():
             if value != now[name]:
                 raise RunError(

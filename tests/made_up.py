@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
+
+
+def asked(n_train: int, n_valid: int, n_test: int, seed: int, split_seed: int, n_prefer: int = 1) -> SimpleNamespace:
+    """The parameters that splits are drawn by."""
+    return SimpleNamespace(**locals())
 
 
 def rows(arm: str, gold: list[dict[str, str]], said: list[dict[str, str]], group: int = 1, **scores) -> pd.DataFrame:

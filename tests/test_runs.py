@@ -96,7 +96,7 @@ def told(params: RunParams, cases: list[Case]) -> Run:
 
 def all_done(run: Run, cases: list[Case]) -> Run:
     """Stages, answers and tables of a run, all of this start."""
-    run.keep("splits", Splits(cases[:4], cases[4:6], cases[6:]))
+    run.keep("splits", Splits(cases[:4], [], cases[4:6], cases[6:]))
     run.keep("pairs", [Pair("a", "b", [], "yes", "no", "own")])
     sft = trained(run, "sft")
     for name, adapter in (("base", None), ("sft", sft), ("dpo", trained(run, "dpo", sft))):
@@ -147,7 +147,7 @@ def test_a_training_with_another_value_than_run_json_would_say_is_named(told: Ru
 
 def test_answers_of_a_training_of_an_earlier_start_are_named(told: Run, params: RunParams, cases: list[Case]) -> None:
     new = Run(params.model_copy(update={"dpo_beta": 0.5}))
-    new.keep("splits", Splits(cases[:4], cases[4:6], cases[6:]))
+    new.keep("splits", Splits(cases[:4], [], cases[4:6], cases[6:]))
     with pytest.raises(RunError, match="the pairs are of an earlier start"):
         new.finish()
     new.keep("pairs", [])

@@ -80,17 +80,17 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
             return
         cases, lengths = _fitting(runs[0], task, loaded.cases, faults)
         try:
-            splits = [split_cases(cases, r.n_train, r.n_valid, r.n_test, r.seed, r.split_seed) for r in runs]
+            splits = [split_cases(cases, r) for r in runs]
         except DataError as error:
             faults.append(f"{name}, {model}: {error}")
             continue
-        parts = (splits[0].train, splits[0].validation, splits[0].test)
-        yield f"  {model}: train {len(parts[0])}, validation {len(parts[1])}, test {len(parts[2])}"
+        parts = vars(splits[0])
+        yield f"  {model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in parts.items())
         yield from (f"    {line}" for line in _needs(runs[0], lengths, parts, int(study.tasks[name].get("gpu", 0))))
         if model == study.models[-1]:
-            yield from _power(parts[2])
+            yield from _power(parts["test"])
             yield from _notes(audit(loaded, splits[0]), len(loaded.cases))
-            unused = len(cases) - sum(map(len, parts))
+            unused = len(cases) - sum(map(len, parts.values()))
             if first.n_train == 0 and unused:
                 yield f"  note: {unused} cases go unused: the rest of groups that a split was cut through"
 
@@ -142,7 +142,7 @@ def _is_here(model: str) -> bool:
     return all(isinstance(try_to_load_from_cache(model, f), str) for f in ("config.json", "tokenizer_config.json"))
 
 
-def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: int) -> Iterator[str]:
+def _needs(run: RunParams, lengths: Any, parts: dict[str, list[Case]], gpus: int) -> Iterator[str]:
     """Tokens, memory and minutes of a run of one model."""
     from medstudy.data.card import load_card
     from medstudy.tasks import get_task
@@ -150,7 +150,7 @@ def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: in
 
     if lengths is None:
         task = get_task(run.task, load_card(run.data))
-        some = [case for part in parts for case in part]
+        some = [case for part in parts.values() for case in part]
         prompts = [round(len(task.prompt(case).split()) * TOKENS_A_WORD) for case in some]
         answers = [round(len(task.target(case).split()) * TOKENS_A_WORD) for case in some]
         how = f"estimated from words at {TOKENS_A_WORD} a word, as the model is not on this machine yet"
@@ -169,7 +169,7 @@ def _needs(run: RunParams, lengths: Any, parts: tuple[list[Case], ...], gpus: in
     except (OSError, ValueError) as error:
         yield f"memory and time are not foretold: {type(error).__name__}, no config.json of a kind that is known here"
         return
-    work = forecast.Work(mean, statistics.mean(answers), max(prompts) + max(answers), len(parts[0]), len(parts[2]))
+    work = forecast.work(mean, statistics.mean(answers), max(prompts) + max(answers), parts)
     gb = forecast.gigabytes(run, shape, work, gpus > 0) / max(1, gpus)
     rate = forecast.GPU_RATE if gpus else forecast.CPU_RATE
     minutes = max(1, forecast.seconds(run, shape, work, rate) / 60)

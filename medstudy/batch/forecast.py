@@ -39,13 +39,19 @@ class Shape:
 
 @dataclass(frozen=True)
 class Work:
-    """Of a run's cases: mean tokens of prompt and answer, the longest of both together, cases trained and tested."""
+    """Of a run's cases: mean tokens of prompt and answer, the longest of both together, cases in each split."""
 
     prompt: float
     answer: float
     longest: int
     trained: int
+    preferred: int
     tested: int
+
+
+def work(prompt: float, answer: float, longest: int, parts: dict[str, list[Any]]) -> Work:
+    """Of a run whose splits are ``parts``."""
+    return Work(prompt, answer, longest, *(len(parts[name]) for name in ("train", "prefer", "test")))
 
 
 def read_shape(source: str) -> Shape:
@@ -80,14 +86,15 @@ def read_shape(source: str) -> Shape:
 def seconds(params: RunParams, shape: Shape, work: Work, rate: float) -> float:
     """Of one run at ``rate`` operations a second."""
     row, again = work.prompt + work.answer, 1 if params.gradient_checkpointing else 0
-    pairs = work.trained * params.pairs_per_case
-    drawn = work.trained * params.samples_per_case if params.pair_source == "own_errors" else 0
-    arms = 5 if params.few_shot_k else 4
+    pairs = work.preferred * params.pairs_per_case
+    drawn = work.preferred * params.samples_per_case if params.pair_source == "own_errors" else 0
+    arms, tries = 6 if params.few_shot_k else 5, len(params.tries("dpo"))
     # chosen and rejected share their prompt; the reference is one more way forward
-    tokens = (2 + again) * (params.sft_epochs * work.trained + params.dpo_epochs * pairs) * row
-    tokens += (3 + again) * params.dpo_epochs * pairs * (row + work.answer)
-    tokens += work.trained * bool(drawn) * work.prompt + drawn * work.answer + arms * work.tested * row
-    rows = params.sft_epochs * work.trained + 2 * params.dpo_epochs * pairs
+    after = tries * params.dpo_epochs * pairs
+    tokens = (2 + again) * (params.sft_epochs * work.trained + 2 * after) * row
+    tokens += (3 + again) * after * (row + work.answer)
+    tokens += work.preferred * bool(drawn) * work.prompt + drawn * work.answer + arms * work.tested * row
+    rows = params.sft_epochs * work.trained + 3 * after
     steps = rows / (params.batch_size * params.gradient_accumulation)
     batches = (drawn + arms * work.tested) / params.eval_batch_size
     # a batch is done when its longest answer is

@@ -18,6 +18,7 @@ from medstudy.show import OWN
 LEAK = 0.95
 #: Wording of fewer cases and groups than this proves nothing, and may be a patient's.
 LEAK_CASES = 11
+HELD_OUT = ("validation", "test")
 #: How a line about a wording begins; of a source that may not be shown the wording is left out.
 WORDING = "the wording "
 #: Cosine of two texts' TF-IDF vectors (words and pairs of words) from which they are near-duplicates.
@@ -31,9 +32,9 @@ def audit(loaded: Loaded, splits: Splits) -> pd.DataFrame:
     """Count what a reader should know before training.
 
     Returns:
-        Columns topic, measure, source, train, validation, test; whole numbers, empty where none applies.
+        Columns topic, measure, source, train, prefer, validation, test; whole numbers, empty where none applies.
     """
-    drawn = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    drawn = vars(splits)
     parts = {"source": loaded.cases} | drawn
     lines: list[Line] = [
         {"topic": "rows", "measure": "in the source", "source": loaded.rows_in},
@@ -80,16 +81,16 @@ def _absent(case: Case) -> set[str]:
 
 
 def _words(texts: list[str], q: float) -> int:
-    return round(pd.Series([len(text.split()) for text in texts]).quantile(q))
+    return 0 if not texts else round(pd.Series([len(text.split()) for text in texts]).quantile(q))
 
 
 def _overlap(drawn: dict[str, list[Case]]) -> Iterator[Line]:
     groups = {name: {c.group_id for c in cases} for name, cases in drawn.items()}
     shared = {a: len(groups[a] & set().union(*(groups[b] for b in drawn if b != a))) for a in drawn}
     yield {"topic": "overlap", "measure": "groups in another split (must be 0)"} | shared
-    train = drawn["train"]
+    train = [*drawn["train"], *drawn["prefer"]]
     held = {text_key(c.text) for c in train}
-    others = {name: [text_key(c.text) in held for c in cases] for name, cases in drawn.items() if name != "train"}
+    others = {name: [text_key(c.text) in held for c in cases] for name, cases in drawn.items() if name in HELD_OUT}
     same = {name: sum(there) for name, there in others.items()}
     yield {"topic": "overlap", "measure": "cases with the text of a training case"} | same
     like = {name: int((_near(drawn[name], train) | np.array(there)).sum()) for name, there in others.items()}

@@ -18,7 +18,7 @@ from medstudy.params import TaskName, nearest
 from medstudy.runs import from_root
 from medstudy.tasks import TASK_TYPES
 
-SplitName = Literal["train", "validation", "test"]
+SplitName = Literal["train", "prefer", "validation", "test"]
 SPLITS: tuple[str, ...] = get_args(SplitName)
 Text = Annotated[str, Field(min_length=1)]
 CARDS = Path(__file__).resolve().parents[2] / "params" / "data"
@@ -122,7 +122,8 @@ class Columns(Section):
 
     ``text`` holds ``{Column}`` placeholders, and ``{fields}`` where the fields go. ``exclude`` names columns that
     would give the answer away. ``rejected`` says where answers stand that were given and are known to be worse
-    than gold. ``missing`` lists values that mean none, by column (``*``: any). ``repeats: drop`` leaves out
+    than gold, ``demonstration`` where answers stand that were given in practice: SFT is shown these, pairs and
+    the test know gold. ``missing`` lists values that mean none, by column (``*``: any). ``repeats: drop`` leaves out
     further copies of a text, and every copy where their answers differ; ``keep`` has them all, in one group.
     Without ``group_id`` a group is the cases of one text.
     """
@@ -131,6 +132,7 @@ class Columns(Section):
     fields: list[FeatureColumn] = []
     gold: dict[str, Gold]
     rejected: dict[str, Gold] = {}
+    demonstration: dict[str, Gold] = {}
     split: Gold | None = None
     case_id: str = ""
     group_id: str = ""
@@ -150,10 +152,15 @@ class Columns(Section):
         return [*self.placeholders, *(f.column for f in self.fields), *self.details.values()]
 
     @property
+    def answers(self) -> list[str]:
+        """Columns that hold an answer."""
+        kinds = (self.gold, self.rejected, self.demonstration)
+        return [spec.column for kind in kinds for spec in kind.values()]
+
+    @property
     def used(self) -> list[str]:
         """Every column that a case is made of."""
-        answers = [g.column for g in (*self.gold.values(), *self.rejected.values())]
-        named = [*self.shown, *answers, self.split.column if self.split else "", self.case_id, self.group_id]
+        named = [*self.shown, *self.answers, self.split.column if self.split else "", self.case_id, self.group_id]
         return [name for name in dict.fromkeys(named) if name]
 
     @property
@@ -167,8 +174,7 @@ class Columns(Section):
             raise ValueError("fields go where text says {fields}: give both, or a text with {Column} placeholders")
         if not self.shown:
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
-        answers = {*self.exclude, *(g.column for g in (*self.gold.values(), *self.rejected.values()))}
-        leaks = answers.intersection(self.shown)
+        leaks = {*self.exclude, *self.answers}.intersection(self.shown)
         if leaks:
             raise ValueError(f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details")
         return self
@@ -229,10 +235,12 @@ class DataCard(Section):
         columns, files = self.columns, self.load.files if isinstance(self.load, Files) else []
         if set(columns.gold) != set(outcomes):
             raise ValueError(f"columns.gold must be for {list(outcomes)}, not {list(columns.gold)}")
-        if unknown := set(columns.rejected) - set(outcomes):
-            raise ValueError(f"columns.rejected.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})")
-        maps = [(f"gold.{o}", f"labels.{o}", g, self.labels.get(o)) for o, g in columns.gold.items()]
-        maps += [(f"rejected.{o}", f"labels.{o}", g, self.labels.get(o)) for o, g in columns.rejected.items()]
+        maps: list[tuple[str, str, Gold, list[str] | None]] = []
+        for kind in ("gold", "rejected", "demonstration"):
+            specs = getattr(columns, kind)
+            if unknown := set(specs) - set(outcomes):
+                raise ValueError(f"columns.{kind}.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})")
+            maps += [(f"{kind}.{o}", f"labels.{o}", spec, self.labels.get(o)) for o, spec in specs.items()]
         maps += [("split", "the splits", columns.split, list(SPLITS))] if columns.split else []
         for where, what, spec, known in maps:
             wrong = next((answer for answer in spec.map.values() if known and answer not in known), None)

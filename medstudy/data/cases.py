@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 #: Smallest count of patients that a table of a private source shows.
@@ -25,9 +25,9 @@ class Case:
         gold: right answer per outcome, e.g. ``{"provider": "nurse", "urgency": "routine"}``.
         details: what only some tasks have, JSON-able: ``features`` (numeric), ``findings``, ``synonyms``
             and ``options`` (reasoning), ``facts`` (summarization).
-        split: ``train``, ``validation`` or ``test`` where the source fixes it, else None.
+        split: ``train``, ``prefer``, ``validation`` or ``test`` where the source fixes it, else None.
         open_outcomes: those of ``gold`` that are free words and no label of a list.
-        demonstration: what was done or written at the time, in the form of ``gold``, where it may differ from it.
+        demonstration: the answer that was given in practice, where that is not always the right one; None: gold.
     """
 
     case_id: str
@@ -38,3 +38,7 @@ class Case:
     split: str | None = None
     open_outcomes: frozenset[str] = frozenset()
     demonstration: Mapping[str, str] | None = None
+
+    def recorded(self) -> Case:
+        """The case with what was done in the place of what is right: the answer that SFT is shown."""
+        return replace(self, gold=self.demonstration) if self.demonstration else self

@@ -16,7 +16,7 @@ from medstudy.data.rows import Row, RowDropped, answers_by_text, text_key
 from medstudy.data.tables import Table, as_table, read_tables
 
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
-_ORDER = {None: 0, "train": 0, "validation": 1, "test": 2}
+_ORDER = {None: 0, "train": 0, "prefer": 1, "validation": 2, "test": 3}
 
 
 @dataclass(frozen=True)

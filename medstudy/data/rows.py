@@ -52,9 +52,10 @@ class Row:
             group_id=group_id or f"text-{text_key(text)}",
             text=text,
             gold=gold,
-            details=self._details(gold) | self._rejected(gold),
+            details=self._details(gold) | ({"rejected": worse} if (worse := self._other("rejected", gold)) else {}),
             split=self._answer("", "split", columns.split) if columns.split else split,
             open_outcomes=self.card.open_outcomes,
+            demonstration=self._other("demonstration", gold),
         )
 
     def _fault(self, column: str, what: str) -> DataError:
@@ -116,14 +117,14 @@ class Row:
         mapping = spec.map or {name: name for name in allowed}
         return self._mapped(spec.column, mapping, f"columns.{where}.map")
 
-    def _rejected(self, gold: Mapping[str, str]) -> dict[str, Any]:
-        """The worse answer that the source holds, whole; none where it is missing or equals gold."""
-        specs = self.card.columns.rejected
+    def _other(self, kind: str, gold: Mapping[str, str]) -> dict[str, str] | None:
+        """The answer of another kind that the source holds, whole; None where it is missing or equals gold."""
+        specs: Mapping[str, Gold] = getattr(self.card.columns, kind)
         try:
-            worse = dict(gold) | {name: self._answer("rejected", name, spec) for name, spec in specs.items()}
+            other = dict(gold) | {name: self._answer(kind, name, spec) for name, spec in specs.items()}
         except RowDropped:
-            return {}
-        return {"rejected": worse} if worse != gold else {}
+            return None
+        return other if other != gold else None
 
     def _details(self, gold: Mapping[str, str]) -> dict[str, Any]:
         columns = self.card.columns

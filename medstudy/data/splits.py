@@ -10,41 +10,50 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import pandas as pd
 
 from medstudy.data.cases import Case, DataError
+from medstudy.params import RunParams
 
 #: Shares taken where the source fixes no split and the number asked for is 0.
-TEST_SHARE, VALIDATION_SHARE = 0.25, 0.1
+TEST_SHARE, VALIDATION_SHARE, TRAIN_SHARE = 0.25, 0.1, 0.5
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Three lists of cases that share no group."""
+    """Lists of cases that share no group: for SFT, for what comes after it, for choosing, for the figures."""
 
     train: list[Case]
+    prefer: list[Case]
     validation: list[Case]
     test: list[Case]
 
     def all(self) -> list[Case]:
         """Every case that a study uses, train first."""
-        return [*self.train, *self.validation, *self.test]
+        return [*self.train, *self.prefer, *self.validation, *self.test]
+
+    @property
+    def labelled(self) -> list[Case]:
+        """What all arms together know of: recorded answers of train, right ones of prefer."""
+        return [*(case.recorded() for case in self.train), *self.prefer]
 
 
-def split_cases(cases: Sequence[Case], n_train: int, n_valid: int, n_test: int, seed: int, split_seed: int) -> Splits:
+def split_cases(cases: Sequence[Case], params: RunParams) -> Splits:
     """Draw the splits of one run. Splits that the source fixes are kept.
 
-    The test split depends on the cases, `n_test` and `split_seed` only; validation and train are drawn
+    The test split depends on the cases, `n_test` and `split_seed` only; validation, train and prefer are drawn
     from the rest by `seed`. A smaller split is the beginning of a larger one. 0 asks for all cases there
-    are; where the split has first to be carved out, for a quarter (test) or a tenth (validation).
+    are; where the split has first to be carved out, for a quarter (test), a tenth (validation), a half (train).
 
     Raises:
         DataError: more cases are asked for than there are, or a split would hold one answer only.
     """
-    given = {name: [c for c in cases if (c.split or "train") == name] for name in ("train", "validation", "test")}
+    n_valid, n_test, seed, split_seed = params.n_valid, params.n_test, params.seed, params.split_seed
+    names = (field.name for field in fields(Splits))
+    given = {name: [c for c in cases if (c.split or "train") == name] for name in names}
     rest = given["train"]
     if given["test"]:
         test = _take("test", _shuffled(given["test"], split_seed), n_test)
@@ -55,9 +64,17 @@ def split_cases(cases: Sequence[Case], n_train: int, n_valid: int, n_test: int, 
         validation = _take("valid", _shuffled(given["validation"], seed), n_valid)
     else:
         validation, rest = _carve("valid", rest, n_valid, VALIDATION_SHARE)
-    train = _take("train", rest, n_train)
+    if given["prefer"]:
+        train = _take("train", rest, params.n_train)
+        prefer = _take("prefer", _shuffled(given["prefer"], seed), params.n_prefer)
+    elif params.n_train:
+        train, rest = _carve("train", rest, params.n_train, TRAIN_SHARE)
+        prefer = _take("prefer", rest, params.n_prefer)
+    else:
+        prefer, rest = _carve("prefer", rest, params.n_prefer, 1 - TRAIN_SHARE)
+        train = _take("train", rest, 0)
     _check_answers(cases, train, test)
-    return Splits(train, validation, test)
+    return Splits(train, prefer, validation, test)
 
 
 def _shuffled(cases: Sequence[Case], seed: int) -> list[Case]:
@@ -86,7 +103,7 @@ def _take(name: str, cases: list[Case], n: int) -> list[Case]:
         groups = len({c.group_id for c in cases})
         raise DataError(
             f"n_{name} = {n}, but there are {len(cases)} cases (in {groups} groups) for it;"
-            f" ask for fewer, here or in a split drawn before (first test, then validation)"
+            f" ask for fewer, here or in a split drawn before (first test, then validation, train, prefer)"
         )
     return cases[:n] if n else cases
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
-    """Fit on the training cases, answer the test cases; a table as `predictions_table` makes it.
+    """Fit on the cases of train and prefer, answer the test cases; a table as `predictions_table` makes it.
 
     For every task: the most frequent answer of training, outcome by outcome; for summaries also the first words of
     the text (``lead``), as many as a gold summary of training has. Where one outcome has labels also
@@ -29,15 +29,15 @@ def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
     """
     outcome = single_outcome(task.card.labels)
     if outcome is None or outcome in task.open_outcomes:
-        commonest = {o: Counter(c.gold[o] for c in splits.train).most_common(1)[0][0] for o in task.outcomes}
+        commonest = {o: Counter(c.gold[o] for c in splits.labelled).most_common(1)[0][0] for o in task.outcomes}
         answers = {"majority": [_said(task, case, commonest) for case in splits.test]}
         if isinstance(task, Summarization):
-            words = int(np.median([len(task.target(case).split()) for case in splits.train]))
+            words = int(np.median([len(task.target(case).split()) for case in splits.labelled]))
             answers["lead"] = [" ".join(case.text.split()[:words]) for case in splits.test]
         return predictions_table(task, splits.test, answers)
-    labels, gold = task.card.labels[outcome], [case.gold[outcome] for case in splits.train]
+    labels, gold = task.card.labels[outcome], [case.gold[outcome] for case in splits.labelled]
     numeric = "features" in splits.train[0].details
-    train, test = (_inputs(cases, numeric) for cases in (splits.train, splits.test))
+    train, test = (_inputs(cases, numeric) for cases in (splits.labelled, splits.test))
     answers, probabilities = {}, {}
     for name, model in _models(numeric, seed).items():
         found = model.fit(train, gold).predict_proba(test)

@@ -67,10 +67,10 @@ class Task(ABC):
 
     ``outcomes`` are what a case is asked for (empty: one, which the card names under ``labels``),
     ``open_outcomes`` those of them that are answered in free words and not by a label of the card;
-    ``metrics`` are what the arms are measured by. ``kind``: "classification" or "open-ended".
+    ``metrics`` are what the arms are measured by. ``kind`` is the kind of task that the published claim tells apart.
     """
 
-    kind: ClassVar[str] = "open-ended"
+    kind: ClassVar[Literal["classification", "open-ended"]] = "open-ended"
     outcomes: ClassVar[tuple[str, ...]] = ()
     open_outcomes: ClassVar[tuple[str, ...]] = ()
     metrics: ClassVar[tuple[Metric, ...]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import TYPE_CHECKING, Any
 
 from medstudy.params import RunParams
@@ -24,9 +25,10 @@ BOTH = {
     "seed": "seed",
 }
 SFT = BOTH | {"learning_rate": "sft_learning_rate", "num_train_epochs": "sft_epochs"}
-SFT_MORE = BOTH | {"learning_rate": "sft_more_learning_rate"}
+SFT_MORE = BOTH | {"learning_rate": "sft_more_learning_rate", "num_train_epochs": "sft_more_epochs"}
+SFT_CHOSEN = BOTH | {"learning_rate": "sft_chosen_learning_rate", "num_train_epochs": "sft_chosen_epochs"}
 DPO = BOTH | {"learning_rate": "dpo_learning_rate", "num_train_epochs": "dpo_epochs"}
-DPO |= {"beta": "dpo_beta", "loss_type": "dpo_loss"}
+DPO |= {"beta": "dpo_beta", "loss_type": "dpo_loss", "loss_weights": "dpo_loss_weights"}
 #: Arguments that say how a machine is used or how a training is watched, not what is learnt.
 _OF_THE_MACHINE = {"use_cpu", "dataloader_pin_memory", "accelerator_config", "debug", "peft_version", "peft_type"}
 _OF_THE_MACHINE |= {"logging_steps", "save_strategy", "save_total_limit", "remove_unused_columns", "task_type"}
@@ -35,7 +37,7 @@ _OF_THE_MACHINE |= {"gradient_checkpointing"}  # the old name of activation_chec
 
 def set_by(args: Any) -> dict[str, str]:
     """The parameters that set a trainer's arguments: argument -> parameter."""
-    return DPO if hasattr(args, "beta") else SFT if args.max_steps < 0 else SFT_MORE
+    return getattr(args, "set_by", {})
 
 
 def lora_config(params: RunParams) -> LoraConfig:
@@ -47,11 +49,25 @@ def lora_config(params: RunParams) -> LoraConfig:
     return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, **where)
 
 
-def sft_config(params: RunParams, run: Run, steps: int = -1) -> SFTConfig:
-    """Arguments of `SFTTrainer`: for ``sft_epochs``, or for so many optimiser steps at ``sft_more_learning_rate``."""
+def sft_config(params: RunParams, run: Run) -> SFTConfig:
+    """Arguments of `SFTTrainer` for the arm ``sft``."""
     from trl import SFTConfig
 
-    return _config(SFTConfig, params, run, SFT if steps < 0 else SFT_MORE, max_steps=steps)
+    return _config(SFTConfig, params, run, SFT)
+
+
+def control_config(params: RunParams, run: Run, arm: str, rows: int, steps: int) -> SFTConfig:
+    """Arguments of `SFTTrainer` for ``sft_more`` or ``sft_chosen``: SFT that goes on beside DPO.
+
+    They last for the arm's epochs over its ``rows``, and for as many optimiser ``steps`` as DPO had at the least, so
+    that neither more training nor more examples can be what DPO gained. Batches are as large as DPO's.
+    """
+    from trl import SFTConfig
+
+    named = {"sft_more": SFT_MORE, "sft_chosen": SFT_CHOSEN}[arm]
+    batch = params.batch_size * params.gradient_accumulation
+    own = math.ceil(getattr(params, f"{arm}_epochs") * math.ceil(rows / batch))
+    return _config(SFTConfig, params, run, named, max_steps=max(own, steps))
 
 
 def dpo_config(params: RunParams, run: Run) -> DPOConfig:
@@ -67,7 +83,8 @@ def _config(kind: Any, params: RunParams, run: Run, named: dict[str, str], **oth
 
     gpu = torch.cuda.is_available()
     config = kind(
-        **{argument: getattr(params, name) for argument, name in named.items()},
+        # an empty list is none: TRL then weighs all losses alike
+        **{argument: None if (value := getattr(params, name)) == [] else value for argument, name in named.items()},
         **others,
         output_dir=str(run.private / "trainer"),
         max_length=None,  # nothing is cut off or dropped
@@ -85,6 +102,7 @@ def _config(kind: Any, params: RunParams, run: Run, named: dict[str, str], **oth
         disable_tqdm=True,
         dataloader_pin_memory=gpu,
     )
+    config.set_by = named
     config._n_gpu = min(1, config.n_gpu)  # of several visible GPUs the trainer would use all, by DataParallel
     return config
 

@@ -57,7 +57,8 @@ def fit(
     tokens = [chat.trained(row) for row in rows]
     base = [note_model(run), run.params.dtype, run.params.quantization]
     stage = run.stage(name, CODE, before, base=base, trainer=trainer_class, args=args, lora=lora, rows=tokens)
-    stage.made_with = {parameter: getattr(args, argument) for argument, parameter in set_by(args).items()}
+    made_with = {parameter: getattr(args, argument) for argument, parameter in set_by(args).items()}
+    stage.made_with = {name: [] if value is None else value for name, value in made_with.items()}
     stage.made_with |= {"lora_rank": lora.r} if lora else {}
     if not stage.done and before and (not rows or args.max_steps == 0):
         shutil.copytree(before.folder / "adapter", stage.folder / "adapter", dirs_exist_ok=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import ARMS, TRAINED
+from medstudy.arms import TRAINED
 from medstudy.data.audit import near_duplicates
 from medstudy.data.cases import SMALLEST_COUNT, Case
 from medstudy.runs import Run
@@ -58,7 +58,7 @@ def check_gates(
     Args:
         run: with the stages of the arms and their answers.
         task: reads what SFT was taught.
-        splits: the cases of the three splits.
+        splits: the cases of the splits.
         data_audit: `data.audit.audit`; near-duplicates of test cases in training are counted, not failed.
         pairs_audit: `preferences.audit_pairs`.
     """
@@ -66,7 +66,8 @@ def check_gates(
     trained = {arm: facts[arm] for arm in TRAINED if facts.get(arm, {}).get("steps")}
     decoded = {name: f for name, f in facts.items() if name.startswith("answers_")}
     answered = [f"answers_{arm}" for arm in ("base", *TRAINED)]
-    texts = {arm: run.stages[arm].folder / TEXTS for arm in trained if ARMS[arm].rows == "cases"}
+    expected = {"sft": [case.recorded() for case in splits.train], "sft_more": splits.prefer}
+    texts = {arm: run.stages[arm].folder / TEXTS for arm in trained if arm in expected}
     taught = {arm: json.loads(file.read_text(encoding="utf-8")) for arm, file in texts.items()}
 
     def of(name: str, stages: Sequence[str], check: Callable[[], Gate]) -> Gate:
@@ -77,7 +78,7 @@ def check_gates(
         of("reference is the SFT model", ["dpo"], lambda: reference(facts["dpo"])),
         of("one BOS, trained end token", TRAINED, lambda: tokens(trained)),
         of("asked as trained", TRAINED, lambda: asked(trained)),
-        of("trained on gold", ["sft"], lambda: gold(task, splits.train, taught)),
+        of("trained on gold", ["sft"], lambda: gold(task, expected, taught)),
         of("no row lost or cut", TRAINED, lambda: nothing_lost(trained)),
         of("only the adapter moved", TRAINED, lambda: weights(trained)),
         of("eval mode, greedy, left padding", answered, lambda: decoding(decoded)),
@@ -151,14 +152,14 @@ def asked(trained: Facts) -> Gate:
     return Gate("asked as trained", begun == rows, f"{begun} of {rows}", "every row: prompt, then loss", reason)
 
 
-def gold(task: Task, train: Sequence[Case], taught: Mapping[str, list[str]]) -> Gate:
-    """What SFT trains, read back from its tokens and parsed, is the gold answer."""
-    name, expected = "trained on gold", "every training row, decoded and parsed, is its gold answer"
+def gold(task: Task, expected: Mapping[str, Sequence[Case]], taught: Mapping[str, list[str]]) -> Gate:
+    """What SFT trains, read back from its tokens and parsed, is the answer of its cases."""
+    name, must = "trained on gold", "every training row, decoded and parsed, is its case's answer"
     wrong: Counter[str] = Counter()
-    for texts in taught.values():
-        if len(texts) != len(train):
-            return Gate(name, False, f"{len(texts)} rows of {len(train)} cases", expected, "rows are missing")
-        for case, text in zip(train, texts, strict=True):
+    for arm, texts in taught.items():
+        if len(texts) != len(expected[arm]):
+            return Gate(name, False, f"{len(texts)} rows of {len(expected[arm])} cases", must, "rows are missing")
+        for case, text in zip(expected[arm], texts, strict=True):
             answer = task.parse(text)
             said = {outcome: normalise(value) for outcome, value in answer.value.items()}
             if answer.status != "parsed":
@@ -167,18 +168,17 @@ def gold(task: Task, train: Sequence[Case], taught: Mapping[str, list[str]]) -> 
                 wrong["another answer"] += 1
     rows = sum(map(len, taught.values()))
     reason = f"read back as {', '.join(f'{what} ({n})' for what, n in wrong.items())}" if wrong else ""
-    return Gate(name, not wrong and rows > 0, f"{rows - wrong.total()} of {rows}", expected, reason)
+    return Gate(name, not wrong and rows > 0, f"{rows - wrong.total()} of {rows}", must, reason)
 
 
 def nothing_lost(trained: Facts) -> Gate:
     """TRL drops or cuts rows that reach ``max_length`` with hardly a word."""
     kept = {arm: f"{f['rows']} of {f['rows_in']}" for arm, f in trained.items()}
     whole = all(f["rows"] == f["rows_in"] and f["longest"] <= f["max_length"] for f in trained.values())
-    same = len({f["rows"] for arm, f in trained.items() if ARMS[arm].rows == "cases"}) <= 1
     longest = {arm: f"{f['longest']} of {f['max_length']}" for arm, f in trained.items()}
     value = {"rows": kept, "tokens": longest}
     reason = "" if whole else "max_length is shorter than a row"
-    return Gate("no row lost or cut", whole and same, value, "rows in = rows kept", reason)
+    return Gate("no row lost or cut", whole, value, "rows in = rows kept", reason)
 
 
 def weights(trained: Facts) -> Gate:
@@ -210,7 +210,7 @@ def _shown(count: int, run: Run) -> int | str:
 
 def disjoint(splits: Splits, near: int | str) -> Gate:
     """No case and no group in two splits; near-duplicates of test cases in training are counted beside it."""
-    parts = [splits.train, splits.validation, splits.test]
+    parts = list(vars(splits).values())
     shared = sum(
         len({getattr(c, key) for c in a} & {getattr(c, key) for c in b})
         for key in ("case_id", "group_id")
@@ -222,11 +222,11 @@ def disjoint(splits: Splits, near: int | str) -> Gate:
 
 
 def pairs(audit: pd.DataFrame, source: str) -> Gate:
-    """No identical pair, none from outside training; of own errors the chosen side is right, the other wrong."""
-    names = ["identical pairs left", "pairs from test cases", "pairs from test groups"]
+    """No identical pair, none from other cases; of own errors the chosen side is right, the other wrong."""
+    names = ["identical pairs left", "pairs from other cases", "pairs from groups of other splits"]
     names += ["chosen scored wrong", "rejected scored right"] if source == "own_errors" else []
     value = {name: int(audit.loc[name, "value"]) for name in names}
-    return Gate("pairs from training only", not any(value.values()), value, "0 of each")
+    return Gate("pairs from preference cases only", not any(value.values()), value, "0 of each")
 
 
 def reload(decoded: Facts) -> Gate:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.data.cases import Case, DataError
+from medstudy.data.splits import Splits
 from medstudy.params import RunParams
 from medstudy.runs import from_root
 from medstudy.show import OWN
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two answers to one training case; ``source`` says where the chosen one comes from."""
+    """Two answers to one preference case; ``source`` says where the chosen one comes from."""
 
     case_id: str
     group_id: str
@@ -31,6 +32,10 @@ class Pair:
     chosen: str
     rejected: str
     source: str
+
+    def chosen_row(self) -> Row:
+        """The chosen side alone, in the form that `SFTTrainer` reads."""
+        return {"prompt": self.prompt, "completion": [{"role": "assistant", "content": self.chosen}]}
 
     def row(self) -> Row:
         """The form that `DPOTrainer` reads."""
@@ -59,7 +64,7 @@ Found = tuple[dict[str, list[tuple[str, str, str]]], dict[str, int]]
 
 
 def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None) -> Pairs:
-    """Pairs for the training cases from the source ``pair_source``; those whose sides say the same are dropped.
+    """Pairs for the preference cases from the source ``pair_source``; those whose sides say the same are dropped.
 
     ``own_errors`` takes the SFT model's ``samples``; ``labels`` sets gold against wrong answers that the
     task makes up, ``card`` against a worse answer that the source holds (`Columns.rejected`); ``ratings``
@@ -68,11 +73,11 @@ def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[l
     in `SOURCES`.
 
     Raises:
-        DataError: the file or a column is missing, a cell is empty, or no row is about a training case.
+        DataError: the file or a column is missing, a cell is empty, or no row is about a preference case.
     """
     found, counts = SOURCES[params.pair_source](params, task, cases, samples or [])
     pairs: list[Pair] = []
-    counts = {"training prompts": len(cases), **counts}
+    counts = {"preference prompts": len(cases), **counts}
     counts |= dict.fromkeys(("identical pairs dropped", "pairs beyond pairs_per_case dropped"), 0)
     counts |= dict.fromkeys(("chosen scored wrong", "rejected scored right"), 0)
     for case in cases:
@@ -118,7 +123,7 @@ def from_card(params: RunParams, task: Task, cases: list[Case], samples: list[li
     worse = [(c, replace(c, gold=c.details["rejected"])) for c in cases if "rejected" in c.details]
     if not worse:
         raise DataError(
-            f"pair_source = 'card': no training case of '{task.card.name}' has an answer that is worse than "
+            f"pair_source = 'card': no preference case of '{task.card.name}' has an answer that is worse than "
             "gold; see columns.rejected of the data card"
         )
     return {case.case_id: [(task.target(case), task.target(other), "gold")] for case, other in worse}, {}
@@ -163,10 +168,13 @@ def _from_file(
     if not found:
         example = f", e.g. '{next(iter(by_case), '')}' against '{cases[0].case_id}'" if task.card.shareable else ""
         raise DataError(
-            f"{params.pair_file}: none of its {len(by_case)} case ids is a training case{example}; see the card's "
+            f"{params.pair_file}: none of its {len(by_case)} case ids is a preference case{example}; see the card's "
             "columns.case_id"
         )
-    counts = {"rows in the file": len(rows), "cases in the file outside training": len(by_case) - len(found)}
+    counts = {
+        "rows in the file": len(rows),
+        "cases in the file outside the preference cases": len(by_case) - len(found),
+    }
     return found, counts
 
 
@@ -193,14 +201,15 @@ def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     return rows
 
 
-def audit_pairs(made: Pairs, test: list[Case]) -> pd.DataFrame:
-    """One row a fact about the pairs; ``pairs from test cases`` and ``… groups`` must be 0. Holds no text."""
+def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
+    """One row a fact about the pairs; those from other cases or groups must be 0. Holds no text."""
     import pandas as pd
 
     pairs, n = made.pairs, len(made.pairs)
     covered = len({pair.case_id for pair in pairs})
     words = [(len(p.chosen.split()), len(p.rejected.split())) for p in pairs]
-    test_cases, test_groups = {c.case_id for c in test}, {c.group_id for c in test}
+    others = [*splits.train, *splits.validation, *splits.test]
+    prefer, groups = {c.case_id for c in splits.prefer}, {c.group_id for c in others}
     longer = sum(chosen > rejected for chosen, rejected in words)
     facts = {
         "pairs": n,
@@ -210,8 +219,8 @@ def audit_pairs(made: Pairs, test: list[Case]) -> pd.DataFrame:
         "chosen is the model's own answer": sum(p.source == "own" for p in pairs),
         "chosen is longer": longer,
         "words of chosen / words of rejected": round(_ratio(words), 2),
-        "pairs from test cases": sum(p.case_id in test_cases for p in pairs),
-        "pairs from test groups": sum(p.group_id in test_groups for p in pairs),
+        "pairs from other cases": sum(p.case_id not in prefer for p in pairs),
+        "pairs from groups of other splits": sum(p.group_id in groups for p in pairs),
     }
     table = pd.DataFrame({"value": facts}).rename_axis("pairs audit")
     table.attrs[OWN] = True

@@ -16,12 +16,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def sft_row(task: Task, case: Case) -> Row:
-    """A prompt/completion row: in this form TRL puts the loss on the completion only."""
-    return {
-        "prompt": task.messages(case),
-        "completion": [{"role": "assistant", "content": task.target(case)}],
-    }
+def sft_row(task: Task, case: Case, answer: str = "") -> Row:
+    """A prompt/completion row: in this form TRL puts the loss on the completion only.
+
+    ``answer``: the completion; by default the recorded one (`Case.demonstration`), else gold.
+    """
+    said = answer or task.target(case.recorded())
+    return {"prompt": task.messages(case), "completion": [{"role": "assistant", "content": said}]}
 
 
 def token_table(chat: Chat, messages: list[Message], answer: str) -> pd.DataFrame:
@@ -122,13 +123,14 @@ def worked_examples(
     chat: Chat,
     params: RunParams,
 ) -> list[Case]:
-    """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``.
+    """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``, as they were recorded.
 
     The shorter half of the cases is drawn from, and fewer are taken where k do not fit the context
     beside the longest prompt.
     """
     by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
     drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))
+    drawn = [case.recorded() for case in drawn]
     room = chat.context - lengths.longest
     # a newline or two stand behind each turn
     turns = [chat.row(task.messages(case), task.target(case)) for case in drawn]

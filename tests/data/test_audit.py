@@ -28,7 +28,7 @@ TEST = [
 
 @pytest.fixture
 def table():
-    splits = Splits(TRAIN, VALIDATION, TEST)
+    splits = Splits(TRAIN, [], VALIDATION, TEST)
     dropped = [Dropped("f row 1", "no text"), Dropped("f row 2", "no text"), Dropped("f row 3", "no answer")]
     loaded = Loaded(splits.all(), len(splits.all()) + 3, dropped, {"label": ["no", "yes"]})
     return audit(loaded, splits)
@@ -37,7 +37,8 @@ def table():
 def numbers(table, measure):
     row = table[table["measure"].str.startswith(measure)]
     assert len(row) == 1
-    return row.iloc[0, 2:].tolist()
+    found = row.iloc[0, 2:].tolist()
+    return [*found[:2], *found[3:]]  # no case is in prefer
 
 
 def test_every_row_is_accounted_for(table):
@@ -48,8 +49,8 @@ def test_every_row_is_accounted_for(table):
 
 def test_sizes_answers_missing_values_and_lengths(table):
     size = table[table["topic"] == "size"].set_index("measure")
-    assert size.loc["cases"].tolist()[1:] == [15, 11, 1, 3]
-    assert size.loc["groups"].tolist()[1:] == [14, 11, 1, 3]
+    assert size.loc["cases"].drop("prefer").tolist()[1:] == [15, 11, 1, 3]
+    assert size.loc["groups"].drop("prefer").tolist()[1:] == [14, 11, 1, 3]
     assert numbers(table, "yes") == [2, 0, 1, 1]
     assert numbers(table, "pulse") == numbers(table, "complaint") == [1, 0, 0, 1]
     assert numbers(table, "median") == [6, 6, 7, 6]
@@ -57,9 +58,9 @@ def test_sizes_answers_missing_values_and_lengths(table):
 
 def test_leaks_repeats_and_conflicts_are_found(table):
     overlap = table[table["topic"] == "overlap"]
-    assert overlap.iloc[0, 3:].tolist() == [1, 1, 0]
-    assert overlap.iloc[1, 4:].tolist() == [0, 2]
-    assert overlap.iloc[2, 4:].tolist() == [0, 2]
+    assert overlap.iloc[0, 3:].tolist() == [1, 0, 1, 0]
+    assert overlap.iloc[1, 5:].tolist() == [0, 2]
+    assert overlap.iloc[2, 5:].tolist() == [0, 2]
     assert numbers(table, "cases that repeat a text") == [2, 0, 0, 1]
     assert numbers(table, "texts with different answers") == [1, 0, 0, 1]
 
@@ -67,7 +68,7 @@ def test_leaks_repeats_and_conflicts_are_found(table):
 def test_a_text_with_a_word_changed_is_a_near_duplicate():
     texts = [" ".join(f"word{i}{j}" for j in range(40)) for i in range(4)]
     cases = [case(i, text) for i, text in enumerate([*texts, texts[0].replace("word020", "other"), "none of these"])]
-    table = audit(Loaded(cases, 6, []), Splits(cases[:4], cases[4:5], cases[5:]))
+    table = audit(Loaded(cases, 6, []), Splits(cases[:4], [], cases[4:5], cases[5:]))
     assert numbers(table, "cases with the text of a training case")[2:] == [0, 0]
     assert numbers(table, "cases like a training case")[2:] == [1, 0]
 
@@ -78,13 +79,13 @@ def test_no_case_text_is_in_the_table(table):
 
 def test_open_answers_are_counted_and_not_shown():
     cases = [Case(f"c{i}", f"g{i}", f"dialogue {i}", {"summary": f"secret number {i}"}, **OPEN) for i in range(6)]
-    table = audit(Loaded(cases, 6, []), Splits(cases[:2], cases[2:4], cases[4:]))
+    table = audit(Loaded(cases, 6, []), Splits(cases[:2], [], cases[2:4], cases[4:]))
     assert numbers(table, "different answers") == [6, 2, 2, 2]
     assert "secret" not in table.to_csv()
 
 
 def leaks(cases):
-    splits = Splits(cases[:30], cases[30:40], cases[40:])
+    splits = Splits(cases[:30], [], cases[30:40], cases[40:])
     table = audit(Loaded(cases, len(cases), [], {"label": ["no", "yes"]}), splits)
     return table[table["topic"] == "leak?"].set_index("measure")["source"].to_dict()
 
@@ -112,7 +113,7 @@ def test_a_number_that_is_one_of_five_labels_in_disguise_is_found():
         Case(f"c{i}", f"g{i}", f"text {i}", {"label": "abcde"[i % 5]}, {"features": {"code": float(i % 5)}})
         for i in range(100)
     ]
-    table = audit(Loaded(cases, 100, [], {"label": list("abcde")}), Splits(cases[:60], cases[60:80], cases[80:]))
+    table = audit(Loaded(cases, 100, [], {"label": list("abcde")}), Splits(cases[:60], [], cases[60:80], cases[80:]))
     assert numbers(table, "'code' alone tells label")[0] == 100
 
 
@@ -122,7 +123,7 @@ def test_a_text_that_holds_its_own_summary_is_counted():
         Case(f"c{i}", f"g{i}", f"Course {i}. {part if i < 3 else ''}", {"summary": part.capitalize()}, **OPEN)
         for i in range(30)
     ]
-    table = audit(Loaded(cases, 30, []), Splits(cases[:10], cases[10:20], cases[20:]))
+    table = audit(Loaded(cases, 30, []), Splits(cases[:10], [], cases[10:20], cases[20:]))
     assert numbers(table, "cases whose text holds the summary")[0] == 3
 
 
@@ -132,7 +133,7 @@ def test_wording_of_one_patient_is_no_leak_and_of_private_sources_not_shown(card
     assert not any("zebra" in name for name in leaks(notes))
     told = [case(i, f"complaint {i % 5}{' abx' if i % 2 else ''}", "yes" if i % 2 else "no") for i in range(60)]
     assert leaks(told) == {"the wording 'abx' alone tells label (balanced accuracy, %)": 100}
-    table = audit(Loaded(told, 60, [], {"label": ["no", "yes"]}), Splits(told[:30], told[30:40], told[40:]))
+    table = audit(Loaded(told, 60, [], {"label": ["no", "yes"]}), Splits(told[:30], [], told[30:40], told[40:]))
     private = show_counts(card.model_copy(update={"shareable": False}), table, ["source"])
     assert "a wording (not shown) alone tells label (balanced accuracy, %)" in private["measure"].tolist()
     assert "abx" not in private.to_csv()
@@ -140,6 +141,6 @@ def test_wording_of_one_patient_is_no_leak_and_of_private_sources_not_shown(card
 
 def test_texts_without_a_word_to_tell_them_apart():
     cases = [case(i, "same text", "yes" if i % 2 else "no") for i in range(6)]
-    splits = Splits(cases[:2], cases[2:4], cases[4:])
+    splits = Splits(cases[:2], [], cases[2:4], cases[4:])
     table = audit(Loaded(cases, 6, [], {"label": ["no", "yes"]}), splits)
-    assert table.iloc[-1, 4:].tolist() == [2, 2]
+    assert table.iloc[-1, 5:].tolist() == [2, 2]

@@ -10,6 +10,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
+from made_up import asked
 
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
@@ -190,7 +191,7 @@ def test_options_must_hold_the_answer(tmp_path):
         ({"2018": "train", "2019": "validation", "2020": "test"}, ["train", "test", "validation", "test"]),
         (
             {},
-            "row 1, column 'when': '2018' is not among the allowed (train, validation, test); extend columns.split.map",
+            "'2018' is not among the allowed (train, prefer, validation, test); extend columns.split.map",
         ),
         ({"2018": "train", "2019": "train", "2020": "train"}, "columns.split leaves cases for ['train'] only"),
     ],
@@ -232,7 +233,7 @@ def test_files_that_nobody_foresaw(tmp_path):
     assert (loaded.rows_in, len(loaded.cases), loaded.dropped) == (60, 60, [])
     assert loaded.cases[7].text.endswith("7\ntemp: 7.5 °C") and len(loaded.cases[7].text) > 12_000
     assert loaded.cases[21].gold["label"] == "class no. 1 (other, n.o.s.)"
-    splits = split_cases(loaded.cases, 0, 8, 8, 0, 0)
+    splits = split_cases(loaded.cases, asked(0, 8, 8, 0, 0))
     assert not {c.group_id for c in splits.train} & {c.group_id for c in splits.test}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from made_up import asked
 
 from medstudy.data.audit import audit
 from medstudy.data.card import DataCard, load_card
@@ -38,7 +39,7 @@ def missing(loaded):
 @pytest.mark.parametrize("name", ["ktas", "medical_abstracts", "medqa", "mts_dialog", "pima", "uci_heart"])
 def test_splits_share_no_group_and_the_audit_is_clean(name):
     loaded = load(name)
-    splits = split_cases(loaded.cases, 150, 60, 250, 0, 0)
+    splits = split_cases(loaded.cases, asked(150, 60, 250, 0, 0))
     table = audit(loaded, splits).set_index("measure")
     assert table.loc["groups in another split (must be 0)"].tolist()[2:] == [0, 0, 0]
     assert table.loc["cases with the text of a training case"].tolist()[3:] == [0, 0]
@@ -121,7 +122,7 @@ def test_uci_heart_trains_on_one_hospital_and_tests_on_three():
     assert sum(c.gold["label"] == "no" for c in loaded.cases if c.split == "train") == 164
     chol = Counter(c.details["site"] for c in loaded.cases if c.details["features"]["chol"] is None)
     assert chol["processed.switzerland"] == 123
-    splits = split_cases(loaded.cases, 0, 60, 0, 0, 0)
+    splits = split_cases(loaded.cases, asked(0, 60, 0, 0, 0))
     assert [len(s) for s in (splits.train, splits.validation, splits.test)] == [243, 60, 617]
 
 

@@ -6,6 +6,7 @@ import json
 import random
 
 import pytest
+from made_up import asked
 
 from medstudy.data.cases import Case
 from medstudy.data.load import load_card, load_cases
@@ -18,7 +19,7 @@ from medstudy.tasks import get_task
 def test_numbers_with_gaps_and_the_commonest_label_that_knows_nothing() -> None:
     card = load_card("synthetic_urosepsis")
     task, cases = get_task(card.task, card), load_cases(card).cases
-    splits = split_cases(cases, 150, 20, 100, 0, 0)
+    splits = split_cases(cases, asked(150, 20, 100, 0, 0))
     table = baseline_predictions(task, splits, seed=0)
     metrics, contrasts = evaluate(table, card.task, card.labels, card.positive)
     assert set(metrics) == {"majority", "logistic_regression", "gradient_boosting"}
@@ -43,7 +44,7 @@ def test_words_and_a_label_that_training_never_saw() -> None:
     card = load_card("medical_abstracts")
     task, labels, rng = get_task(card.task, card), card.labels["label"], random.Random(0)
     cases = [Case(f"c{i}", f"g{i}", f"{label} {rng.random()}", {"label": label}) for i, label in enumerate(labels * 6)]
-    splits = Splits([c for c in cases[: -len(labels)] if c.gold["label"] != labels[0]], [], cases[-len(labels) :])
+    splits = Splits([c for c in cases[: -len(labels)] if c.gold["label"] != labels[0]], [], [], cases[-len(labels) :])
     table = baseline_predictions(task, splits, seed=0)
     right = table[table["arm"] == "logistic_regression"].set_index("case_id")["score_correct"]
     assert list(right) == [0.0] + [1.0] * (len(labels) - 1)
@@ -63,7 +64,7 @@ def test_every_task_has_the_commonest_answer_of_training(name, details, gold) ->
     gold = {outcome: card.labels.get(outcome, [text])[-1] for outcome, text in gold.items()}
     train = [Case(f"t{i}", f"t{i}", "x", gold if i % 3 else rare) for i in range(9)]
     test = [Case(f"c{i}", f"c{i}", "y", gold if i % 2 else rare, details) for i in range(4)]
-    table = baseline_predictions(task, Splits(train, [], test), seed=0)
+    table = baseline_predictions(task, Splits(train, [], [], test), seed=0)
     assert set(table["arm"]) == {"majority"} and list(table["status"].unique()) == ["parsed"]
     assert {text for answer in table["answer"] for text in json.loads(answer).values()} == set(gold.values())
     assert "never told" not in table["output"].str.cat()

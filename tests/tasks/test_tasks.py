@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
+from made_up import asked
 
 from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import Case, DataError
@@ -52,7 +53,7 @@ def test_an_outcome_has_the_name_that_its_card_gives_it() -> None:
     table = predictions_table(task, [case], {"sft": ["Answer: " + case.gold["diagnosis"]]})
     assert table["score_correct"].tolist() == [1.0]
     # no outcome in free words: it is what the splits are drawn by
-    splits = split_cases(load_cases(card).cases, 100, 50, 100, 0, 0)
+    splits = split_cases(load_cases(card).cases, asked(100, 50, 100, 0, 0))
     assert abs(sum(c.gold["diagnosis"] == "yes" for c in splits.train) - 50) <= 2
 
 

@@ -182,15 +182,15 @@ def test_a_bos_is_counted_at_the_start_of_a_row_only() -> None:
 def test_trained_on_gold_goes_red_on_another_answer_and_on_none(card: DataCard, cases: list[Case]) -> None:
     task = get_task("text_classification", card)
     right = [case.gold["label"] for case in cases]
-    assert gates.gold(task, cases, {"sft": right}).passed
+    assert gates.gold(task, {"sft": cases}, {"sft": right}).passed
     for wrong, words in (
         (["no", *right[1:]], "another answer"),
         (["final yes or no", *right[1:]], "unparsed|out_of_range"),
     ):
-        gate = gates.gold(task, cases, {"sft": wrong})
+        gate = gates.gold(task, {"sft": cases}, {"sft": wrong})
         assert not gate.passed and gate.value == "7 of 8"
         assert any(word in gate.reason for word in words.split("|"))
-    assert not gates.gold(task, cases, {"sft": right[1:]}).passed
+    assert not gates.gold(task, {"sft": cases}, {"sft": right[1:]}).passed
 
 
 def test_tokens_without_an_embedding_are_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from medstudy.params import RunParams
 from medstudy.runs import Run, Stage
 from medstudy.tasks import get_task
 from medstudy.training import gates, preferences
-from medstudy.training.arguments import arguments_table, dpo_config, lora_config, sft_config
+from medstudy.training.arguments import arguments_table, control_config, dpo_config, lora_config, sft_config
 from medstudy.training.callbacks import beside
 from medstudy.training.chat import load_chat
 from medstudy.training.fit import TEXTS, fit, training_log
@@ -108,8 +108,11 @@ def test_arguments_are_those_of_the_parameters_and_shown_with_them(params: RunPa
     assert (shown.loc["r", "value"], shown.loc["lora_alpha", "value"]) == (2, 4)
     assert shown.loc["lr_scheduler_type", "value"] == "cosine"
     assert {"loss_type", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "bf16"} <= set(shown.index)
-    more = sft_config(params, Run(params), steps=7)
-    assert (more.max_steps, more.learning_rate) == (7, params.sft_more_learning_rate)
+    # as many steps as DPO at the least, and its own epochs over its rows
+    params = params.model_copy(update={"sft_more_epochs": 2.0, "sft_more_learning_rate": 1e-5})
+    for rows, steps, want in ((12, 7, 7), (24, 7, 8)):  # 6 rows a step
+        more = control_config(params, Run(params), "sft_more", rows, steps)
+        assert (more.max_steps, more.learning_rate) == (want, 1e-5)
 
 
 def test_one_kernel_never_spreads_over_several_gpus(params: RunParams, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,8 +267,8 @@ def test_what_sft_was_taught_is_kept_and_held_against_gold(
     task, run = get_task("text_classification", card), Run(params)
     stage = sft_stage(run, card, cases)
     taught = json.loads((stage.folder / TEXTS).read_text())
-    assert gates.gold(task, cases, {"sft": taught}).passed
-    assert not gates.gold(task, cases[::-1], {"sft": taught}).passed
+    assert gates.gold(task, {"sft": cases}, {"sft": taught}).passed
+    assert not gates.gold(task, {"sft": cases[::-1]}, {"sft": taught}).passed
     assert "texts" not in stage.facts  # run.json leaves the private folder
 
 
@@ -273,10 +276,10 @@ def test_a_gate_whose_stage_was_not_run_fails_and_says_so(params: RunParams, car
     run, task = Run(params), get_task("text_classification", card)
     sft_stage(run, card, cases)
     found = pd.DataFrame({"topic": [], "measure": [], "train": [], "validation": [], "test": []})
-    audit = audit_pairs(make_pairs(params, task, cases, [[] for _ in cases]), [])
+    audit = audit_pairs(make_pairs(params, task, cases, [[] for _ in cases]), Splits([], cases, [], []))
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gates, "near_duplicates", lambda audit: 0)
-        checked = gates.check_gates(run, task, Splits(cases, [], []), found, audit)
+        checked = gates.check_gates(run, task, Splits(cases, cases, [], []), found, audit)
     assert len(checked) == gates.GATES
     failed = {gate.gate: gate.value for gate in checked if not gate.passed}
     assert failed["reference is the SFT model"] == "not run: dpo"
@@ -534,17 +537,19 @@ def test_pairs_come_from_own_errors_and_are_counted(params: RunParams, card: Dat
     made = make_pairs(params, task, cases[:4], samples)
     seen = [(p.case_id, p.chosen, p.rejected, p.source) for p in made.pairs]
     assert seen == [("case1", "no", "yes", "own"), ("case2", "yes", "maybe", "gold")]
-    audit = audit_pairs(made, cases[4:])["value"]
+    audit = audit_pairs(made, Splits([], cases[:4], [], cases[4:]))["value"]
     assert audit["pairs"] == 2
     assert audit["samples that were wrong"] == 4
     assert audit["repeated wrong samples dropped"] == 2
-    assert audit["pairs from test cases"] == 0
-    assert gates.pairs(audit_pairs(made, cases[4:]), "own_errors").passed
-    assert not gates.pairs(audit_pairs(made, cases), "own_errors").passed  # test cases among the pairs
+    assert audit["pairs from other cases"] == 0
+    assert gates.pairs(audit_pairs(made, Splits([], cases[:4], [], cases[4:])), "own_errors").passed
+    assert not gates.pairs(
+        audit_pairs(made, Splits([], [], [], cases)), "own_errors"
+    ).passed  # test cases among the pairs
     same = Pair("c", "g", [], "yes", "Yes.", "gold")
-    assert not gates.pairs(audit_pairs(Pairs([same], made.counts), []), "labels").passed
+    assert not gates.pairs(audit_pairs(Pairs([same], made.counts), Splits([], cases, [], [])), "labels").passed
     for side in ("chosen scored wrong", "rejected scored right"):
-        audit = audit_pairs(Pairs(made.pairs, made.counts | {side: 1}), [])
+        audit = audit_pairs(Pairs(made.pairs, made.counts | {side: 1}), Splits([], cases, [], []))
         assert not gates.pairs(audit, "own_errors").passed
         assert gates.pairs(audit, "ratings").passed  # whom raters prefer need not be right
 
@@ -584,8 +589,8 @@ def test_gates_go_red_on_what_they_guard(cases: list[Case]) -> None:
     }
     assert not gates.decoding({"answers_sft": decoded | {"training_mode": True}}).passed
     assert not gates.batching({"answers_sft": decoded | {"changed_by_batching": 2}}).passed
-    assert gates.disjoint(Splits(cases[:4], cases[4:6], cases[6:]), 0).passed
-    assert not gates.disjoint(Splits(cases[:4], cases[4:6], cases[3:]), 0).passed
+    assert gates.disjoint(Splits(cases[:4], [], cases[4:6], cases[6:]), 0).passed
+    assert not gates.disjoint(Splits(cases[:4], [], cases[4:6], cases[3:]), 0).passed
     assert not gates.asked({"sft": good | {"rows_begun_as_asked": 3}}).passed
     assert not gates.decoding({"answers_sft": decoded | {"padding": "right"}}).passed
     still = gates.weights({"sft": good | {"adapter_changed": 5, "unmoved": ["layers.*.experts.lora_A"]}})

@@ -11,6 +11,7 @@ import pytest
 
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_card, load_cases
+from medstudy.data.splits import Splits
 from medstudy.params import ParamsError, RunParams, resolve
 from medstudy.tasks import get_task
 from medstudy.training.preferences import audit_pairs, make_pairs
@@ -78,8 +79,8 @@ def test_ratings_of_several_raters_are_averaged(tmp_path: Path, suffix: str) -> 
     best = {pair.chosen for pair in made.pairs}
     assert len(best) == 1 and best <= {"good", "as good"}
     assert [pair.rejected for pair in made.pairs] == ["bad", "middling"]  # a draw makes no pair
-    audit = audit_pairs(made, [])["value"]
-    assert audit["cases in the file outside training"] == 1
+    audit = audit_pairs(made, Splits([], cases, [], []))["value"]
+    assert audit["cases in the file outside the preference cases"] == 1
     assert audit["rows in the file"] == 10
 
 
@@ -111,7 +112,7 @@ def test_pairs_beyond_pairs_per_case_are_counted(tmp_path: Path) -> None:
         ([{"case_id": "x", "chosen": "yes", "rejected": None}], "row 1: empty cell"),
         (
             [{"case_id": "x", "chosen": "yes", "rejected": "no"}],
-            "none of its 1 case ids is a training case",
+            "none of its 1 case ids is a preference case",
         ),
     ],
 )
@@ -138,5 +139,5 @@ def test_pairs_from_a_card_set_gold_against_the_worse_answer_of_the_source() -> 
     [pair] = made.pairs
     assert (pair.case_id, pair.chosen) == (cases[1].case_id, task.target(cases[1]))
     assert task.parse(pair.rejected).value == worse
-    with pytest.raises(DataError, match=r"no training case of 'synthetic_messages' .* columns.rejected"):
+    with pytest.raises(DataError, match=r"no preference case of 'synthetic_messages' .* columns.rejected"):
         make_pairs(params("card", task="clinical_triage"), task, cases[2:])
