@@ -66,7 +66,7 @@ def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(study: Path) ->
     record = json.loads(file.read_text())
     record["parameters"]["n_train"] = 5
     write_json(file, record)
-    with pytest.raises(DataError, match="seeds 0 and 1 differ in n_train = 200 and 5; move one of"):
+    with pytest.raises(DataError, match="seeds 0 and 1 differ in n_train = 100 and 5; move one of"):
         comparison.recompute(study)
 
 
