@@ -38,7 +38,7 @@ ARMS: dict[str, Arm] = {
     "few_shot": Arm("few-shot", "#E6AB2B", "v", against=("base",)),
     "sft": Arm("SFT", "#4A9CCB", "s", "base", "SFTTrainer", "train", ("base",)),
     "sft_more": Arm("SFT, same labels", "#1F6391", "D", "sft", "SFTTrainer", "prefer", ("sft",)),
-    "sft_chosen": Arm("SFT on chosen sides", "#7873B6", "d", "sft", "SFTTrainer", "chosen"),
+    "sft_chosen": Arm("SFT on chosen sides", "#7570B3", "d", "sft", "SFTTrainer", "chosen"),
     "dpo": Arm("DPO", "#6E1030", "^", "sft", "DPOTrainer", "pairs", ("sft", "sft_more", "sft_chosen")),
 }
 #: What would be used without a language model; never contrasted with the arms, hollow in figures.
