@@ -152,6 +152,7 @@ class Stage:
         folder: of this name and key; a stage that was begun and not finished may have left files in it.
         start: the stage that it goes on from; None if from the base model.
         made_with: parameter -> value that its trainer was given.
+        args: of a training, its trainer's arguments.
         done: an earlier start finished it, with the same key.
         facts: what was measured while it ran (seconds, steps, …), for gates, costs and provenance.
     """
@@ -164,6 +165,7 @@ class Stage:
         self.done = self._marker.is_file()
         self.facts: dict[str, Any] = json.loads(self._marker.read_text(encoding="utf-8")) if self.done else {}
         self.made_with: dict[str, Any] = {}
+        self.args: Any = None
         self._started = time.monotonic()
         self.earlier = 0.0  # seconds of a start that was killed, where it is gone on with
 

@@ -17,27 +17,18 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from trl import DPOConfig, SFTConfig
 
-#: Trainer argument -> the parameter that sets it.
+#: Trainer argument -> the parameter that sets it, for every arm; `_config` adds the arm's own.
 BOTH = {
     "per_device_train_batch_size": "batch_size",
     "gradient_accumulation_steps": "gradient_accumulation",
     "activation_checkpointing": "gradient_checkpointing",
     "seed": "seed",
 }
-SFT = BOTH | {"learning_rate": "sft_learning_rate", "num_train_epochs": "sft_epochs"}
-SFT_MORE = BOTH | {"learning_rate": "sft_more_learning_rate", "num_train_epochs": "sft_more_epochs"}
-SFT_CHOSEN = BOTH | {"learning_rate": "sft_chosen_learning_rate", "num_train_epochs": "sft_chosen_epochs"}
-DPO = BOTH | {"learning_rate": "dpo_learning_rate", "num_train_epochs": "dpo_epochs"}
-DPO |= {"beta": "dpo_beta", "loss_type": "dpo_loss", "loss_weights": "dpo_loss_weights"}
+DPO = {"beta": "dpo_beta", "loss_type": "dpo_loss", "loss_weights": "dpo_loss_weights"}
 #: Arguments that say how a machine is used or how a training is watched, not what is learnt.
 _OF_THE_MACHINE = {"use_cpu", "dataloader_pin_memory", "accelerator_config", "debug", "peft_version", "peft_type"}
 _OF_THE_MACHINE |= {"logging_steps", "save_strategy", "save_total_limit", "remove_unused_columns", "task_type"}
 _OF_THE_MACHINE |= {"gradient_checkpointing"}  # the old name of activation_checkpointing
-
-
-def set_by(args: Any) -> dict[str, str]:
-    """The parameters that set a trainer's arguments: argument -> parameter."""
-    return getattr(args, "set_by", {})
 
 
 def lora_config(params: RunParams) -> LoraConfig:
@@ -53,7 +44,7 @@ def sft_config(params: RunParams, run: Run) -> SFTConfig:
     """Arguments of `SFTTrainer` for the arm ``sft``."""
     from trl import SFTConfig
 
-    return _config(SFTConfig, params, run, SFT)
+    return _config(SFTConfig, params, run, "sft")
 
 
 def control_config(params: RunParams, run: Run, arm: str, rows: int, steps: int) -> SFTConfig:
@@ -64,10 +55,9 @@ def control_config(params: RunParams, run: Run, arm: str, rows: int, steps: int)
     """
     from trl import SFTConfig
 
-    named = {"sft_more": SFT_MORE, "sft_chosen": SFT_CHOSEN}[arm]
     batch = params.batch_size * params.gradient_accumulation
     own = math.ceil(getattr(params, f"{arm}_epochs") * math.ceil(rows / batch))
-    return _config(SFTConfig, params, run, named, max_steps=max(own, steps))
+    return _config(SFTConfig, params, run, arm, max_steps=max(own, steps))
 
 
 def dpo_config(params: RunParams, run: Run) -> DPOConfig:
@@ -75,12 +65,14 @@ def dpo_config(params: RunParams, run: Run) -> DPOConfig:
     from trl import DPOConfig
 
     # the column of lengths, by which batches are made, is none that DPOTrainer knows
-    return _config(DPOConfig, params, run, DPO, remove_unused_columns=False)
+    return _config(DPOConfig, params, run, "dpo", remove_unused_columns=False)
 
 
-def _config(kind: Any, params: RunParams, run: Run, named: dict[str, str], **others: Any) -> Any:
+def _config(kind: Any, params: RunParams, run: Run, arm: str, **others: Any) -> Any:
     import torch
 
+    named = BOTH | {"learning_rate": f"{arm}_learning_rate", "num_train_epochs": f"{arm}_epochs"}
+    named |= DPO if arm == "dpo" else {}
     gpu = torch.cuda.is_available()
     config = kind(
         # an empty list is none: TRL then weighs all losses alike
@@ -121,7 +113,7 @@ def arguments_table(*configs: Any) -> pd.DataFrame:
 
 def set_arguments(config: Any) -> list[tuple[str, Any, Any, str]]:
     """Argument, value, default and parameter of what a parameter sets or is not the default."""
-    named = set_by(config) if hasattr(config, "max_steps") else {"r": "lora_rank"}
+    named = getattr(config, "set_by", {"r": "lora_rank"})
     rows = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

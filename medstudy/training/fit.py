@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from medstudy.runs import Run, Stage, write_json
 from medstudy.training.architectures import without_adapter
-from medstudy.training.arguments import lora_config, set_arguments, set_by
+from medstudy.training.arguments import lora_config, set_arguments
 from medstudy.training.callbacks import ELAPSED, beside, whole_checkpoint
 from medstudy.training.chat import Chat, Row, load_chat
 from medstudy.training.checkpoint import note_model
@@ -57,7 +57,8 @@ def fit(
     tokens = [chat.trained(row) for row in rows]
     base = [note_model(run), run.params.dtype, run.params.quantization]
     stage = run.stage(name, CODE, before, base=base, trainer=trainer_class, args=args, lora=lora, rows=tokens)
-    made_with = {parameter: getattr(args, argument) for argument, parameter in set_by(args).items()}
+    stage.args = args
+    made_with = {parameter: getattr(args, argument) for argument, parameter in args.set_by.items()}
     stage.made_with = {name: [] if value is None else value for name, value in made_with.items()}
     stage.made_with |= {"lora_rank": lora.r} if lora else {}
     if not stage.done and before and (not rows or args.max_steps == 0):

@@ -57,12 +57,12 @@ def answer_cases(
     return [texts[0] for texts in _kept_texts(kept)]
 
 
-def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> list[list[str]]:
+def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage, name: str = "samples") -> list[list[str]]:
     """``samples_per_case`` answers at temperature 1 to each training prompt, from the SFT model."""
     params = run.params
     decoding = Decoding(params.max_new_tokens, params.eval_batch_size, params.samples_per_case, 1.0, params.seed)
     prompts = [task.messages(case) for case in cases]
-    return _kept_texts(_decode_stage(run, "samples", prompts, decoding, adapter))
+    return _kept_texts(_decode_stage(run, name, prompts, decoding, adapter))
 
 
 def label_probabilities(run: Run, arm: str) -> np.ndarray:

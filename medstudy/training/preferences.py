@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import math
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +14,19 @@ from typing import TYPE_CHECKING, Any
 from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
 from medstudy.params import RunParams
-from medstudy.runs import from_root
+from medstudy.runs import Run, Stage, from_root
 from medstudy.show import OWN
 from medstudy.tasks.base import Task, normalise
 from medstudy.training.chat import Row
+from medstudy.training.generation import sample_cases
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: From so many pairs and optimiser steps on, a preference training can be expected to show something.
+ENOUGH_PAIRS, ENOUGH_STEPS = 300, 50
+#: Validation cases of which pairs are made that are not trained on.
+HELD_OUT = 32
 
 
 @dataclass(frozen=True)
@@ -33,17 +40,13 @@ class Pair:
     rejected: str
     source: str
 
-    def chosen_row(self) -> Row:
-        """The chosen side alone, in the form that `SFTTrainer` reads."""
-        return {"prompt": self.prompt, "completion": [{"role": "assistant", "content": self.chosen}]}
-
     def row(self) -> Row:
         """The form that `DPOTrainer` reads."""
-        return {
-            "prompt": self.prompt,
-            "chosen": [{"role": "assistant", "content": self.chosen}],
-            "rejected": [{"role": "assistant", "content": self.rejected}],
-        }
+        return {"prompt": self.prompt, "chosen": _turn(self.chosen), "rejected": _turn(self.rejected)}
+
+    def chosen_row(self) -> Row:
+        """The chosen side alone, in the form that `SFTTrainer` reads."""
+        return {"prompt": self.prompt, "completion": _turn(self.chosen)}
 
 
 @dataclass(frozen=True)
@@ -53,43 +56,57 @@ class Pairs:
     pairs: list[Pair]
     counts: dict[str, int]
 
-    def save(self, file: Path) -> None:
-        """One JSON line a pair; holds case text, so it belongs into ``private/``."""
-        lines = (json.dumps(asdict(pair), ensure_ascii=False) + "\n" for pair in self.pairs)
-        file.write_text("".join(lines), encoding="utf-8")
-
 
 #: Case id -> its pairs (chosen, rejected, where the chosen one comes from), and what was counted on the way.
 Found = tuple[dict[str, list[tuple[str, str, str]]], dict[str, int]]
 
 
-def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None) -> Pairs:
-    """Pairs for the preference cases from the source ``pair_source``; those whose sides say the same are dropped.
+def pairs_of(run: Run, task: Task, cases: list[Case], sft: Stage) -> Pairs:
+    """`make_pairs` for the preference cases, from samples of the SFT model where ``pair_source`` asks for them.
 
-    ``own_errors`` takes the SFT model's ``samples``; ``labels`` sets gold against wrong answers that the
-    task makes up, ``card`` against a worse answer that the source holds (`Columns.rejected`); ``ratings``
-    reads a table with case_id, text and rating (several raters: their mean); ``file`` reads one with
-    case_id, chosen and rejected. Files: csv, jsonl, xlsx or parquet. Another source is a function here and a line
-    in `SOURCES`.
+    Whether they are enough to learn from is kept for run.json under ``enough_pairs``.
+    """
+    made = make_pairs(run.params, task, cases, _samples(run, task, cases, sft, "samples"))
+    run.facts["enough_pairs"] = not too_few(run.params, made)
+    return made
+
+
+def held_out_pairs(run: Run, task: Task, validation: list[Case], sft: Stage) -> Pairs:
+    """Pairs from the same source that are not trained on, of `HELD_OUT` cases; none where the source has none."""
+    cases = validation[:HELD_OUT]
+    try:
+        return make_pairs(run.params, task, cases, _samples(run, task, cases, sft, "held_out_samples"))
+    except DataError:
+        return Pairs([], {})
+
+
+def _samples(run: Run, task: Task, cases: list[Case], sft: Stage, name: str) -> list[list[str]] | None:
+    return sample_cases(run, task, cases, sft, name) if run.params.pair_source == "own_errors" else None
+
+
+def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None) -> Pairs:
+    """Pairs for the preference cases from the source ``pair_source``, at most ``pairs_per_case`` a case.
+
+    Dropped are pairs whose sides say the same, and a case's second pair of the same two answers.
+    ``own_errors`` takes the SFT model's ``samples``; the tables of ``ratings`` and ``file`` are csv, jsonl, xlsx or
+    parquet. Another source is a function here and a line in `SOURCES`.
 
     Raises:
         DataError: the file or a column is missing, a cell is empty, or no row is about a preference case.
     """
-    found, counts = SOURCES[params.pair_source](params, task, cases, samples or [])
-    pairs: list[Pair] = []
-    counts = {"preference prompts": len(cases), **counts}
-    counts |= dict.fromkeys(("identical pairs dropped", "pairs beyond pairs_per_case dropped"), 0)
-    counts |= dict.fromkeys(("chosen scored wrong", "rejected scored right"), 0)
+    found, told = SOURCES[params.pair_source](params, task, cases, samples or [])
+    pairs, counts = [], Counter({"preference prompts": len(cases), **told})
     for case in cases:
         offered = found.get(case.case_id, [])
-        different = [pair for pair in offered if normalise(pair[0]) != normalise(pair[1])]
+        sides = {(normalise(pair[0]), normalise(pair[1])): pair for pair in reversed(offered)}
+        different = [pair for (chosen, rejected), pair in reversed(sides.items()) if chosen != rejected]
         kept = different[: params.pairs_per_case]
-        counts["identical pairs dropped"] += len(offered) - len(different)
+        counts["identical or repeated pairs dropped"] += len(offered) - len(different)
         counts["pairs beyond pairs_per_case dropped"] += len(different) - len(kept)
         counts["chosen scored wrong"] += sum(not _is_right(task, case, chosen) for chosen, _, _ in kept)
         counts["rejected scored right"] += sum(_is_right(task, case, rejected) for _, rejected, _ in kept)
         pairs += [Pair(case.case_id, case.group_id, task.messages(case), *pair) for pair in kept]
-    return Pairs(pairs, counts)
+    return Pairs(pairs, dict(counts))
 
 
 def from_own_errors(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
@@ -98,28 +115,28 @@ def from_own_errors(params: RunParams, task: Task, cases: list[Case], samples: l
     Chosen is the model's own most frequent right answer where it has one, else gold: its own is likely
     under it already, so that the pair teaches what is wrong and not another way of writing.
     """
-    names = ("samples drawn", "samples that were wrong", "repeated wrong samples dropped")
-    counts, found = dict.fromkeys(names, 0), {}
+    counts, found = Counter(), {}
     for case, outputs in zip(cases, samples, strict=True):
         right = [text for text in outputs if _is_right(task, case, text)]
         wrong = [text for text in outputs if text not in right]
         distinct = _most_frequent_first(wrong)
-        for name, n in zip(names, (len(outputs), len(wrong), len(wrong) - len(distinct)), strict=True):
-            counts[name] += n
+        counts["samples drawn"] += len(outputs)
+        counts["samples that were wrong"] += len(wrong)
+        counts["repeated wrong samples dropped"] += len(wrong) - len(distinct)
         chosen, source = (_most_frequent_first(right)[0], "own") if right else (task.target(case), "gold")
         found[case.case_id] = [(chosen, rejected, source) for rejected in distinct]
-    return found, counts
+    return found, dict(counts)
 
 
 def from_labels(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """Gold against wrong answers in the right form."""
+    """Gold against wrong answers in the right form, which the task makes up."""
     rng = random.Random(params.seed)
     wrong = {case.case_id: task.wrong_answers(case, cases, rng) for case in cases}
     return {c.case_id: [(task.target(c), text, "gold") for text in wrong[c.case_id]] for c in cases}, {}
 
 
 def from_card(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """Gold against the worse answer that the source holds."""
+    """Gold against the worse answer that the source holds (`Columns.rejected`)."""
     worse = [(c, replace(c, gold=c.details["rejected"])) for c in cases if "rejected" in c.details]
     if not worse:
         raise DataError(
@@ -130,23 +147,22 @@ def from_card(params: RunParams, task: Task, cases: list[Case], samples: list[li
 
 
 def from_ratings(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """The best-rated answer to one case against the worse ones, the worst first."""
+    """The best-rated answer to one case against the worse ones, the worst first; several raters: their mean."""
 
     def pick(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
         means = rows.groupby("text")["rating"].mean().sort_values()
         return [(means.index[-1], text, "ratings") for text in means.index[means < means.iloc[-1]]]
 
-    return _from_file(params, task, cases, ("case_id", "text", "rating"), pick)
+    return _from_file(params, task, cases, ["case_id", "text", "rating"], pick)
 
 
 def from_file(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
     """Pairs as a table gives them."""
 
     def pick(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
-        sides = zip(rows["chosen"].astype(str), rows["rejected"].astype(str), strict=True)
-        return [(chosen, rejected, "file") for chosen, rejected in sides]
+        return list(rows[["chosen", "rejected"]].astype(str).assign(source="file").itertuples(index=False, name=None))
 
-    return _from_file(params, task, cases, ("case_id", "chosen", "rejected"), pick)
+    return _from_file(params, task, cases, ["case_id", "chosen", "rejected"], pick)
 
 
 #: pair_source -> where its pairs come from.
@@ -159,9 +175,7 @@ SOURCES: dict[str, Callable[[RunParams, Task, list[Case], list[list[str]]], Foun
 }
 
 
-def _from_file(
-    params: RunParams, task: Task, cases: list[Case], columns: Sequence[str], pick: Callable[..., Any]
-) -> Found:
+def _from_file(params: RunParams, task: Task, cases: list[Case], columns: list[str], pick: Callable[..., Any]) -> Found:
     rows = _read_rows(from_root(params.pair_file), columns)
     by_case = dict(tuple(rows.groupby(rows["case_id"].astype(str))))
     found = {c.case_id: pick(by_case[c.case_id]) for c in cases if c.case_id in by_case}
@@ -171,14 +185,11 @@ def _from_file(
             f"{params.pair_file}: none of its {len(by_case)} case ids is a preference case{example}; see the card's "
             "columns.case_id"
         )
-    counts = {
-        "rows in the file": len(rows),
-        "cases in the file outside the preference cases": len(by_case) - len(found),
-    }
-    return found, counts
+    others = len(by_case) - len(found)
+    return found, {"rows in the file": len(rows), "cases of the file that are no preference cases": others}
 
 
-def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
+def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     # as text: neither 0012 nor the answer "None" is to be taken for something else
@@ -191,13 +202,12 @@ def _read_rows(file: Path, columns: Sequence[str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in rows]
     if missing:
         raise DataError(f"{file} has no column {', '.join(missing)} (columns: {', '.join(map(str, rows))})")
-    empty = rows[(rows[list(columns)].isna() | rows[list(columns)].eq("")).any(axis=1)]
-    if len(empty):
-        raise DataError(f"{file}, row {empty.index[0] + 1}: empty cell in {', '.join(columns)}")
-    if "rating" in columns:
+    wrong, what = rows[columns].isna() | rows[columns].eq(""), f"empty cell in {', '.join(columns)}"
+    if not wrong.any(axis=None) and "rating" in columns:
         rows["rating"] = pd.to_numeric(rows["rating"], errors="coerce")
-        if rows["rating"].isna().any():
-            raise DataError(f"{file}, row {rows['rating'].isna().idxmax() + 1}: the rating is not a number")
+        wrong, what = rows[["rating"]].isna(), "the rating is not a number"
+    if wrong.any(axis=None):
+        raise DataError(f"{file}, row {wrong.any(axis=1).idxmax() + 1}: {what}")
     return rows
 
 
@@ -205,44 +215,49 @@ def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
     """One row a fact about the pairs; those from other cases or groups must be 0. Holds no text."""
     import pandas as pd
 
-    pairs, n = made.pairs, len(made.pairs)
-    covered = len({pair.case_id for pair in pairs})
-    words = [(len(p.chosen.split()), len(p.rejected.split())) for p in pairs]
-    others = [*splits.train, *splits.validation, *splits.test]
-    prefer, groups = {c.case_id for c in splits.prefer}, {c.group_id for c in others}
-    longer = sum(chosen > rejected for chosen, rejected in words)
+    pairs = pd.DataFrame(map(vars, made.pairs), columns=list(Pair.__dataclass_fields__))
+    words = pairs[["chosen", "rejected"]].map(lambda text: len(text.split()))
+    said = pairs[["chosen", "rejected"]].map(normalise).assign(prompt=pairs["prompt"].map(str))
+    others = {c.group_id for c in [*splits.train, *splits.validation, *splits.test]}
     facts = {
-        "pairs": n,
+        "pairs": len(pairs),
         **made.counts,
-        "prompts covered": covered,
-        "identical pairs left": sum(normalise(p.chosen) == normalise(p.rejected) for p in pairs),
-        "chosen is the model's own answer": sum(p.source == "own" for p in pairs),
-        "chosen is longer": longer,
-        "words of chosen / words of rejected": round(_ratio(words), 2),
-        "pairs from other cases": sum(p.case_id not in prefer for p in pairs),
-        "pairs from groups of other splits": sum(p.group_id in groups for p in pairs),
+        "prompts covered": pairs["case_id"].nunique(),
+        "identical pairs left": (said["chosen"] == said["rejected"]).sum(),
+        "pairs that another case has too": said.duplicated().sum(),
+        "chosen is the model's own answer": (pairs["source"] == "own").sum(),
+        "chosen is longer": (words["chosen"] > words["rejected"]).sum(),
+        "rejected is longer": (words["chosen"] < words["rejected"]).sum(),
+        "words of chosen / words of rejected": round(words["chosen"].sum() / max(1, words["rejected"].sum()), 2),
+        "pairs from other cases": (~pairs["case_id"].isin([c.case_id for c in splits.prefer])).sum(),
+        "pairs from groups of other splits": pairs["group_id"].isin(others).sum(),
     }
     table = pd.DataFrame({"value": facts}).rename_axis("pairs audit")
     table.attrs[OWN] = True
     return table
 
 
-def _ratio(words: list[tuple[int, int]]) -> float:
-    rejected = sum(r for _, r in words)
-    return sum(c for c, _ in words) / rejected if rejected else float("nan")
+def too_few(params: RunParams, made: Pairs) -> str:
+    """In a sentence, why these pairs are too few to expect that DPO learns from them; empty where they are not."""
+    n = len(made.pairs)
+    steps = math.ceil(params.dpo_epochs * math.ceil(n / (params.batch_size * params.gradient_accumulation)))
+    if n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS:
+        return ""
+    return (
+        f"{n} pairs give {steps} optimiser steps: too few to expect that DPO learns from them (at least {ENOUGH_PAIRS} "
+        f"and {ENOUGH_STEPS}). Raise n_prefer, samples_per_case or pairs_per_case; for more steps, dpo_epochs."
+    )
 
 
 def _is_right(task: Task, case: Case, text: str) -> bool:
     return task.score(task.parse(text), case)["correct"] == 1.0
 
 
-def _most_frequent_first(texts: list[str]) -> list[str]:
+def _turn(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
+
+
+def _most_frequent_first(texts: Sequence[str]) -> list[str]:
     """Distinct texts after normalisation; an empty answer cannot be a completion and is left out."""
-    count: dict[str, int] = {}
-    first: dict[str, str] = {}
-    for text in texts:
-        key = normalise(text)
-        if key:
-            first.setdefault(key, text)
-            count[key] = count.get(key, 0) + 1
-    return [first[key] for key in sorted(count, key=lambda k: -count[k])]
+    first = {normalise(text): text for text in reversed(texts)}
+    return [first[key] for key, _ in Counter(map(normalise, texts)).most_common() if key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from bisect import bisect
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,22 +53,15 @@ class Lengths:
     @property
     def counts(self) -> dict[str, int]:
         """Cases that the context left out or shortened, and gold answers that could not be given whole."""
-        return {
-            "excluded": self.excluded,
-            "truncated": self.truncated,
-            "gold answer too long": self.answer_cut,
-        }
+        return {"excluded": self.excluded, "truncated": self.truncated, "gold answer too long": self.answer_cut}
 
     def table(self) -> pd.DataFrame:
         """Quantiles of the token counts, and how many cases do not fit and how."""
         import pandas as pd
 
-        quantiles = {"median": 0.5, "95 %": 0.95, "longest": 1.0}
-        rows = {
-            name: {label: int(pd.Series(values).quantile(q)) for label, q in quantiles.items()}
-            for name, values in (("prompt tokens", self.prompt), ("tokens kept for the answer", self.answer))
-        }
-        table = pd.DataFrame(rows).T.assign(**self.counts)
+        tokens = pd.DataFrame({"prompt tokens": self.prompt, "tokens kept for the answer": self.answer})
+        table = tokens.quantile([0.5, 0.95, 1]).astype(int).set_axis(["median", "95 %", "longest"])
+        table = table.T.assign(**self.counts)
         table.attrs[OWN] = True
         return table
 
@@ -76,25 +70,17 @@ def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) ->
     """Cases whose prompt and answer fit the model's context, and their lengths.
 
     What happens to the others is the parameter ``overlong``: an error, exclusion, or a shortened text.
-    Both remedies are counted, and hold for every arm alike. A gold answer longer than ``max_new_tokens``
-    could never be given whole: that too is an error, or counted.
+    Both remedies are counted, and hold for every arm alike. A gold answer (or a recorded one, for SFT) longer than
+    ``max_new_tokens`` could never be given whole: that too is an error, or counted.
 
     Raises:
-        DataError: a case or a gold answer does not fit and ``overlong`` is ``error``, or no case fits.
+        DataError: a case or an answer does not fit and ``overlong`` is ``error``, or no case fits.
     """
-    kept, prompts, answers, excluded, truncated, cut = [], [], [], 0, 0, 0
-    golds = [len(chat.row(task.messages(case), task.target(case))[1]) for case in cases]
-    longest, few = max(golds, default=0), params.max_new_tokens
-    if longest > few and params.overlong == "error":
-        name = f", that of case {cases[golds.index(longest)].case_id}," if task.card.shareable else ""
-        raise DataError(
-            f"{sum(gold > few for gold in golds)} of {len(golds)} gold answers could never be given: the longest{name}"
-            f" needs {longest} tokens with its end token, max_new_tokens is {few}; set max_new_tokens = {longest}"
-        )
+    kept, prompts, answers, truncated, cut = [], [], [], 0, 0
+    golds, few = _answer_tokens(cases, task, chat, params), params.max_new_tokens
     for case, gold in zip(cases, golds, strict=True):
-        answer = max(gold, params.max_new_tokens)
+        answer, prompt = max(gold, few), len(chat.prompt(task.messages(case)))
         room = chat.context - answer
-        prompt = len(chat.prompt(task.messages(case)))
         if prompt > room and params.overlong == "error":
             name = f"case {case.case_id}" if task.card.shareable else "a case"
             raise DataError(
@@ -104,48 +90,64 @@ def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) ->
         if prompt > room and params.overlong == "truncate":
             case = _shorten(case, task, chat, room)
             prompt, truncated = len(chat.prompt(task.messages(case))), truncated + 1
-        if prompt > room:
-            excluded += 1
-            continue
-        kept.append(case)
-        cut += gold > params.max_new_tokens
-        prompts.append(prompt)
-        answers.append(answer)
+        if prompt <= room:
+            kept.append(case)
+            prompts.append(prompt)
+            answers.append(answer)
+            cut += gold > few
     if not kept:
         raise DataError(f"no case fits into the {chat.context} tokens of {params.model}'s context")
-    return kept, Lengths(prompts, answers, excluded, truncated, cut)
+    return kept, Lengths(prompts, answers, len(cases) - len(kept), truncated, cut)
 
 
-def worked_examples(
-    train: list[Case],
-    lengths: Lengths,
-    task: Task,
-    chat: Chat,
-    params: RunParams,
-) -> list[Case]:
+def _answer_tokens(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> list[int]:
+    """Tokens of each case's longest right or recorded answer, with its end token."""
+    sizes, few = [], params.max_new_tokens
+    for case in cases:
+        given = [case, case.recorded()] if case.demonstration else [case]
+        sizes.append(max(len(chat.row(task.messages(one), task.target(one))[1]) for one in given))
+    longest = max(sizes, default=0)
+    if longest > few and params.overlong == "error":
+        name = f", that of case {cases[sizes.index(longest)].case_id}," if task.card.shareable else ""
+        raise DataError(
+            f"{sum(size > few for size in sizes)} of {len(sizes)} gold answers could never be given: the longest{name}"
+            f" needs {longest} tokens with its end token, max_new_tokens is {few}; set max_new_tokens = {longest}"
+        )
+    return sizes
+
+
+def worked_examples(train: list[Case], lengths: Lengths, task: Task, chat: Chat, params: RunParams) -> list[Case]:
     """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``, as they were recorded.
 
     The shorter half of the cases is drawn from, and fewer are taken where k do not fit the context
     beside the longest prompt.
+
+    Raises:
+        DataError: not one fits, so that the arm that was asked for would be missing.
     """
     by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
     drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))
     drawn = [case.recorded() for case in drawn]
-    room = chat.context - lengths.longest
-    # a newline or two stand behind each turn
-    turns = [chat.row(task.messages(case), task.target(case)) for case in drawn]
-    while drawn and sum(len(prompt) + len(answer) + 2 for prompt, answer in turns[: len(drawn)]) > room:
+    room, sizes = chat.context - lengths.longest, []
+    for case in drawn:
+        prompt, answer = chat.row(task.messages(case), task.target(case))
+        sizes.append(len(prompt) + len(answer) + 2)  # a newline or two stand behind each turn
+    while drawn and sum(sizes[: len(drawn)]) > room:
         drawn.pop()
+    if params.few_shot_k and not drawn:
+        raise DataError(
+            f"few_shot_k = {params.few_shot_k}: beside the longest prompt and answer there are {room} of the "
+            f"{chat.context} tokens of {params.model}'s context left, and one worked example needs {min(sizes)}; set "
+            "few_shot_k = 0, which leaves the arm out"
+        )
     return drawn
 
 
 def _shorten(case: Case, task: Task, chat: Chat, room: int) -> Case:
     """Drop words from the end of the case's text until its prompt fits; instructions stay whole."""
     words = case.text.split(" ")
-    low, high = 0, len(words)
-    while low < high:
-        middle = (low + high + 1) // 2
-        shorter = replace(case, text=" ".join(words[:middle]))
-        fits = len(chat.prompt(task.messages(shorter))) <= room
-        low, high = (middle, high) if fits else (low, middle - 1)
-    return replace(case, text=" ".join(words[:low]))
+
+    def first(n: int) -> Case:
+        return replace(case, text=" ".join(words[:n]))
+
+    return first(bisect(range(1, len(words) + 1), room, key=lambda n: len(chat.prompt(task.messages(first(n))))))

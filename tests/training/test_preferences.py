@@ -14,7 +14,7 @@ from medstudy.data.load import load_card, load_cases
 from medstudy.data.splits import Splits
 from medstudy.params import ParamsError, RunParams, resolve
 from medstudy.tasks import get_task
-from medstudy.training.preferences import audit_pairs, make_pairs
+from medstudy.training.preferences import audit_pairs, make_pairs, too_few
 
 DATA = {
     "text_classification": "synthetic_uti",
@@ -80,29 +80,36 @@ def test_ratings_of_several_raters_are_averaged(tmp_path: Path, suffix: str) -> 
     assert len(best) == 1 and best <= {"good", "as good"}
     assert [pair.rejected for pair in made.pairs] == ["bad", "middling"]  # a draw makes no pair
     audit = audit_pairs(made, Splits([], cases, [], []))["value"]
-    assert audit["cases in the file outside the preference cases"] == 1
+    assert audit["cases of the file that are no preference cases"] == 1
     assert audit["rows in the file"] == 10
 
 
-def test_pairs_of_a_file_keep_to_training_and_drop_what_says_the_same(tmp_path: Path) -> None:
+def test_pairs_of_a_file_are_told_apart_and_counted(tmp_path: Path) -> None:
     task, cases = some("text_classification")
-    ids = [case.case_id for case in cases]
-    rows = [
-        {"case_id": ids[0], "chosen": "yes", "rejected": "no"},
-        {"case_id": ids[1], "chosen": "no", "rejected": "No."},
-    ]
-    made = make_pairs(params("file", write(tmp_path / "p.jsonl", rows)), task, cases)
-    assert [(p.case_id, p.chosen, p.rejected, p.source) for p in made.pairs] == [(ids[0], "yes", "no", "file")]
-    assert made.counts["identical pairs dropped"] == 1
-
-
-def test_pairs_beyond_pairs_per_case_are_counted(tmp_path: Path) -> None:
-    task, cases = some("text_classification")
-    said = [("no", "no!"), ("no", "yes"), ("no", "perhaps"), ("no", "maybe"), ("no", "never")]
+    said = [("no", "no!"), ("no", "yes"), ("No.", "yes"), ("no", "perhaps"), ("no", "maybe"), ("no", "never")]
     rows = [{"case_id": cases[0].case_id, "chosen": c, "rejected": r} for c, r in said]
-    made = make_pairs(params("file", write(tmp_path / "p.csv", rows)), task, cases)
-    assert [p.rejected for p in made.pairs] == ["yes", "perhaps"]  # two a case, what says the same apart
+    rows += [{"case_id": cases[1].case_id, "chosen": "yes", "rejected": "by no means"}]
+    made = make_pairs(params("file", write(tmp_path / "p.jsonl", rows)), task, cases)
+    seen = [(pair.case_id, pair.chosen, pair.rejected, pair.source) for pair in made.pairs]
+    first, second = cases[0].case_id, cases[1].case_id
+    assert seen[:2] == [(first, "no", "yes", "file"), (first, "no", "perhaps", "file")]  # two a case
+    assert seen[2:] == [(second, "yes", "by no means", "file")]
+    assert made.counts["identical or repeated pairs dropped"] == 2
     assert made.counts["pairs beyond pairs_per_case dropped"] == 2
+    audit = audit_pairs(made, Splits(cases[1:2], cases[:1], [], []))["value"]
+    counted = {"pairs": 3, "prompts covered": 2, "rejected is longer": 1, "pairs that another case has too": 0}
+    counted |= {"pairs from other cases": 1, "pairs from groups of other splits": 1}
+    assert audit[list(counted)].to_dict() == counted
+
+
+def test_too_few_pairs_are_told_with_the_remedy(tmp_path: Path) -> None:
+    task, cases = some("text_classification")
+    rows = [{"case_id": cases[0].case_id, "chosen": "yes", "rejected": "no"}]
+    few = make_pairs(params("file", write(tmp_path / "p.csv", rows)), task, cases)
+    asked = params("labels").model_copy(update={"dpo_epochs": 2, "batch_size": 8})
+    assert too_few(asked, few).startswith("1 pairs give 2 optimiser steps: too few")
+    assert "Raise n_prefer" in too_few(asked, few)
+    assert too_few(asked, replace(few, pairs=few.pairs * 300)) == ""
 
 
 @pytest.mark.parametrize(
