@@ -49,8 +49,8 @@ class Opened:
 @pytest.fixture(scope="module")
 def opened(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Opened]:
     results = tmp_path_factory.mktemp("results")
-    small = f'model = "{tiny_model}"\nresults = "{results}"\nn_train = 8\nn_valid = 4\nn_test = 8\nlora_rank = 2\n'
-    small += "samples_per_case = 2\nsft_epochs = 1\nmax_new_tokens = 4\nbatch_size = 4"
+    small = f'model = "{tiny_model}"\nresults = "{results}"\nn_train = 8\nn_prefer = 8\nn_valid = 4\nn_test = 8\n'
+    small += "lora_rank = 2\nsamples_per_case = 2\nsft_epochs = 1\nmax_new_tokens = 4\nbatch_size = 4"
     notebook = nbformat.read(ROOT / "notebooks" / "text_classification.ipynb", as_version=4)
     client = NotebookClient(notebook, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}})
     with client.setup_kernel():
@@ -77,7 +77,7 @@ def test_cells_are_edited_and_run_in_any_order(opened: Opened) -> None:
     assert "A finished run with another dpo_beta was here" in opened.run(opened.cells[collect])
     with pytest.raises(CellExecutionError, match="the splits are of an earlier start"):
         opened.run(opened.cells[finish])
-    for number in (opened.at("split_cases("), opened.at("make_pairs(")):
+    for number in (opened.at("split_cases("), opened.at("pairs_of(")):
         opened.run(opened.cells[number])
     opened.run(opened.cells[opened.at("evaluate(scored,")])
     opened.run(opened.cells[opened.at("check_gates(")])
@@ -111,20 +111,18 @@ def test_cells_are_edited_and_run_in_any_order(opened: Opened) -> None:
     assert record()["stages"]["dpo"]["trainer"] == "__main__.Own"
 
     # arguments edited against the parameters are named
-    edited = opened.cells[train].replace("pair_rows = ", "dpo_args.beta = 0.7\npair_rows = ")
+    edited = opened.cells[train].replace("dpo_config(tried, run)", "dpo_config(tried, run)\n    dpo_args.beta = 0.7")
     opened.run(edited)
     with pytest.raises(CellExecutionError, match="dpo was trained with dpo_beta = 0.7, but the parameters say 0.1"):
         opened.run_all(train + 1)
 
 
 def test_what_the_prose_says_can_be_done_works(opened: Opened) -> None:
-    """The blocks of code in the markdown: a task of one's own, and values tried on validation cases."""
-    task, trial = re.findall(r"```python\n(.*?)```", opened.prose, re.DOTALL)
+    """The block of code in the markdown: a task of one's own."""
+    [task] = re.findall(r"```python\n(.*?)```", opened.prose, re.DOTALL)
     opened.run_all(0)
     folder = Path(opened.run("print(run.folder)").strip())
     base = len(list((folder / "private" / "stages" / "answers_base").iterdir()))
-    opened.run(trial)
-    assert {"sft_0.001", "sft_0.003"} <= {path.name for path in (folder / "private" / "stages").iterdir()}
     opened.run(task)
     assert "Urinary tract infection: yes or no?" in opened.run(opened.cells[opened.at("task.parse(")])
     assert "ok" in opened.run_all(opened.at("task.parse("))
