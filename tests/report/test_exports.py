@@ -10,7 +10,7 @@ import pytest
 
 from medstudy.batch.cli import main
 from medstudy.report.exports import FORMS, line_of
-from medstudy.training.preferences import Pair, Pairs
+from medstudy.training.preferences import Pair
 
 PROMPT = [
     {"role": "user", "content": "An example?"},
@@ -67,7 +67,8 @@ SHAPES = {
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     (folder / "private").mkdir(parents=True)
-    Pairs(PAIRS, {}).save(folder / "private" / "pairs.jsonl")
+    lines = "".join(json.dumps(vars(pair)) + "\n" for pair in PAIRS)
+    (folder / "private" / "pairs.jsonl").write_text(lines)
     (folder / "private" / "source.json").write_text(json.dumps({"shareable": True, "card": "synthetic_uti"}))
     return folder
 
