@@ -7,15 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medstudy.evaluation.comparison import FinishedRun
-from medstudy.report.pages import environment, number
+from medstudy.report.pages import environment
 from medstudy.report.privacy import card_of
 from medstudy.runs import slug
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BLANK = "TO BE FILLED IN BY THE AUTHORS"
 _PAIR_SOURCES = {
@@ -37,19 +34,19 @@ _SETTINGS = {
 }
 
 
-def write_documents(report: Path, runs: list[FinishedRun], verdicts: pd.DataFrame, margin: float) -> None:
+def write_documents(report: Path, runs: list[FinishedRun], judged: list[dict[str, Any]], margin: float) -> None:
     """Write ``methods.md``, ``checklist.html`` and ``cards/`` into the report.
 
-    ``verdicts``: `comparison.cell_rows`.
+    ``judged``: `pages.cells_of`.
     """
     (report / "cards").mkdir(exist_ok=True)
     facts = study_facts(runs) | {"margin": margin}
     for name in ("methods.md", "checklist.html"):
         (report / name).write_text(_rendered(name, **facts), encoding="utf-8")
     for (task, model), members in _cells(runs).items():
-        rows = verdicts[(verdicts["task"] == task) & (verdicts["model"] == model)].to_dict("records")
+        said = next(one for one in judged if (one["task"], one["model"]) == (task, model))
         file = report / "cards" / f"{task}-{slug(model)}"
-        Path(f"{file}-model.md").write_text(model_card(members, rows), encoding="utf-8")
+        Path(f"{file}-model.md").write_text(model_card(members, said), encoding="utf-8")
         sheet = _rendered("data_sheet.md", card=card_of(members[0].folder, members[0].parameters))
         Path(f"{file}-data.md").write_text(sheet, encoding="utf-8")
 
@@ -88,7 +85,7 @@ def study_facts(runs: list[FinishedRun]) -> dict[str, Any]:
     }
 
 
-def model_card(runs: list[FinishedRun], verdicts: list[dict[str, Any]]) -> str:
+def model_card(runs: list[FinishedRun], judged: dict[str, Any]) -> str:
     """Model card of one task x model, as the hub reads it."""
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -106,7 +103,7 @@ def model_card(runs: list[FinishedRun], verdicts: list[dict[str, Any]]) -> str:
         pairs=first.record["pairs"],
         pair_source=_PAIR_SOURCES.get(asked["pair_source"], asked["pair_source"]),
         shareable=source.shareable,
-        verdicts=[row | {"shown": [number(row[arm], 3) for arm in ("sft", "sft_more", "dpo")]} for row in verdicts],
+        judged=judged,
     )
     return f"{str(card).rstrip()}\n"
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import html
-import math
+import json
 import re
 import shutil
 from functools import cache
 from pathlib import Path
+from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from medstudy.evaluation.comparison import FinishedRun, cell_rows, finished_runs, read_tables, rules_of
+from medstudy.arms import ARMS, BASELINES, TRAINED
+from medstudy.data.cases import SMALLEST_COUNT
+from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
+from medstudy.evaluation.evaluate import value_text
 from medstudy.evaluation.metrics import metric_name
 from medstudy.report.privacy import Review
 from medstudy.runs import slug
@@ -20,8 +24,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
-#: CSS class by what the verdict says first.
+#: CSS class by verdict.
 _KINDS = {"DPO worth it": "good", "DPO harms": "bad", "not valid": "bad"}
+#: Words of statistics, as a page says them.
+_GLOSS = {"macro-F1": "F1 (mean over classes)", "failed gates": "failed checks", "gates failed": "checks failed"}
+_GLOSS |= {"answers of sft_more": "answers of SFT with the same labels", "answers of sft ": "answers of SFT "}
+_GLOSS |= {"task x model": "of the single results", "majority baseline": "commonest answer"}
+_TRIAGE = ("under_triage", "over_triage")
 
 
 class ReportError(RuntimeError):
@@ -53,10 +62,11 @@ def build(study: str | Path) -> Path:
         title = f"{_words(asked['task'])} · {asked['model']} · seed {asked['seed']}"
         _write_page(review, run.folder / "notebook.ipynb", report / page_of(run), title)
     _write_page(review, study / "comparison.ipynb", report / "comparison.html", f"{study.name}: comparison")
-    verdicts = cell_rows(read_tables(study))
-    write_documents(report, runs, verdicts, rules_of(study).margin)
+    tables = read_tables(study)
+    cells = cells_of(runs, tables)
+    write_documents(report, runs, cells, rules_of(study).margin)
     index = report / "index.html"
-    index.write_text(_index(study, runs, verdicts, review), encoding="utf-8")
+    index.write_text(_index(study, runs, tables["verdicts.csv"], cells, review), encoding="utf-8")
     return index
 
 
@@ -71,9 +81,9 @@ def environment() -> jinja2.Environment:
         "words": _words,
         "page": page_of,
         "slug": slug,
-        "metric": metric_name,
-        "number": number,
-        "kind": _kind,
+        "gloss": _gloss,
+        "first_capital": lambda text: text[:1].upper() + text[1:],
+        "kind": lambda verdict: _KINDS.get(verdict, "plain"),
     }
     return made
 
@@ -84,9 +94,45 @@ def page_of(run: FinishedRun) -> str:
     return f"{asked['task']}-{slug(asked['model'])}-seed{asked['seed']}.html"
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A value as tables show it; empty where there is none or where it is hidden."""
-    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+def cells_of(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """What the index says of each task and model: verdict, sentence and, an outcome a line, differences and values.
+
+    Under- and over-triage are among the outcomes of triage, whatever a verdict looks at.
+    """
+    contrasts, metrics = tables["tables/contrasts.csv"], tables["tables/metrics.csv"]
+    judged = tables["verdicts.csv"].query("scope == 'cell'").drop_duplicates("name").set_index("name")
+    cells = []
+    for task, model in dict.fromkeys(run.cell for run in runs):
+        one = contrasts[(contrasts["task"] == task) & (contrasts["model"] == model)]
+        values = metrics[(metrics["task"] == task) & (metrics["model"] == model)].set_index(["metric", "arm"])
+        baselines = _baselines([run for run in runs if run.cell == (task, model)])
+        outcomes = []
+        for metric in dict.fromkeys(one.loc[one["primary"] | one["metric"].isin(_TRIAGE), "metric"]):
+            differences = one[one["metric"] == metric].set_index("contrast").to_dict("index")
+            shown = {arm: value_text(cell, 2) for arm, cell in values.loc[metric].to_dict("index").items()}
+            found = {"name": metric, "against": {name: _interval(row) for name, row in differences.items()}}
+            outcomes.append(found | {"values": shown, "baselines": baselines.get(metric, [])})
+        about = {"task": task, "model": model, "outcomes": outcomes}
+        cells.append(about | judged.loc[f"{task}, {model}", ["verdict", "sentence"]].to_dict())
+    return cells
+
+
+def _interval(row: dict[str, Any]) -> str:
+    numbers = [row[key] for key in ("difference", "low", "high")]
+    return "" if any(x != x for x in numbers) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(x + 0.0 for x in numbers))
+
+
+def _baselines(runs: list[FinishedRun]) -> dict[str, list[str]]:
+    """Outcome -> what each baseline reaches, with its name, means over seeds."""
+    saved = [run.saved("baselines") for run in runs if (run.folder / "baselines.json").is_file()]
+    found: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for one in saved for name in one):
+        for metric in saved[0].get(name, {}):
+            values = [one[name][metric]["value"] for one in saved if metric in one.get(name, {})]
+            if values and None not in values:
+                label = BASELINES[name].label if name in BASELINES else _words(name)
+                found.setdefault(metric, []).append(f"{label} {mean(values):.2f}")
+    return found
 
 
 def figure_words(svg: str) -> str:
@@ -113,37 +159,92 @@ def _write_page(review: Review, notebook: Path, target: Path, title: str) -> Non
     target.write_text(page, encoding="utf-8")
 
 
-def _index(study: Path, runs: list[FinishedRun], verdicts: pd.DataFrame, review: Review) -> str:
-    cells = [rows.iloc[0].to_dict() | {"outcomes": rows.to_dict("records")} for _, rows in _by_cell(verdicts)]
-    kinds: dict[str, int] = {}
-    for cell in cells:
-        kind = str(cell["verdict"]).split(":")[0]
-        kinds[kind] = kinds.get(kind, 0) + 1
-    worth = kinds.pop("DPO worth it", 0)
+def _index(
+    study: Path, runs: list[FinishedRun], verdicts: pd.DataFrame, cells: list[dict[str, Any]], review: Review
+) -> str:
+    said = verdicts.fillna({"verdict": ""}).drop_duplicates(["scope", "name"])
+    said = said[said["scope"].isin(("study", "kind"))]
     dates = sorted({run.record["finished"][:10] for run in runs})
+    words = f"Differences that DPO makes, with 95 % intervals. {' '.join(said['sentence'])}"
+    plan = study / "plan.json"
     return (
         environment()
         .get_template("index.html.j2")
         .render(
-            title=f"{study.name}: is DPO worth it?",
+            title=f"{study.name}: labels or preferences?",
             study=study.name,
-            worth=worth,
-            others=", ".join(f"{kind} {n}" for kind, n in kinds.items()),
+            findings=said.to_dict("records"),
             cells=cells,
-            figure=_inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals"),
+            arms=ARMS,
+            margin=rules_of(study).margin,
+            forest=_inline_svg(study / "figures" / "forest.svg", words),
+            scores=_inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),
+            failed=_failed(runs),
+            plan=json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None,
+            facts=[_facts([run for run in runs if run.cell == cell]) for cell in dict.fromkeys(r.cell for r in runs)],
             runs=runs,
             dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
-            devices=_listed(run.record["device"] for run in runs),
             commits=_listed(map(_commit, runs)),
-            cards=_listed(run.parameters["data"] for run in runs),
             privacy=review.sentence(),
             kept_back=review.kept_back,
         )
     )
 
 
-def _by_cell(verdicts: pd.DataFrame) -> Any:
-    return verdicts.groupby(["task", "model"], sort=False)
+def _failed(runs: list[FinishedRun]) -> list[dict[str, Any]]:
+    """Every failed check once, with the runs that it failed in."""
+    found: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        for gate in (gate for gate in run.gates if not gate["passed"]):
+            where = f"{_words(run.parameters['task'])}, {run.parameters['model']}, seed {run.parameters['seed']}"
+            found.setdefault(gate["gate"], gate | {"runs": []})["runs"].append(where)
+    return list(found.values())
+
+
+def _facts(runs: list[FinishedRun]) -> dict[str, Any]:
+    """What a reviewer asks of one task and model: flow of cases, the model, what was chosen, how DPO trained."""
+    first, asked = runs[0].record, runs[0].parameters
+    tried = {arm: [one for one in first.get("tried", []) if one["arm"] == arm] for arm in TRAINED}
+    chosen = (f"{ARMS[arm].label}: {_choice(of)}" for arm, of in tried.items() if of)
+    dpo = [run.record.get("stages", {}).get("dpo", {}) for run in runs]
+    margins = [f"{one['last_margin']:.2f}" for one in dpo if "last_margin" in one]
+    held_out = (f"{_words(key)} {value:.2f}" for key, value in dpo[0].items() if "held_out" in key)
+    arithmetic = first.get("compute_dtype") or first.get("dtype") or "not recorded"
+    return {
+        "task": asked["task"],
+        "model": asked["model"],
+        "flow": _flow(runs[0]),
+        "weights": f"revision {str(first.get('model_revision') or 'not recorded')[:12]}",
+        "arithmetic": f"{first['device']}, {arithmetic}",
+        "synthetic": asked["model"].startswith("builtin/"),
+        "chosen": "; ".join(chosen) or "fixed beforehand",
+        "pairs": f"{first['pairs']} pairs; reward margin on them, trained: {', '.join(margins) or 'not recorded'}; "
+        f"on held-out pairs: {', '.join(held_out) or 'not measured'}",
+    }
+
+
+def _choice(tried: list[dict[str, Any]]) -> str:
+    """Of one arm: how many settings were tried on how many validation cases, and the one that was chosen."""
+    best = next((one for one in tried if one["chosen"]), tried[0])
+    settings = ", ".join(f"{_words(name)} {value}" for name, value in best["settings"].items())
+    return f"{settings} (of {len(tried)} tried on {best['n']} validation cases)"
+
+
+def _flow(run: FinishedRun) -> str:
+    """How many cases were kept and how they were split; few of a private source are only said to be few."""
+    import pandas as pd
+
+    private = run.folder / "private"
+    if not all((private / name).is_file() for name in ("cases.parquet", "splits.jsonl")):
+        return "not recorded"
+    splits = json.loads((private / "splits.jsonl").read_text(encoding="utf-8"))
+    kept = pd.read_parquet(private / "cases.parquet", columns=["case_id", "group_id"])
+
+    def count(n: int) -> str:
+        return f"< {SMALLEST_COUNT}" if 0 < n < SMALLEST_COUNT and not run.record.get("shareable") else str(n)
+
+    parts = ", ".join(f"{_words(name)} {count(len(of))}" for name, of in splits.items() if isinstance(of, list))
+    return f"{count(len(kept))} cases of {count(kept['group_id'].nunique())} groups kept; {parts}"
 
 
 def _listed(values: Any) -> str:
@@ -162,8 +263,12 @@ def _inline_svg(file: Path, label: str) -> str:
     return f'<figure class="wide">{labelled}</figure>'
 
 
-def _kind(verdict: str) -> str:
-    return next((kind for start, kind in _KINDS.items() if verdict.startswith(start)), "plain")
+def _gloss(text: str) -> str:
+    """A sentence or the name of an outcome in the words of a clinic."""
+    said = metric_name(text) if re.fullmatch(r"[a-zA-Z_0-9]+", text) else text
+    for word, plain in _GLOSS.items():
+        said = said.replace(word, plain)
+    return said
 
 
 def _words(name: str) -> str:

@@ -15,6 +15,7 @@ from medstudy.evaluation.comparison import finished_runs, save_tables, study_cel
 from medstudy.evaluation.verdict import verdict_table
 from medstudy.params import resolve
 from medstudy.report import pages as report
+from medstudy.report.figures import save_study
 from medstudy.training.gates import GATES
 
 ARMS = ("base", "sft", "sft_more", "dpo")
@@ -71,28 +72,32 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
     study = tmp_path / "mine"
     for seed in (0, 1):
         finished(study, seed)
-    save_tables(study, study_tables(study_cells(finished_runs(study)), 0.03))
+    tables = study_tables(study_cells(finished_runs(study)), 0.03)
+    save_tables(study, tables)
+    save_study(study, tables, 0.03)
     nbformat.write(new_notebook(cells=[new_markdown_cell("# Comparison")]), study / "comparison.ipynb")
-    (study / "figures").mkdir()
-    (study / "figures" / "study.svg").write_text('<?xml version="1.0"?><svg viewBox="0 0 1 1"></svg>')
     (study / "report").mkdir()
     (study / "report" / "old.html").write_text("of an earlier run")
-    index = report.build(study)
-    pages = {page.name: page.read_text() for page in index.parent.glob("*.html")}
+    folder = report.build(study).parent
+    pages = {page.name: page.read_text() for page in folder.glob("*.html")}
     runs = {f"text_classification-builtin-llama-seed{seed}.html" for seed in (0, 1)}
     assert set(pages) == {"index.html", "comparison.html", "checklist.html"} | runs
     assert "to be filled in by the authors" in pages["checklist.html"]
-    paragraph = (index.parent / "methods.md").read_text()
+    paragraph = (folder / "methods.md").read_text()
     assert "SFT rate 0.003, SFT epochs 5" in paragraph and "(0, 1)" in paragraph
-    assert "not valid" not in (index.parent / "cards/text_classification-builtin-llama-model.md").read_text()
-    assert "no patient is in it" in (index.parent / "cards/text_classification-builtin-llama-data.md").read_text()
+    assert "not valid" not in (folder / "cards/text_classification-builtin-llama-model.md").read_text()
+    assert "no patient is in it" in (folder / "cards/text_classification-builtin-llama-data.md").read_text()
     for text in pages.values():
         loads = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)|url\(([^)]+)\)|@import""", text)
         assert all(not re.match(r"(https?:)?//", "".join(found)) for found in loads)
         assert "<script" not in text
         assert str(tmp_path) not in text
-    assert pages["index.html"].index("<table>") < pages["index.html"].index("<svg") < pages["index.html"].index("Runs")
-    assert all(page in pages["index.html"] for page in runs)
+    index = pages["index.html"]
+    places = [index.index(words) for words in ("Over the whole study", "<svg", 'class="cells"', "Runs")]
+    assert places == sorted(places)
+    assert "macro-F1" not in index and "Holm" not in index
+    assert "No plan was frozen" in index and "None, in 2 runs" in index
+    assert all(page in index for page in runs)
     assert "<details" in pages["text_classification-builtin-llama-seed0.html"]
 
 
