@@ -1,7 +1,7 @@
 """Controls on the method itself: does it find what is there, and claim nothing that is not?
 
-    python benchmarks/controls.py simulate                 # studies with known effects, no model
-    python benchmarks/controls.py swapped results/demo     # DPO on pairs swapped at random, real trainings
+    python benchmarks/controls.py simulate     # studies with known effects, no model
+    python benchmarks/controls.py advice       # what "inconclusive" advises, followed to the letter
 
 A simulated study is five tasks on two models. Right answers follow a logistic model: a case has a hardness that all
 arms and seeds share, trainings differ by chance and unequally much from cell to cell, and the labels or DPO have an
@@ -12,16 +12,17 @@ from __future__ import annotations
 
 import argparse
 import gc
-from dataclasses import dataclass
-from pathlib import Path
+import re
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from medstudy.evaluation.answers import Answers
 from medstudy.evaluation.evaluate import Measured
+from medstudy.evaluation.plan import POCOCK
 from medstudy.evaluation.scopes import Cell
-from medstudy.evaluation.verdict import ENOUGH, HARMS, WORTH, Rules, verdict_table
+from medstudy.evaluation.verdict import ENOUGH, HARMS, UNSURE, WORTH, Rules, verdict_table
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import UNPARSED, Metric
 
@@ -37,7 +38,7 @@ class Design:
 
     ``labels`` and ``preferences``: what the same labels bring over SFT, and DPO over these, in logits (about a fifth
     is .04 of accuracy); ``tasks``: how many of the five DPO gains in; ``spread``: SD of a training in logits;
-    ``group``: cases of a template; ``level``: logit of SFT.
+    ``group``: cases of a template; ``level``: logit of SFT; ``looks``: numbers of seeds at which a claim may be made.
     """
 
     name: str
@@ -49,7 +50,7 @@ class Design:
     spread: float = 0.1
     group: int = 1
     level: float = 0.5
-    alpha: float = 0.05
+    looks: tuple[int, ...] = ()
 
     def effect(self, task: int) -> float:
         return self.preferences if task < self.tasks else 0.0
@@ -77,6 +78,16 @@ def simulated(rng: np.random.Generator, design: Design) -> list[Cell]:
             measured.append(_measured(UNPARSED, answers, {arm: [0 * x for x in of] for arm, of in right.items()}))
             cells.append(Cell(task, model, measured, tuple(range(design.seeds))))
     return cells
+
+
+def _first(cell: Cell, seeds: int) -> Cell:
+    """The cell as it was at a look, with its first trainings."""
+    measured = []
+    for one in cell.measured:
+        answers = replace(one.answers, frames=one.answers.frames[:seeds], units=one.answers.units[:seeds])
+        terms = {arm: of[:seeds] for arm, of in one.terms.items()}
+        measured.append(Measured(one.metric, answers, terms, {arm: of[:, :seeds] for arm, of in one.sums.items()}))
+    return replace(cell, measured=measured, seeds=cell.seeds[:seeds])
 
 
 def _clustered(rng: np.random.Generator, units: np.ndarray) -> np.ndarray:
@@ -132,8 +143,11 @@ def scenario(design: Design, studies: int) -> dict[str, float | str]:
     tables = []
     for number in range(studies):
         rng = np.random.default_rng([number, design.seeds, design.cases, design.group])
-        table = verdict_table(simulated(rng, design), Rules(alpha=design.alpha))
-        tables.append(table[table["contrast"].isin(true)].assign(study=number))
+        cells = simulated(rng, design)
+        for look in design.looks or (design.seeds,):
+            rules = Rules(alpha=POCOCK[len(design.looks) or 1])
+            table = verdict_table([_first(cell, look) for cell in cells], rules)
+            tables.append(table[table["contrast"].isin(true)].assign(study=number))
     whole = pd.concat(tables)
     at = zip(whole["contrast"], whole["scope"], whole["name"], strict=True)
     whole["truth"] = [true[contrast].get((scope, name), np.nan) for contrast, scope, name in at]
@@ -164,17 +178,37 @@ def _share_of(names: pd.DataFrame, scope: str, label: str, design: Design) -> fl
     return float((of["verdict"] == label).mean())
 
 
+def followed(design: Design, studies: int, most: int = 40) -> dict[str, float | str]:
+    """Of the study's and the tasks' advice: how often it is given, and how often following it decides."""
+    asked, open_ones, right = 0, 0, []
+    for number in range(studies):
+        table = verdict_table(simulated(np.random.default_rng([number, 7]), design))
+        unsure = table[table["scope"].isin(["study", "task"]) & (table["verdict"] == UNSURE)]
+        for row in unsure.drop_duplicates(["scope", "name"]).itertuples():
+            open_ones += 1
+            advice = re.search(r"; (\d+) trainings a cell and (\d+) test cases", row.sentence)
+            asked += advice is not None
+            if advice and len(right) < most:
+                cases = int(advice[2]) // (len(TASK_TYPES) if row.scope == "study" else 1)
+                again = replace(design, seeds=int(advice[1]), cases=cases)
+                then = verdict_table(simulated(np.random.default_rng([number, 8]), again))
+                same = then[(then["scope"] == row.scope) & (then["name"] == row.name)]
+                right.append(same["verdict"].iloc[0] != UNSURE)
+    line = {"design": design.name, "studies": studies, "inconclusive": open_ones, "with advice": asked}
+    return line | {"followed": len(right), "decided": round(float(np.mean(right)), 3) if right else float("nan")}
+
+
 DESIGNS = [
-    Design("no effect, 3 seeds"),
-    Design("no effect, 5 seeds", seeds=5),
-    Design("no effect, 10 seeds", seeds=10),
-    Design("labels +.10, DPO no more, 3 seeds", labels=0.55),
-    Design("labels +.10, DPO no more, 10 seeds", labels=0.55, seeds=10),
-    Design("trainings alike (SD 0), 3 seeds", spread=0.0, labels=0.55),
-    Design("trainings very unlike (SD .08), 3 seeds", spread=0.4, labels=0.55),
-    Design("50 templates x 4, 3 seeds", labels=0.55, group=4),
-    Design("SFT near 0 (.07)", labels=0.0, level=-3.3),
-    Design("SFT near 1 (.95)", labels=0.0, level=3.7),
+    Design("no effect, 3 x 200"),
+    Design("no effect, 5 x 400", seeds=5, cases=400),
+    Design("labels +.10, DPO no more, 3 x 200", labels=0.55),
+    Design("labels +.10, DPO no more, 10 x 200", labels=0.55, seeds=10),
+    Design("the same, looks at 3 and 5", labels=0.55, seeds=5, looks=(3, 5)),
+    Design("the same, trainings alike, 3 x 200", labels=0.55, spread=0.0),
+    Design("the same, trainings very unlike (SD .07), 3 x 200", labels=0.55, spread=0.35),
+    Design("the same, 50 templates x 4, 3 seeds", labels=0.55, group=4),
+    Design("SFT at .07, no effect, 3 x 200", level=-3.3),
+    Design("SFT at .95, no effect, 3 x 200", level=3.7),
     Design("DPO +.05, 3 x 200", preferences=0.27),
     Design("DPO +.05, 5 x 400", preferences=0.27, seeds=5, cases=400),
     Design("DPO +.10, 3 x 200", preferences=0.55),
@@ -186,15 +220,15 @@ DESIGNS = [
 def main() -> None:
     """Run a control and print its table as CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("control", choices=["simulate", "swapped"])
-    parser.add_argument("study", nargs="?", type=Path)
+    parser.add_argument("control", choices=["simulate", "advice"])
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--only", type=int, nargs="+", default=range(len(DESIGNS)), help="numbers of designs")
     args = parser.parse_args()
     gc.freeze()  # statsmodels collects garbage in every correction for many tests
     lines = []
     for number in args.only:
-        lines.append(scenario(DESIGNS[number], args.studies))
+        control = scenario if args.control == "simulate" else followed
+        lines.append(control(DESIGNS[number], args.studies))
         print(pd.DataFrame(lines[-1:]).T.to_string(header=False), flush=True)
     print(pd.DataFrame(lines).to_csv(index=False))
 

@@ -170,17 +170,17 @@ class Measured:
     def row(self, pair: Pair, estimate: Estimate) -> dict[str, Any]:
         """One row of contrasts.json.
 
-        From the p and the limits of a share the discordant answers can be counted: where they are few and the
-        source is private, there is no p, and limits are rounded outwards to a hundredth.
+        From the error of a share the discordant answers can be counted: where they are few and the source is
+        private, it is rounded up, and so are p and the limits that come from it.
         """
         seeds = len(self.answers.frames)
         counts = self._discordant(pair) if np.isfinite(estimate.value) else None
         few = not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in counts or ())
-        test, p = self._test(estimate, counts)
+        if few:
+            estimate = estimate.coarse()
+        test, p = self._test(estimate, None if few else counts)
+        test += ", error rounded up" if few else ""
         low, high = self._within(estimate.interval(), -1.0)
-        if few and low is not None and high is not None:
-            test, p = f"not shown: fewer than {SMALLEST_COUNT} answers differ one way", None
-            low, high = float(np.floor(100 * low) / 100), float(np.ceil(100 * high) / 100)
         row = {"contrast": "-".join(pair), "metric": self.metric.name, "primary": self.metric.primary}
         row |= {"difference": _number(estimate.value), "low": low, "high": high, "p": _number(p), "test": test}
         row |= {"n": self.answers.n_cases, "units": len(self.answers.groups), "seeds": seeds}

@@ -125,8 +125,16 @@ def cell_estimates(cells: Sequence[Cell], judged: bool = True) -> dict[tuple[int
                 group |= {(number, one.metric.name, pair): one.line(pair) for pair in one.pairs if usable}
     found: dict[tuple[int, str, Pair], Estimate] = {}
     for group in groups.values():
-        found |= zip(group, estimates([*group.values()], ["-".join(key[2]) for key in group]), strict=True)
+        of_group = estimates([*group.values()], ["-".join(key[2]) for key in group])
+        shown = (_fit_to_be_seen(e, [cells[key[0]]]) for key, e in zip(group, of_group, strict=True))
+        found |= zip(group, shown, strict=True)
     return found
+
+
+def _fit_to_be_seen(estimate: Estimate, cells: Sequence[Cell]) -> Estimate:
+    """From the exact error of one training the answers that differ could be counted, which may be few patients."""
+    private = any(not cell.measured[0].answers.shareable and len(cell.seeds) == 1 for cell in cells)
+    return estimate.coarse() if private else estimate
 
 
 def _cells(cells: Sequence[Cell]) -> Iterator[Scoped]:
@@ -175,7 +183,7 @@ def _tasks(cells: Sequence[Cell]) -> dict[tuple[str, str, Pair], _Task]:
         for (key, (line, of)), estimate in zip(
             part.items(), estimates([v[0] for v in part.values()], names), strict=True
         ):
-            found[key] = (estimate, of[0].n_cases, len(line.by_seed), of)
+            found[key] = (_fit_to_be_seen(estimate, of), of[0].n_cases, len(line.by_seed), of)
     return found
 
 
@@ -225,15 +233,13 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
         single = [line]
         if outcome != MEAN:
             single = [_over_models(outcome, pair, [cell]) for cell in of]
-        for scope, lines in (("task", [line]), ("cell", single)):
-            if scope == "cell" and outcome == MEAN:
-                continue
-            spread = {"seed_sd": [x.seed_variance for x in lines], "case_sd": [x.case_variance for x in lines]}
-            rows.append(
-                {"scope": scope, "task": task, "outcome": outcome, "contrast": "-".join(pair)}
-                | {name: round(float(np.sqrt(np.mean(found))), 5) for name, found in spread.items()}
-                | {"n_cases": of[0].n_cases, "n_seeds": len(line.by_seed), "n_models": len(of)}
-            )
+        for scope, lines in (("task", [line]), ("cell", single if outcome != MEAN else [])):
+            of_lines = [_fit_to_be_seen(estimates([x])[0], of) for x in lines]
+            spread = {"seed_sd": [x.seed_variance for x in lines], "case_sd": [x.case for x in of_lines]}
+            row = {"scope": scope, "task": task, "outcome": outcome, "contrast": "-".join(pair)}
+            row |= {name: round(float(np.sqrt(np.mean(found))), 5) for name, found in spread.items() if found}
+            row |= {"n_cases": of[0].n_cases, "n_seeds": len(line.by_seed), "n_models": len(of)}
+            rows += [row] if lines else []
     return pd.DataFrame(rows)
 
 

@@ -9,7 +9,7 @@ Genet Mol Biol 2004;3:3), so that seeds which happen to agree are no certainty. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -82,6 +82,10 @@ class Estimate:
         parts = [(self.seed, self.seed_df), (self.case, self.case_df)]
         below = sum(v**2 / df for v, df in parts if v > 0 and df > 0)
         return float((self.seed + self.case) ** 2 / below) if below else np.inf
+
+    def coarse(self) -> Estimate:
+        """With the error rounded up to a hundredth: from an exact one, few differing answers could be counted."""
+        return replace(self, case=(np.ceil(100 * self.error) / 100) ** 2 - self.seed)
 
     def interval(self, level: float = 0.95) -> Limits:
         from scipy.stats import t

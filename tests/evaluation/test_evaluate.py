@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_up import labelled, rows, study
+from scipy.stats import t
 
 from medstudy.evaluation.answers import validate_predictions
 from medstudy.evaluation.evaluate import contrasts_view, evaluate, measure, values, values_table
@@ -222,7 +223,10 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     assert metrics["sft"]["accuracy"]["low"] == 29 / 40  # 5 wrong answers are a small count too
     assert metrics["sft"]["macro_f1"]["value"] > 0.9  # the primary outcome is the study's result
     assert {row["metric"] for row in contrasts if row["contrast"] == "dpo-sft"} == {"macro_f1"}
-    assert "lost" not in contrast(contrasts, "dpo-sft_more", "accuracy")  # 5 cases
+    row = contrast(contrasts, "dpo-sft_more", "accuracy")  # 5 answers differ, which neither error nor p may tell
+    assert "lost" not in row and row["test"] == "t over cases, error rounded up"
+    assert (row["high"] - row["low"]) / 2 == pytest.approx(0.07 * 2.0227, rel=1e-3)
+    assert row["p"] == pytest.approx(2 * t.sf(0.125 / 0.07, 39), rel=1e-4)
     assert values_table(metrics).loc["sft", "unparsed"] == "< 0.275"
     shown = first_look(private.assign(score_rescued=0.0)).loc["sft"]
     assert shown.tolist() == [40, "> 0.725", "< 0.275", "0.000"]
