@@ -15,7 +15,7 @@ import numpy as np
 from medstudy.arms import CONTRASTS
 from medstudy.evaluation.answers import Pair
 from medstudy.evaluation.evaluate import Measured, values
-from medstudy.evaluation.metrics import FEWEST_READ
+from medstudy.evaluation.metrics import FEWEST_READ, value_of
 from medstudy.evaluation.statistics import Estimate, Line, combined, estimates, mean_of
 from medstudy.tasks import TASK_TYPES
 
@@ -63,8 +63,8 @@ class Cell:
 
     def value(self, metric: str, arm: str) -> float:
         """NaN where it has none, or the arm was not run."""
-        found = [float(m.line(arm).by_seed.mean()) for m in self.measured if m.metric.name == metric and arm in m.sums]
-        return found[0] if found else float("nan")
+        of = next((m for m in self.measured if m.metric.name == metric and arm in m.sums), None)
+        return float(value_of(of.metric, of.sums[arm].sum(axis=0)).mean()) if of else float("nan")
 
     def nothing(self, metric: str) -> str:
         """Why this outcome cannot be compared; empty where it can."""

@@ -114,7 +114,7 @@ def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order
         ("cell", "text_classification, b"),
         ("cell", "clinical_reasoning, a"),
     ]
-    assert set(table["contrast"]) == {"sft-base", "dpo-sft", "dpo-sft_more"}
+    assert set(table["contrast"]) == {"sft-base", "sft_more-sft", "dpo-sft", "dpo-sft_more"}
     whole = first(table, "study", "study")
     assert (whole["verdict"], whole["n_cases"], whole["n_seeds"]) == (WORTH, 400, 3)
     assert whole["sentence"].startswith("Over the whole study, DPO answered better than SFT and")
