@@ -34,7 +34,7 @@ def test_shapes_of_the_contract():
     assert list(metrics) == ["base", "sft", "sft_more", "dpo"]
     assert set(metrics["dpo"]) == {"macro_f1", "accuracy", "accuracy_parsed", "unparsed"}
     assert {"value", "low", "high", "n"} <= set(metrics["dpo"]["macro_f1"])
-    assert {row["contrast"] for row in contrasts} == {"sft-base", "dpo-sft", "dpo-sft_more"}
+    assert {row["contrast"] for row in contrasts} == {"sft-base", "sft_more-sft", "dpo-sft", "dpo-sft_more"}
     assert {"contrast", "metric", "difference", "low", "high", "p", "test", "n"} <= set(contrasts[0])
     json.dumps([metrics, contrasts], allow_nan=False)
 
