@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
@@ -110,16 +109,6 @@ def study_tables(cells: list[Cell], rules: Rules | float) -> dict[str, pd.DataFr
         "tables/costs.csv": pd.DataFrame({"task": cell.task, "model": cell.model, **cell.cost} for cell in cells),
         "tables/rules.csv": pd.DataFrame([asdict(rules)]),
     }
-
-
-def cell_rows(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """A line a task, model and outcome: the values of SFT, its control and DPO, the verdict and its sentence."""
-    metrics = tables["tables/metrics.csv"]
-    keys = ["task", "model", "metric"]
-    wide = metrics.pivot_table("value", keys, "arm", sort=False, dropna=False).reset_index()
-    wide = wide.rename(columns={"metric": "outcome"}).assign(name=wide["task"] + ", " + wide["model"])
-    judged = tables["verdicts.csv"].query("scope == 'cell'")[["name", "outcome", "verdict", "sentence"]]
-    return wide.merge(judged.drop_duplicates(["name", "outcome"]), on=["name", "outcome"], how="inner")
 
 
 def read_tables(study: Path) -> dict[str, pd.DataFrame]:
