@@ -188,10 +188,10 @@ class Run:
         (self.private / "source.json").unlink(missing_ok=True)
         self.stages: dict[str, Stage] = {}
         self.facts: dict[str, Any] = {}
-        self._kept: dict[str, Any] = {}
+        self.kept: dict[str, Any] = {}
         self._saved: dict[str, Any] = {}
         self._arms: list[str] = []
-        self._tried: dict[str, list[dict[str, Any]]] = {}
+        self.tried: dict[str, list[dict[str, Any]]] = {}
         self._card = "private"  # its name, once it is known
         self._started = datetime.now(UTC)
         self._set_aside()
@@ -228,7 +228,7 @@ class Run:
     def settle(self, stage: Stage, tried: list[dict[str, Any]]) -> None:
         """Take one of several trainings of a name as that arm, and note what was ``tried``."""
         self.stages[stage.name] = stage
-        self._tried[stage.name] = tried
+        self.tried[stage.name] = tried
 
     def keep_source(self, card: DataCard, cases: list[Case]) -> None:
         """Keep the cases in ``private/``, for the scan before a report, and note what the card says.
@@ -260,13 +260,13 @@ class Run:
         file.touch(mode=0o600)
         file.chmod(0o600)
         file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        self._kept[name] = value
+        self.kept[name] = value
 
     def split_of(self, cases: list[Case]) -> str:
         """The split whose cases these are, all of them and in order; ``other`` for any others."""
-        if "splits" not in self._kept:
+        if "splits" not in self.kept:
             return "test"
-        return next((name for name, kept in vars(self._kept["splits"]).items() if kept == cases), "other")
+        return next((name for name, kept in vars(self.kept["splits"]).items() if kept == cases), "other")
 
     def status(self, stage: str, **progress: Any) -> None:
         """Where the run is now, for `medstudy status`; replaced at every call."""
@@ -297,7 +297,7 @@ class Run:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": {name: stage.facts.get("seconds") for name, stage in self.stages.items()},
             "stages": {name: {"key": stage.key, **stage.facts} for name, stage in self.stages.items()},
-            "tried": [row for rows in self._tried.values() for row in rows],
+            "tried": [row for rows in self.tried.values() for row in rows],
             **provenance(),
             **self._told(self.facts | facts),
         }
@@ -316,7 +316,7 @@ class Run:
     def _refuse_mixtures(self) -> None:
         """Cells can be run in any order: what run.json says must be what everything was made with."""
         for name in ("splits", "pairs"):
-            if name not in self._kept:
+            if name not in self.kept:
                 raise RunError(f"the {name} are of an earlier start; run the cell that makes them, and those below it")
         for name in TABLES:
             if self._saved.get(name) != self._answered():
@@ -330,7 +330,7 @@ class Run:
                 stage = stage.start
 
     def _refuse_other(self, made: Stage, start: Stage) -> None:
-        chosen = [row["settings"] for row in self._tried.get(start.name, []) if row["chosen"]]
+        chosen = [row["settings"] for row in self.tried.get(start.name, []) if row["chosen"]]
         now = self.params.model_dump() | (chosen[0] if chosen else {})
         for name, value in start.made_with.items():
             if value != now[name]:

@@ -17,8 +17,9 @@ from medstudy.training.chat import Chat
 if TYPE_CHECKING:
     from transformers import GenerationConfig
 
-#: From so many common first tokens on, prompts share what was read of them.
-WORTH_SHARING = 32
+#: Share of the largest logit by which two ways of computing may differ, in fp32 and in fewer bits: rounding is far
+#: below, another model or a padding that is seen above.
+ROUNDING = (0.001, 0.03)
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,22 @@ class Decoding:
 class Decoded:
     """What a model made of some prompts: ``texts`` and ``ids`` (prompts, samples).
 
-    ``probabilities`` (prompts, labels), None where no labels were asked about; ``padding``: where the batches had
-    some (left, right, none).
+    ``probabilities`` (prompts, labels), None where no labels were asked about; ``asked``: tokens of each prompt as they
+    stood in its batch; ``padding``: where the batches had some (left, right, none); ``config``: how it was drawn.
     """
 
     texts: list[list[str]]
     ids: list[list[list[int]]]
     probabilities: np.ndarray | None
+    asked: list[list[int]]
     padding: str
+    config: GenerationConfig
 
 
 def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, labels: Sequence[str] = ()) -> Decoded:
     """Answers to each prompt: batches of similar length, left-padded. A prompt is read once for all its uses.
 
-    What all prompts begin with, such as worked examples, is read once for all of them. Models that keep more of a
-    prompt than keys and values (state spaces, convolutions) read it anew for each use.
+    Models that keep more of a prompt than keys and values (state spaces, convolutions) read it anew for each use.
 
     Args:
         model: in eval mode.
@@ -67,17 +69,19 @@ def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, 
     said = [chat.row(prompts[0], label)[1] for label in labels] if prompts else []
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     made: list[list[list[int]]] = [[] for _ in prompts]
-    log_p, padded = np.empty((len(prompts), len(labels))), {"none"}
+    log_p, asked, padded = np.empty((len(prompts), len(labels))), list(encoded), {"none"}
     reuses = reads_by_attention(model) and "past_key_values" in _known(model)
-    shared, begun = _read_common(model, encoded, how) if reuses else (0, None)
     torch.manual_seed(how.seed)
     per_batch = max(1, how.batch_size // how.samples)
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
-        ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device, shared)
+        ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device)
         padded.add(_padded_side(mask))
+        for i, row, seen in zip(chosen, ids, mask.bool(), strict=True):
+            asked[i] = row[seen].tolist()
         with torch.inference_mode():
-            cache = _read(model, ids, mask, begun, shared) if reuses else None
+            # keys and values of all but the last token, which each use reads anew
+            cache = _forward(model, ids[:, :-1], mask[:, :-1]).past_key_values if reuses else None
             for column, label in enumerate(said):
                 log_p[chosen, column] = _label_log_p(model, ids, mask, cache, label)
             if how.samples > 1 and cache is not None:
@@ -89,23 +93,26 @@ def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, 
             made[chosen[row // how.samples]].append(_until_stop(new, config.eos_token_id))
     texts = [[chat.read(ids) for ids in several] for several in made]
     side = next(side for side in ("right", "left", "none") if side in padded)
-    return Decoded(texts, made, _softmax(log_p) if labels else None, side)
+    return Decoded(texts, made, _softmax(log_p) if labels else None, asked, side, config)
 
 
 def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers: list[list[int]]) -> int:
     """How many greedy answers would be others if the model read its prompt alone, without batch or padding.
 
-    One pass over prompt and answer shows the likeliest token at each place: where all are the answer's own,
-    greedy decoding ends at this answer.
+    One pass over prompt and answer shows the likeliest token at each place: where none is likelier than the answer's
+    own by more than rounding, greedy decoding ends at this answer.
     """
     import torch
 
-    changed = 0
+    changed, exact = 0, model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     for messages, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([chat.prompt(messages) + answer], device=model.device)
         with torch.inference_mode():
-            logits = _forward(model, ids, torch.ones_like(ids), logits=len(answer) + 1).logits[0]
-        changed += logits[-len(answer) - 1 : -1].argmax(-1).tolist() != answer
+            logits = _forward(model, ids, torch.ones_like(ids), logits=len(answer) + 1).logits[0].float()
+        logits = logits[-len(answer) - 1 : -1]
+        own = logits.gather(-1, ids[0, -len(answer) :, None])[:, 0]
+        gap = (logits.max(-1).values - own) / logits.abs().max(-1).values
+        changed += bool((gap > ROUNDING[not exact]).any())
     return changed
 
 
@@ -126,43 +133,6 @@ def _generation_config(model: Any, chat: Chat, how: Decoding) -> GenerationConfi
     )
     model.generation_config = config
     return config
-
-
-def _sees_everything(model: Any, encoded: list[list[int]], how: Decoding) -> bool:
-    """Whether every layer attends to all that was read: a gap in the middle would narrow a window's view.
-
-    Where places are not numbered by us but counted from the mask, a gap would shift them.
-    """
-    window = getattr(model.config.get_text_config(), "sliding_window", None)
-    fits = window is None or max(map(len, encoded), default=0) + how.max_new_tokens <= window
-    return bool(encoded) and fits and "position_ids" in _known(model)
-
-
-def _read_common(model: Any, encoded: list[list[int]], how: Decoding) -> tuple[int, Any]:
-    """How many tokens all prompts begin with, if they are worth it, and what a model keeps of them."""
-    import torch
-
-    shared = _common_start(encoded) if _sees_everything(model, encoded, how) else 0
-    if shared < WORTH_SHARING:
-        return 0, None
-    with torch.inference_mode():
-        first = torch.tensor([encoded[0][:shared]], device=model.device)
-        return shared, _forward(model, first, torch.ones_like(first)).past_key_values
-
-
-def _common_start(encoded: list[list[int]]) -> int:
-    """How many tokens all prompts begin with; at least two of each are left."""
-    shortest, longest = min(encoded), max(encoded)  # in the order of words: these two differ first
-    room = min(map(len, encoded)) - 2
-    return next((i for i in range(max(0, room)) if shortest[i] != longest[i]), max(0, room))
-
-
-def _read(model: Any, ids: Any, mask: Any, begun: Any, shared: int) -> Any:
-    """Keys and values of all but the last token of each prompt, which each use reads anew."""
-    cache = copy.deepcopy(begun)
-    if cache is not None:
-        cache.batch_repeat_interleave(len(ids))
-    return _forward(model, ids[:, shared:-1], mask[:, :-1], cache).past_key_values
 
 
 def _plain(model: Any) -> Any:
@@ -216,12 +186,11 @@ def _padded_side(mask: Any) -> str:
     return "none" if mask.all() else "left" if mask[:, -1].all() else "right"
 
 
-def _left_pad(rows: list[list[int]], pad: int, device: Any, shared: int = 0) -> tuple[Any, Any]:
-    """Token ids and mask (rows, longest); padding stands before a row, behind ``shared`` first tokens."""
+def _left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Any, Any]:
+    """Token ids and mask (rows, longest); padding stands before a row."""
     import torch
 
     width = max(map(len, rows))
-    gaps = [width - len(row) for row in rows]
-    ids = [row[:shared] + [pad] * gap + row[shared:] for row, gap in zip(rows, gaps, strict=True)]
-    mask = [[1] * shared + [0] * gap + [1] * (width - gap - shared) for gap in gaps]
+    ids = [[pad] * (width - len(row)) + row for row in rows]
+    mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)

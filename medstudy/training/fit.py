@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 #: Package modules whose change redoes a training.
 CODE = ("training.fit", "training.measure", "training.models", "training.shared_prompt")
 LOG = "log.csv"
-#: What the completions say that a training learnt from, read back from its tokens.
-TEXTS = "trained.json"
+#: What a training learnt from, read back from its batches: fingerprint of a prompt, and the completion.
+LEARNT = "learnt.json"
 #: A training keeps its state so often, and goes on from there after a kill.
 CHECKPOINT_MINUTES = 10.0
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
@@ -108,9 +108,9 @@ def _train(stage: Stage, trainer: Any, chat: Chat, rows: list[Row]) -> None:
     checkpoints = stage.folder / "checkpoints"
     kept = whole_checkpoint(checkpoints)
     stage.earlier = json.loads((kept / ELAPSED).read_text(encoding="utf-8")) if kept else 0.0
-    with measured(trainer, chat, rows) as facts:
+    with measured(trainer, chat) as facts:
         result = trainer.train(resume_from_checkpoint=str(kept) if kept else None)
-    write_json(stage.folder / TEXTS, facts.pop("texts"))
+    write_json(stage.folder / LEARNT, facts.pop("learnt"))
     trainer.model.save_pretrained(stage.folder / "adapter", selected_adapters=["default"])
     if not stage.run.facts.get("shareable", False):
         (stage.folder / "adapter" / "README.md").write_text(PRIVATE_ADAPTER, encoding="utf-8")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.data.cases import Case
-from medstudy.runs import Run, Stage
+from medstudy.runs import Run, Stage, fingerprint
 from medstudy.tasks.base import Message, Task
 from medstudy.training.chat import load_chat
 from medstudy.training.checkpoint import note_model
@@ -101,17 +102,19 @@ def _decode_stage(
     )
     if not stage.done:
         model = load_model(run.params, adapter.folder / "adapter" if adapter else None, merged=True)
-        facts: dict[str, Any] = {"training_mode": model.training}
+        facts: dict[str, Any] = {"training_mode": model.training, "adapter": adapter_hash(adapter)}
         if adapter:
             facts["reload_difference"] = reload_difference(model, adapter.folder)
         made = decode(model, chat, prompts, how, labels)
-        facts |= {"greedy": not model.generation_config.do_sample, "padding": made.padding}
+        facts |= {"greedy": not made.config.do_sample, "padding": made.padding}
+        facts["drawn"] = {name: getattr(made.config, name) for name in ("temperature", "top_k", "top_p")}
         if recheck:
             first = [ids for (ids,) in made.ids[:RECHECKED]]
             changed = changed_alone(model, chat, prompts[:RECHECKED], first)
             facts |= {"rechecked": len(first), "changed_by_batching": changed}
         facts["new_tokens"] = sum(len(ids) for several in made.ids for ids in several)
-        pd.DataFrame({"outputs": made.texts}).to_parquet(stage.folder / OUTPUTS)
+        asked = [fingerprint(ids) for ids in made.asked]
+        pd.DataFrame({"outputs": made.texts, "asked": asked}).to_parquet(stage.folder / OUTPUTS)
         if labels:
             pd.DataFrame(made.probabilities, columns=labels).to_parquet(stage.folder / PROBABILITIES)
         stage.finish(**facts)
@@ -124,10 +127,17 @@ def _kept_texts(stage: Stage) -> list[list[str]]:
     return [list(texts) for texts in pd.read_parquet(stage.folder / OUTPUTS)["outputs"]]
 
 
+def adapter_hash(training: Stage | None) -> str:
+    """Tells adapters apart by their weights; empty for the base model."""
+    file = training and training.folder / "adapter" / "adapter_model.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file else ""
+
+
 def reload_difference(model: Any, folder: Path) -> float:
-    """Largest absolute logit difference between this loaded model and the one saved in ``folder``."""
+    """Largest logit difference between this loaded model and the one saved in ``folder``, as share of the largest."""
     import torch
 
     probe = torch.load(folder / "probe.pt", map_location=model.device, weights_only=True)
     with torch.inference_mode():
-        return float((model(input_ids=probe["input_ids"]).logits[0, -1].float() - probe["logits"]).abs().max())
+        seen = model(input_ids=probe["input_ids"]).logits[0, -1].float()
+    return float((seen - probe["logits"]).abs().max() / probe["logits"].abs().max())

@@ -2,54 +2,61 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from medstudy.training.chat import Chat, Row
-from medstudy.training.shared_prompt import FIRST_ROWS, share_prompts_if_equal
+from medstudy.runs import fingerprint
+from medstudy.training.chat import Chat
+from medstudy.training.shared_prompt import FIRST_ROWS, row_length, share_prompts_if_equal
 
-if TYPE_CHECKING:
-    pass
-
-#: Pairs on which the reward margin is measured after DPO.
-MARGIN_ROWS = 64
+REWARDS = ("rewards/chosen", "rewards/rejected", "logps/chosen")
+#: Pairs on which the reward margin is measured after DPO, rows on which the loss is before and after SFT.
+MARGIN_ROWS, LOSS_ROWS = 64, 16
 
 
 @contextmanager
-def measured(trainer: Any, chat: Chat, rows: list[Row]) -> Iterator[dict[str, Any]]:
+def measured(trainer: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     """Around ``trainer.train()``: what the gates need, in a dictionary that is filled on the way.
 
     Args:
         trainer: an `SFTTrainer` or `DPOTrainer` that has not trained yet.
         chat: of its model.
-        rows: the chat messages that its rows were made of.
     """
     score_labels_only()
     adapters_in_fp32(trainer.model)
-    facts, unshare = facts_of_rows(trainer, chat, rows), None
+    facts, unshare = facts_of_rows(trainer, chat) | {"dropout": dropout(trainer)}, None
     pairs = "chosen_ids" in trainer.train_dataset.column_names
     if pairs:
         unshare = share_prompts_if_equal(trainer)
-        first = rewards(trainer, FIRST_ROWS)
-        facts |= {"shared_prompts": unshare is not None, "first_loss": first["loss"], "first_reward": first["reward"]}
-    frozen, adapter = weight_hashes(trainer.model)
+        first = means(trainer, FIRST_ROWS, REWARDS)
+        largest = max(abs(first["rewards/chosen"]), abs(first["rewards/rejected"])) / trainer.beta
+        facts |= {"shared_prompts": unshare is not None, "first_loss": first["loss"], "first_log_ratio": largest}
+    else:
+        facts["first_loss"] = means(trainer, LOSS_ROWS)["loss"]
+    frozen, adapter = weights_now(trainer.model)
     yield facts
-    frozen_after, adapter_after = weight_hashes(trainer.model)
+    frozen_after, adapter_after = weights_now(trainer.model)
     if pairs:
-        last = rewards(trainer, MARGIN_ROWS)
+        last = means(trainer, MARGIN_ROWS, REWARDS)
+        gained, log_p = last["rewards/chosen"], last["logps/chosen"]
         # the reference is the model before: what an answer gained over it is the reward without beta
-        before = last["log_p"] - last["chosen"] / trainer.beta
-        facts |= {"last_margin": last["margin"], "last_log_p": last["log_p"], "first_log_p": before}
+        facts |= {"last_log_p": log_p, "first_log_p": log_p - gained / trainer.beta}
+        facts["last_margin"] = gained - last["rewards/rejected"]
+    else:
+        facts["last_loss"] = means(trainer, LOSS_ROWS)["loss"]
     if unshare:
         unshare()
-    still = [name for name, value in adapter.items() if adapter_after[name] == value]
     changed = [name for name, value in frozen.items() if frozen_after[name] != value]
-    facts |= {"frozen_changed": len(changed), "adapter_changed": len(adapter) - len(still)}
-    facts |= {"adapter_tensors": len(adapter), "unmoved": _kinds(still), "not_adapted": _not_adapted(trainer.model)}
+    far = {name: float((adapter_after[name] - value).norm()) for name, value in adapter.items()}
+    moved = {name for name, distance in far.items() if distance > 0}
+    still = set(_kinds(set(far) - moved)) - set(_kinds(moved))
+    facts |= {"frozen_changed": len(changed), "adapter_changed": len(moved), "adapter_tensors": len(far)}
+    facts |= {"moved": math.hypot(*far.values()), "unmoved": sorted(still), "not_adapted": _not_adapted(trainer.model)}
     trainer.model.eval()
 
 
@@ -79,86 +86,106 @@ def adapters_in_fp32(model: Any) -> None:
             weight.data = weights.get(name.replace(".default.", ".ref."), weight).data.float().clone()
 
 
-def facts_of_rows(trainer: Any, chat: Chat, rows: list[Row]) -> dict[str, Any]:
-    """What the trainer will learn from, seen in its own data and held against what is asked when it answers."""
-    data, bos = list(trainer.train_dataset), chat.tokenizer.bos_token_id
-    sides = ("chosen_ids", "rejected_ids")
-    pairs = [(r["prompt_ids"], r[side]) for r in data if sides[0] in r for side in sides]
-    pairs += [_split(r) for r in data if "input_ids" in r]
-    asked = [chat.prompt(row["prompt"]) for row in rows for _ in (sides if "chosen" in row else sides[:1])]
-    begun = [sum(1 for _ in takewhile(lambda token: token == bos, prompt)) for prompt, _ in pairs]
-    whole = [len(prompt) + len(completion) for prompt, completion in pairs]
+def facts_of_rows(trainer: Any, chat: Chat) -> dict[str, Any]:
+    """What the trainer will learn from, read from the batches that its own collator makes of its rows.
+
+    ``learnt`` holds a sequence's prompt, as a fingerprint of its tokens, and what is said behind it.
+    """
+    data, bos, found = list(trainer.train_dataset), chat.tokenizer.bos_token_id, list(_sequences(trainer))
+    longest = max(map(row_length, data))
     return {
         "rows": len(data),
-        "tokens": sum(whole),
-        "longest": max(whole),
-        "max_length": trainer.args.max_length or max(whole),
-        "bos_at_start": sorted(set(begun)),
-        "rows_ending_with_stop": sum(c[-1:] == [chat.end] for _, c in pairs),
-        "rows_begun_as_asked": sum(p == a for (p, _), a in zip(pairs, asked, strict=False)),
-        "sequences": len(pairs),
-        "texts": [chat.read(completion) for _, completion in pairs],
+        "tokens": sum(len(prompt) + len(completion) for prompt, completion in found),
+        "longest": longest,
+        "max_length": trainer.args.max_length or longest,
+        "bos_at_start": sorted({sum(1 for _ in takewhile(lambda i: i == bos, prompt)) for prompt, _ in found}),
+        "rows_ending_with_stop": sum(completion[-1:] == [chat.end] for _, completion in found),
+        "sequences": len(found),
+        "learnt": [[fingerprint(prompt), chat.read(completion)] for prompt, completion in found],
     }
 
 
-def _split(row: dict[str, list[int]]) -> tuple[list[int], list[int]]:
-    """An SFT row where its loss begins; both sides are empty where the loss has gaps or no end."""
-    ids, labels = row["input_ids"], row["labels"]
-    start = next((i for i, label in enumerate(labels) if label != -100), len(ids))
-    return (ids[:start], ids[start:]) if labels[start:] == ids[start:] else ([], [])
+def _sequences(trainer: Any) -> Iterator[tuple[list[int], list[int]]]:
+    """Tokens without and with loss, of a pair the chosen side first; both empty where the loss has gaps or no end."""
+    for row in trainer.train_dataset:
+        batch = trainer.data_collator([row])
+        ids_in, labels = batch["input_ids"], batch.get("labels")
+        in_loss = batch["completion_mask"].bool() if labels is None else labels == ids_in
+        for ids, seen, loss in zip(ids_in, batch["attention_mask"].bool(), in_loss, strict=True):
+            tokens, loss = ids[seen].tolist(), loss[seen]
+            start = len(tokens) - int(loss.sum())
+            yield (tokens[:start], tokens[start:]) if loss[start:].all() else ([], [])
 
 
-def _kinds(names: list[str]) -> list[str]:
-    """Names of weights without the numbers of their layers: what kinds of weights they are, five at most."""
-    return sorted({re.sub(r"\.\d+\.", ".*.", name) for name in names})[:5]
+def dropout(trainer: Any) -> list[str]:
+    """What makes two passes over the same row differ in training; the reference has none of it.
+
+    Layers by their kind; ``function`` where the model's code drops without a layer, as seen by two passes.
+    """
+    import torch
+
+    model = trainer.model.train()
+    layers = {type(m).__name__ for m in model.modules() if "Dropout" in type(m).__name__ and getattr(m, "p", 0) > 0}
+    inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]]))
+    given = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    with torch.no_grad():
+        first, second = (model(**given, use_cache=False).logits for _ in range(2))
+    # kernels of a GPU may add in another order the next time
+    same = torch.equal(first, second) if first.device.type == "cpu" else torch.allclose(first, second, 0.1, 0.1)
+    return sorted(layers) or ([] if same else ["function"])
+
+
+def _kinds(names: Iterable[str]) -> list[str]:
+    """Names of weights without the numbers of their layers: what kinds of weights they are."""
+    return sorted({re.sub(r"\.\d+(?=\.)", ".*", name) for name in names})
 
 
 def _not_adapted(model: Any) -> list[str]:
     """Matrices of the layers that carry no adapter, such as fused experts."""
     own = [(name, p) for name, p in model.named_parameters() if "lora_" not in name and ".base_layer." not in name]
     layers = [name for name, p in own if p.dim() >= 2 and re.search(r"\.\d+\.", name)]
-    return _kinds([name.removeprefix("base_model.model.") for name in layers])
+    return _kinds(name.removeprefix("base_model.model.") for name in layers)[:5]
 
 
-def rewards(trainer: Any, rows: int) -> dict[str, float]:
-    """Sigmoid DPO loss, rewards, margin and log p(chosen): means over the first ``rows`` pairs, as it is now.
+def means(trainer: Any, rows: int, metrics: Sequence[str] = ()) -> dict[str, float]:
+    """Loss and ``metrics`` of the trainer over its first ``rows`` rows, as the model is now.
 
-    The loss does not depend on the one that is trained, so it is computed apart from it.
+    Of pairs the loss is plain DPO's, whatever loss they are trained with.
     """
     import torch
 
     rows = min(rows, len(trainer.train_dataset))
     size = trainer.args.per_device_train_batch_size
-    batches = [range(start, min(start + size, rows)) for start in range(0, rows, size)]
-    trained = trainer.loss_types, trainer.loss_weights
+    trained = getattr(trainer, "loss_types", None), getattr(trainer, "loss_weights", None)
     trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
-    names = {"chosen": "rewards/chosen", "rejected": "rewards/rejected", "log_p": "logps/chosen"}
-    seen: dict[str, list[float]] = {"loss": [], **{name: [] for name in names}}
+    total = dict.fromkeys(("loss", *metrics), 0.0)
     try:
-        for batch in batches:
-            inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in batch]))
+        for start in range(0, rows, size):
+            batch = [trainer.train_dataset[i] for i in range(start, min(start + size, rows))]
+            inputs, share = trainer._prepare_inputs(trainer.data_collator(batch)), len(batch) / rows
             with torch.no_grad(), trainer.compute_loss_context_manager():
-                seen["loss"].append(len(batch) / rows * float(trainer.compute_loss(trainer.model, inputs)))
-            for name, metric in names.items():
-                seen[name].append(len(batch) / rows * trainer._metrics["train"][metric][-1])
+                total["loss"] += share * float(trainer.compute_loss(trainer.model, inputs))
+            for name in metrics:
+                total[name] += share * trainer._metrics["train"][name][-1]
     finally:
         trainer.loss_types, trainer.loss_weights = trained
         trainer._metrics["train"].clear()
         trainer._total_train_tokens = 0
-    total = {name: sum(values) for name, values in seen.items()}
-    largest = max(abs(total["chosen"]), abs(total["rejected"]))
-    return total | {"reward": largest, "margin": total["chosen"] - total["rejected"]}
+    return total
 
 
-def weight_hashes(model: Any) -> tuple[dict[str, int], dict[str, int]]:
-    """Exact hashes of the frozen weights and of the trained adapter's."""
+def weights_now(model: Any) -> tuple[dict[str, int], dict[str, Any]]:
+    """Exact hashes of the frozen weights, and a copy of the trained adapter's."""
     import torch
 
-    hashes = {name: torch.hash_tensor(p.detach()).item() for name, p in model.named_parameters()}
-    # by name, not by requires_grad: a base weight left trainable must be seen; so must the reference adapter
-    trained = {name for name in hashes if "lora_" in name and ".default." in name}
-    frozen = {name: value for name, value in hashes.items() if name not in trained}
-    return frozen, {name: hashes[name] for name in trained}
+    frozen, adapter = {}, {}
+    for name, weight in model.named_parameters():
+        # by name, not by requires_grad: a base weight left trainable must be seen; so must the reference adapter
+        if "lora_" in name and ".default." in name:
+            adapter[name] = weight.detach().float().cpu().clone()
+        else:
+            frozen[name] = torch.hash_tensor(weight.detach()).item()
+    return frozen, adapter
 
 
 def save_probe(trainer: Any, folder: Path) -> None:

@@ -15,10 +15,9 @@ from medstudy.data.cases import Case
 from medstudy.params import RunParams
 from medstudy.runs import Run
 from medstudy.tasks import get_task
-from medstudy.training import gates
+from medstudy.training import checks
 from medstudy.training.chat import Chat, load_chat
 from medstudy.training.checkpoint import ModelError
-from medstudy.training.measure import _split
 
 TURN = "{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}"
 EACH = "{% for m in messages %}" + TURN + "{% endfor %}"
@@ -124,7 +123,8 @@ def test_what_is_trained_is_read_back_and_begins_as_asked(template: str, kind: s
     for messages in (asked("Well?"), asked("One?", "no", "And two, \nlonger?")):
         row = {"prompt": messages, "completion": [{"role": "assistant", "content": "Provider: nurse\nUrgency: high"}]}
         tokens = chat.trained(row)
-        prompt, completion = _split(tokens)
+        start = tokens["labels"].count(-100)
+        prompt, completion = tokens["input_ids"][:start], tokens["labels"][start:]
         assert prompt == chat.prompt(messages)
         assert completion[-1] == chat.end and chat.end in chat.stops
         assert chat.read(completion) == "Provider: nurse\nUrgency: high"
@@ -173,24 +173,9 @@ def test_the_built_in_models_are_asked_and_trained_in_the_tokens_they_were_made_
 
 
 def test_a_bos_is_counted_at_the_start_of_a_row_only() -> None:
-    good = {"rows_ending_with_stop": 1, "sequences": 1}
-    assert gates.tokens({"sft": good | {"bos_at_start": [0, 1]}}).passed
-    twice = gates.tokens({"sft": good | {"bos_at_start": [2]}})
-    assert not twice.passed and "BOS" in twice.reason
-
-
-def test_trained_on_gold_goes_red_on_another_answer_and_on_none(card: DataCard, cases: list[Case]) -> None:
-    task = get_task("text_classification", card)
-    right = [case.gold["label"] for case in cases]
-    assert gates.gold(task, {"sft": cases}, {"sft": right}).passed
-    for wrong, words in (
-        (["no", *right[1:]], "another answer"),
-        (["final yes or no", *right[1:]], "unparsed|out_of_range"),
-    ):
-        gate = gates.gold(task, {"sft": cases}, {"sft": wrong})
-        assert not gate.passed and gate.value == "7 of 8"
-        assert any(word in gate.reason for word in words.split("|"))
-    assert not gates.gold(task, {"sft": cases}, {"sft": right[1:]}).passed
+    facts = {"rows_ending_with_stop": 1, "sequences": 1}
+    assert checks.tokens({"sft": facts | {"bos_at_start": [0, 1]}}).passed
+    assert not checks.tokens({"sft": facts | {"bos_at_start": [2]}}).passed
 
 
 def test_tokens_without_an_embedding_are_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:

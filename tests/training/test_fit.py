@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -25,11 +24,12 @@ from medstudy.params import RunParams
 from medstudy.runs import Run, Stage
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
-from medstudy.training import gates, preferences
+from medstudy.training import checks, preferences
 from medstudy.training.arguments import arguments_table, control_config, dpo_config, lora_config, sft_config
 from medstudy.training.callbacks import beside
 from medstudy.training.chat import Chat, load_chat
-from medstudy.training.fit import TEXTS, fit, training_log
+from medstudy.training.decoding import ROUNDING
+from medstudy.training.fit import fit, training_log
 from medstudy.training.generation import (
     Decoding,
     answer_cases,
@@ -99,7 +99,7 @@ def asked(params: RunParams, task: Task, cases: list[Case]) -> tuple[Any, Chat, 
 def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: Trained) -> None:
     run, sft, dpo = trained
     assert dpo.facts["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert gates.reference(dpo.facts).passed
+    assert checks.reference(dpo.facts).passed
     assert dpo.facts["last_margin"] != 0
     for arm, stage in (("sft", sft), ("dpo", dpo)):
         log = pd.read_csv(run.folder / "training" / f"{arm}.csv")
@@ -107,7 +107,7 @@ def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: Traine
         assert len(log) == stage.facts["steps"] == 4
         assert log.equals(training_log(stage))
     assert {"rewards/margins", "logps/chosen", "logps/rejected"} <= set(training_log(dpo).columns)
-    assert all(gate({"sft": sft.facts, "dpo": dpo.facts}).passed for gate in (gates.tokens, gates.weights))
+    assert all(gate({"sft": sft.facts, "dpo": dpo.facts}).passed for gate in (checks.tokens, checks.weights))
     assert not (dpo.folder / "adapter" / "ref").exists()
 
 
@@ -185,31 +185,13 @@ def rounded(trainer: Any) -> None:
         weight.data = weight.data.to(torch.bfloat16)
 
 
-def freed(trainer: Any) -> None:
-    """A base weight trains along."""
-    next(p for name, p in trainer.model.named_parameters() if "lora_" not in name).requires_grad_(True)
-
-
-def moved(trainer: Any) -> None:
-    """The reference is no longer the SFT model."""
-    for name, weight in trainer.model.named_parameters():
-        if ".ref." in name and "lora_B" in name:
-            weight.data.add_(0.5)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "reference", "weights"), [(rounded, True, True), (freed, True, False), (moved, False, True)]
-)
-def test_a_spoilt_model_is_mended_or_seen(
-    spoil: Any, reference: bool, weights: bool, params: RunParams, card: DataCard, cases: list[Case]
-) -> None:
+def test_a_rounded_adapter_is_the_reference_again(params: RunParams, card: DataCard, cases: list[Case]) -> None:
     run = Run(params)
-    dpo = dpo_stage(run, card, cases, sft_stage(run, card, cases), spoilt_by(spoil))
-    assert gates.reference(dpo.facts).passed is reference
-    assert gates.weights({"dpo": dpo.facts}).passed is weights
-    if spoil is rounded:  # an adapter in bf16 would lose most of a small step
-        saved = load_file(dpo.folder / "adapter" / "adapter_model.safetensors")
-        assert dpo.facts["first_reward"] == 0 and {weight.dtype for weight in saved.values()} == {torch.float32}
+    dpo = dpo_stage(run, card, cases, sft_stage(run, card, cases), spoilt_by(rounded))
+    assert checks.reference(dpo.facts).passed and checks.weights({"dpo": dpo.facts}).passed
+    # an adapter in bf16 would lose most of a small step
+    saved = load_file(dpo.folder / "adapter" / "adapter_model.safetensors")
+    assert dpo.facts["first_log_ratio"] == 0 and {weight.dtype for weight in saved.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -220,10 +202,10 @@ def test_4bit_weights_pass_the_same_gates(params: RunParams, card: DataCard, cas
     sft = sft_stage(run, card, cases)
     model = load_model(run.params, sft.folder / "adapter")
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
-    assert reload_difference(model, sft.folder) < gates.RELOAD_TOLERANCE
+    assert reload_difference(model, sft.folder) < ROUNDING[1]
     dpo = dpo_stage(run, card, cases, sft)
-    assert gates.reference(dpo.facts).passed
-    assert gates.weights({"sft": sft.facts, "dpo": dpo.facts}).passed
+    assert checks.reference(dpo.facts).passed
+    assert checks.weights({"sft": sft.facts, "dpo": dpo.facts}).passed
 
 
 def test_rows_that_trl_cuts_are_seen(params: RunParams, task: Task, cases: list[Case]) -> None:
@@ -232,73 +214,23 @@ def test_rows_that_trl_cuts_are_seen(params: RunParams, task: Task, cases: list[
     args = sft_config(params, run)
     args.max_length = longest - 1
     seen = {"sft": fit(run, "sft", SFTTrainer, args, [sft_row(task, case) for case in cases]).facts}
-    assert not (gates.nothing_lost(seen).passed and gates.tokens(seen).passed)
-
-
-@pytest.mark.parametrize(
-    ("spoil", "gate"),
-    [
-        (lambda row, bos: {"labels": row["input_ids"]}, gates.asked),
-        (lambda row, bos: {"labels": [-100] + row["labels"][1:-2] + [-100] + row["labels"][-1:]}, gates.asked),
-        (lambda row, bos: {"labels": [bos] + row["labels"][1:]}, gates.asked),
-        (lambda row, bos: {"input_ids": row["input_ids"][:-1], "labels": row["labels"][:-1]}, gates.tokens),
-        (lambda row, bos: {name: [bos] + ids for name, ids in row.items()}, gates.tokens),
-    ],
-    ids=["loss on the prompt", "a gap", "loss on the first token", "end token not trained", "two BOS"],
-)
-def test_rows_that_are_not_as_asked_are_seen(
-    spoil: Any, gate: Any, params: RunParams, card: DataCard, cases: list[Case]
-) -> None:
-    bos = load_chat(params).tokenizer.bos_token_id
-
-    def rewrite(trainer: Any) -> None:
-        trainer.train_dataset = trainer.train_dataset.map(lambda row: spoil(row, bos))
-
-    assert gate({"sft": sft_stage(Run(params), card, cases).facts}).passed
-    bad = sft_stage(Run(params), card, cases, spoilt_by(rewrite, SFTTrainer))
-    assert not gate({"sft": bad.facts}).passed
-
-
-def test_what_sft_was_taught_is_kept_and_held_against_its_cases(
-    params: RunParams, task: Task, card: DataCard, cases: list[Case]
-) -> None:
-    stage = sft_stage(Run(params), card, cases)
-    taught = {"sft": json.loads((stage.folder / TEXTS).read_text())}
-    assert gates.gold(task, {"sft": cases}, taught).passed
-    assert not gates.gold(task, {"sft": cases[::-1]}, taught).passed
-    assert "texts" not in stage.facts  # run.json leaves the private folder
-
-
-def test_a_gate_whose_stage_was_not_run_fails_and_says_so(
-    params: RunParams, task: Task, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run, splits = Run(params), Splits(cases, [], [], [])
-    sft_stage(run, card, cases)
-    found = pd.DataFrame({"topic": [], "measure": [], "train": [], "validation": [], "test": []})
-    audit = audit_pairs(make_pairs(params, task, cases, [[] for _ in cases]), splits)
-    monkeypatch.setattr(gates, "near_duplicates", lambda audit: 0)
-    checked = gates.check_gates(run, task, splits, found, audit)
-    assert len(checked) == gates.GATES
-    failed = {gate.gate: gate.value for gate in checked if not gate.passed}
-    assert failed["reference is the SFT model"] == "not run: dpo"
-    assert failed["adapter reloads"].startswith("not run: answers_base")
-    assert "trained on gold" not in failed
+    assert not (checks.nothing_lost(seen).passed and checks.tokens(seen).passed)
 
 
 def test_the_saved_adapter_answers_as_the_trained_model_did(trained: Trained, task: Task, cases: list[Case]) -> None:
     run, sft, dpo = trained
     answers = {arm: answer_cases(run, arm, task, cases, stage) for arm, stage in (("sft", sft), ("dpo", dpo))}
     facts = {name: s.facts for name, s in run.stages.items() if name.startswith("answers_")}
-    assert all(gate(facts).passed for gate in (gates.reload, gates.decoding, gates.batching))
+    assert all(gate(facts).passed for gate in (checks.reload, checks.decoding, checks.batching))
     assert all(len(texts) == len(cases) for texts in answers.values())
     assert answer_cases(Run(run.params), "sft", task, cases, sft) == answers["sft"]  # read back by a second start
     model = load_model(run.params, sft.folder / "adapter")
-    assert reload_difference(model, sft.folder) <= gates.RELOAD_TOLERANCE
+    assert reload_difference(model, sft.folder) <= ROUNDING[1]
     with torch.no_grad():  # as if another adapter had been saved
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight += 1.0
-    assert not gates.reload({"answers_sft": {"reload_difference": reload_difference(model, sft.folder)}}).passed
+    assert not checks.reload({"answers_sft": {"reload_difference": reload_difference(model, sft.folder)}}).passed
 
 
 def test_generation_refuses_a_model_in_training_mode(params: RunParams) -> None:
@@ -315,24 +247,6 @@ def test_batches_padding_and_shared_prompts_change_no_answer(asked: tuple[Any, C
     assert decode(model, chat, prompts, Decoding(6, 3), ["yes", "no"]).texts == alone.texts
     near_greedy = decode(model, chat, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
     assert [set(texts) for texts in near_greedy.texts] == [set(texts) for texts in alone.texts]
-
-
-def test_what_prompts_begin_with_is_shared_only_where_every_layer_sees_it(params: RunParams) -> None:
-    model, chat = load_model(params), load_chat(params)
-    start = "The same worked example stands before every one of these questions. " * 6
-    prompts = [[{"role": "user", "content": f"{start}{text}"}] for text in ("a", "b c d e f", "g " * 30)]
-    expected = [decode(model, chat, [prompt], Decoding(6, 1)).ids[0] for prompt in prompts]
-    read: list[int] = []
-    model.register_forward_pre_hook(
-        lambda module, args, given: read.append(given["input_ids"].numel()), with_kwargs=True
-    )
-    assert decode(model, chat, prompts, Decoding(6, 8)).ids == expected
-    shared = sum(read)
-    read.clear()
-    model.config.sliding_window = 64
-    assert decode(model, chat, prompts, Decoding(6, 8)).ids == expected
-    assert sum(read) > 1.5 * shared
-    assert decode(model, chat, [], Decoding(6, 8)).ids == []
 
 
 def test_answers_that_a_batch_has_changed_are_counted(asked: tuple[Any, Chat, list[Any]]) -> None:
@@ -516,15 +430,11 @@ def test_pairs_come_from_own_errors_and_are_counted(params: RunParams, task: Tas
     counted = {"pairs": 2, "samples that were wrong": 4, "repeated wrong samples dropped": 2}
     counted |= {"rejected is longer": 0, "pairs from other cases": 0, "pairs from groups of other splits": 0}
     assert good["value"][list(counted)].to_dict() == counted
-    assert gates.pairs(good, "own_errors").passed
+    assert checks.pairs(good).passed
     for splits in (Splits([], cases[:2], [], cases[2:]), Splits([], [], [], cases)):
-        assert not gates.pairs(audit_pairs(made, splits), "own_errors").passed
+        assert not checks.pairs(audit_pairs(made, splits)).passed
     same = Pairs([Pair("case1", "group1", [], "yes", "Yes.", "gold")], made.counts)
-    assert not gates.pairs(audit_pairs(same, Splits([], cases, [], [])), "labels").passed
-    for side in ("chosen scored wrong", "rejected scored right"):
-        audit = audit_pairs(Pairs(made.pairs, made.counts | {side: 1}), Splits([], cases, [], []))
-        assert not gates.pairs(audit, "own_errors").passed
-        assert gates.pairs(audit, "ratings").passed  # whom raters prefer need not be right
+    assert not checks.pairs(audit_pairs(same, Splits([], cases, [], []))).passed
 
 
 def test_margins_are_the_trainers_on_its_own_pairs_and_measured_on_others(
@@ -557,27 +467,3 @@ def test_sides_are_scored_as_they_will_be_trained(
     monkeypatch.setitem(preferences.SOURCES, "own_errors", exchanged)
     made = make_pairs(params, task, cases, [])
     assert made.counts["chosen scored wrong"] == made.counts["rejected scored right"] == len(cases)
-
-
-def test_gates_go_red_on_what_they_guard(cases: list[Case]) -> None:
-    good = {"rows": 4, "rows_in": 4, "longest": 9, "max_length": 16, "bos_at_start": [1], "sequences": 4}
-    good |= {"rows_ending_with_stop": 4, "frozen_changed": 0, "adapter_changed": 6, "adapter_tensors": 6, "steps": 4}
-    good |= {"rows_begun_as_asked": 4, "unmoved": []}
-    decoded = {"training_mode": False, "greedy": True, "padding": "left", "changed_by_batching": 0, "rechecked": 10}
-    for gate, facts, bad in (
-        (gates.tokens, good, {"bos_at_start": [1, 2]}),
-        (gates.tokens, good, {"rows_ending_with_stop": 3}),
-        (gates.nothing_lost, good, {"rows": 3}),
-        (gates.asked, good, {"rows_begun_as_asked": 3}),
-        (gates.weights, good, {"frozen_changed": 1}),
-        (gates.weights, good, {"adapter_changed": 5}),
-        (gates.decoding, decoded, {"training_mode": True}),
-        (gates.decoding, decoded, {"padding": "right"}),
-        (gates.batching, decoded, {"changed_by_batching": 2}),
-    ):
-        assert gate({"sft": facts}).passed
-        assert not gate({"sft": facts | bad}).passed
-    assert gates.disjoint(Splits(cases[:2], cases[2:4], cases[4:6], cases[6:]), 0).passed
-    assert not gates.disjoint(Splits(cases[:2], cases[2:4], cases[4:6], cases[3:]), 0).passed
-    still = gates.weights({"sft": good | {"adapter_changed": 5, "unmoved": ["layers.*.experts.lora_A"]}})
-    assert not still.passed and "experts" in still.reason
