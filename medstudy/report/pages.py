@@ -206,9 +206,8 @@ def _facts(runs: list[FinishedRun]) -> dict[str, Any]:
     first, asked = runs[0].record, runs[0].parameters
     tried = {arm: [one for one in first.get("tried", []) if one["arm"] == arm] for arm in TRAINED}
     chosen = (f"{ARMS[arm].label}: {_choice(of)}" for arm, of in tried.items() if of)
-    dpo = [run.record.get("stages", {}).get("dpo", {}) for run in runs]
-    margins = [f"{one['last_margin']:.2f}" for one in dpo if "last_margin" in one]
-    held_out = (f"{_words(key)} {value:.2f}" for key, value in dpo[0].items() if "held_out" in key)
+    margins = first.get("stages", {}).get("margins", {})
+    learnt = [f"{name}: {v['margin']:.2f}, {v['accuracy']:.0%}" for name, v in margins.items() if isinstance(v, dict)]
     arithmetic = first.get("compute_dtype") or first.get("dtype") or "not recorded"
     return {
         "task": asked["task"],
@@ -218,8 +217,8 @@ def _facts(runs: list[FinishedRun]) -> dict[str, Any]:
         "arithmetic": f"{first['device']}, {arithmetic}",
         "synthetic": asked["model"].startswith("builtin/"),
         "chosen": "; ".join(chosen) or "fixed beforehand",
-        "pairs": f"{first['pairs']} pairs; reward margin on them, trained: {', '.join(margins) or 'not recorded'}; "
-        f"on held-out pairs: {', '.join(held_out) or 'not measured'}",
+        "pairs": f"{first['pairs']}; margin that DPO gained and share of pairs where it did: "
+        f"{'; '.join(learnt) or 'not measured'}",
     }
 
 
