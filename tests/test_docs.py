@@ -95,7 +95,8 @@ def test_a_sixth_task_as_documented(tmp_path: Path, tiny_model: Path) -> None:
     model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
     (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": {"readmission": {}}}))
     small = {
-        "n_train": 24,
+        "n_train": 18,
+        "n_prefer": 12,
         "n_valid": 6,
         "n_test": 24,
         "few_shot_k": 0,

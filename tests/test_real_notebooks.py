@@ -34,8 +34,8 @@ pytestmark = [
 
 @pytest.mark.parametrize(("task", "card"), CARDS.items())
 def test_a_notebook_runs_on_real_cases(task: str, card: str, tiny_model: Path, tmp_path: Path) -> None:
-    small = {"n_train": 8, "n_valid": 4, "n_test": 8, "few_shot_k": 1, "samples_per_case": 2, "sft_epochs": 1}
-    small |= {"lora_rank": 2, "max_new_tokens": 4, "overlong": "truncate", "dpo_loss": "sigmoid"}
+    small = {"n_train": 8, "n_prefer": 8, "n_valid": 4, "n_test": 8, "few_shot_k": 1, "samples_per_case": 2}
+    small |= {"sft_epochs": 1, "lora_rank": 2, "max_new_tokens": 4, "overlong": "truncate", "dpo_loss": "sigmoid"}
     given = {"data": card, "data_root": REAL, "model": str(tiny_model), "results": str(tmp_path), **small}
     words = [word for name, value in given.items() for word in ("-p", name, str(value))]
     out = tmp_path / "out.ipynb"

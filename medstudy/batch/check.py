@@ -61,6 +61,7 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
     from medstudy.data.load import load_cases
     from medstudy.data.splits import split_cases
     from medstudy.tasks import get_task
+    from medstudy.training.preferences import too_few
 
     first = None
     for model in study.models:
@@ -88,6 +89,8 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         yield f"  {model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in parts.items())
         yield from (f"    {line}" for line in _needs(runs[0], lengths, parts, int(study.tasks[name].get("gpu", 0))))
         if model == study.models[-1]:
+            if few := too_few(first, len(parts["prefer"]) * first.pairs_per_case):
+                yield f"  note: at most {few}"
             yield from _power(parts["test"])
             yield from _notes(audit(loaded, splits[0]), len(loaded.cases))
             unused = len(cases) - sum(map(len, parts.values()))

@@ -67,7 +67,7 @@ def pairs_of(run: Run, task: Task, cases: list[Case], sft: Stage) -> Pairs:
     Whether they are enough to learn from is kept for run.json under ``enough_pairs``.
     """
     made = make_pairs(run.params, task, cases, _samples(run, task, cases, sft, "samples"))
-    run.facts["enough_pairs"] = not too_few(run.params, made)
+    run.facts["enough_pairs"] = not too_few(run.params, len(made.pairs))
     return made
 
 
@@ -237,9 +237,8 @@ def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
     return table
 
 
-def too_few(params: RunParams, made: Pairs) -> str:
-    """In a sentence, why these pairs are too few to expect that DPO learns from them; empty where they are not."""
-    n = len(made.pairs)
+def too_few(params: RunParams, n: int) -> str:
+    """In a sentence, why ``n`` pairs are too few to expect that DPO learns from them; empty where they are not."""
     steps = math.ceil(params.dpo_epochs * math.ceil(n / (params.batch_size * params.gradient_accumulation)))
     if n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS:
         return ""

@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
     (root / "fever.yaml").write_text(CARD)
     study = root / "params" / "tiny"
     write(study / "study.yaml", models=["mock/a"], seeds=[0, 1], tasks={"text_classification": {}})
-    write(study / "text_classification.yaml", data="fever.yaml", n_train=10, n_valid=4, n_test=12)
+    write(study / "text_classification.yaml", data="fever.yaml", n_train=6, n_prefer=4, n_valid=4, n_test=12)
     write(study / "shared.yaml")
     return root
 
@@ -51,9 +51,10 @@ def test_check_says_what_would_run(root: Path) -> None:
     done = medstudy(root, "check", "params/tiny")
     assert done.returncode == 0, done.stderr
     assert "tiny: 2 runs (1 tasks x 1 models x 2 seeds)" in done.stdout
-    assert "41 rows, 40 cases" in done.stdout and "mock/a: train 10, validation 4, test 12" in done.stdout
+    assert "41 rows, 40 cases" in done.stdout and "mock/a: train 6, prefer 4, validation 4, test 12" in done.stdout
     assert "estimated from words" in done.stdout  # the model is not on this machine
     assert "left out: 1 x" in done.stdout
+    assert "note: at most 8 pairs give 1 optimiser steps: too few" in done.stdout
     assert "runs: 2 not started" in done.stdout
     assert all(job in done.stdout for job in ("2 text_classification", "1 comparison", "1 report"))
     assert not (root / "results").exists()
@@ -68,7 +69,7 @@ def test_check_refuses_what_cannot_run(root: Path) -> None:
     write(task, data="fever.yaml", n_test="many")
     assert_refused(root, "n_test = 'many'")
     (root / "notebooks" / "comparison.ipynb").unlink()
-    write(task, data="fever.yaml", n_train=10, n_valid=4, n_test=12)
+    write(task, data="fever.yaml", n_train=6, n_prefer=4, n_valid=4, n_test=12)
     assert_refused(root, "Snakemake cannot plan", "comparison.ipynb")
 
 
@@ -84,7 +85,7 @@ def test_check_lists_all_that_is_wrong_with_every_task_and_model(root: Path, tin
             file.write_text(json.dumps(said))
     models = [str(tiny_model), "./nowhere", str(bare)]
     write(study / "study.yaml", models=models, seeds=[0], tasks={"text_classification": {}, "clinical_triage": {}})
-    write(study / "text_classification.yaml", data="fever.yaml", n_train=10, n_test=12, n_valid=400, max_new_tokens=1)
+    write(study / "text_classification.yaml", data="fever.yaml", n_test=12, n_valid=400, max_new_tokens=1)
     write(study / "clinical_triage.yaml", data="none.yaml")
     where = "text_classification, "
     assert_refused(root, f"{where}{tiny_model}: ", "max_new_tokens", "n_valid = 400", "there is no folder ./nowhere")

@@ -63,7 +63,8 @@ def checkout(tmp_path: Path, tiny_model: Path) -> Path:
     model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
     (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": tasks}))
     small = {
-        "n_train": 30,
+        "n_train": 20,
+        "n_prefer": 10,
         "n_valid": 8,
         "n_test": 22,
         "few_shot_k": 1,

@@ -25,8 +25,8 @@ STUDIES = {
     },
     "heart": {"numeric_classification": "uci_heart"},
 }
-SMALL = {"n_train": 24, "n_valid": 8, "n_test": 24, "few_shot_k": 0, "samples_per_case": 2, "sft_epochs": 1}
-SMALL |= {"lora_rank": 2, "max_new_tokens": 200, "dpo_loss": "sigmoid", "overlong": "exclude"}
+SMALL = {"n_train": 24, "n_prefer": 24, "n_valid": 8, "n_test": 24, "few_shot_k": 0, "samples_per_case": 2}
+SMALL |= {"sft_epochs": 1, "lora_rank": 2, "max_new_tokens": 200, "dpo_loss": "sigmoid", "overlong": "exclude"}
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOK = ROOT / "notebooks" / "numeric_classification.ipynb"
 SMALL = {
     "n_train": 40,
+    "n_prefer": 40,
     "n_valid": 10,
     "n_test": 20,
     "sft_epochs": 1,

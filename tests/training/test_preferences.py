@@ -102,14 +102,12 @@ def test_pairs_of_a_file_are_told_apart_and_counted(tmp_path: Path) -> None:
     assert audit[list(counted)].to_dict() == counted
 
 
-def test_too_few_pairs_are_told_with_the_remedy(tmp_path: Path) -> None:
-    task, cases = some("text_classification")
-    rows = [{"case_id": cases[0].case_id, "chosen": "yes", "rejected": "no"}]
-    few = make_pairs(params("file", write(tmp_path / "p.csv", rows)), task, cases)
+def test_too_few_pairs_are_told_with_the_remedy() -> None:
     asked = params("labels").model_copy(update={"dpo_epochs": 2, "batch_size": 8})
-    assert too_few(asked, few).startswith("1 pairs give 2 optimiser steps: too few")
-    assert "Raise n_prefer" in too_few(asked, few)
-    assert too_few(asked, replace(few, pairs=few.pairs * 300)) == ""
+    assert too_few(asked, 8).startswith("8 pairs give 2 optimiser steps: too few")
+    assert "Raise n_prefer" in too_few(asked, 8)
+    assert too_few(asked, 300) == ""
+    assert "300 pairs give 38 optimiser steps" in too_few(asked.model_copy(update={"dpo_epochs": 1}), 300)
 
 
 @pytest.mark.parametrize(
