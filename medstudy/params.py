@@ -273,9 +273,11 @@ class StudyParams(BaseModel):
         return values
 
     @model_validator(mode="after")
-    def _looks_end_with_all_seeds(self) -> StudyParams:
-        if self.looks and (self.looks != sorted(set(self.looks)) or self.looks[-1] != len(self.seeds)):
-            raise ValueError(f"looks = {self.looks}: rising numbers of seeds, the last of them {len(self.seeds)}")
+    def _seeds_make_a_look(self) -> StudyParams:
+        if self.looks and (self.looks != sorted(set(self.looks)) or len(self.seeds) not in self.looks):
+            raise ValueError(
+                f"looks = {self.looks}: rising numbers of seeds, one of them {len(self.seeds)}, as many as now"
+            )
         return self
 
     def run(self, task: str, model: str, seed: int) -> RunParams:

@@ -132,7 +132,7 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
     """
     looks = looks_of(study)
     plan: dict[str, Any] = {"study": study.name, "question": study.question, "rules": _RULES, "margin": study.margin}
-    plan |= {"looks": looks, "alpha": POCOCK[len(looks)], "seeds": study.seeds, "models": study.models}
+    plan |= {"looks": looks, "alpha": POCOCK[len(looks)], "models": study.models}
     runs = [study.run(task, model, study.seeds[0]) for task in study.tasks for model in study.models]
     plan["runs"] = [run.model_dump(exclude={"seed", "results", "data_root"}) for run in runs]
     plan["hash"] = fingerprint(plan)

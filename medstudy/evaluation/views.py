@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import ARMS
+from medstudy.arms import ARMS, BASELINES
 from medstudy.evaluation.comparison import FinishedRun
 from medstudy.evaluation.evaluate import p_text, value_text
 from medstudy.evaluation.verdict import published
@@ -34,14 +34,6 @@ def sentences(table: pd.DataFrame, *scopes: str) -> Any:
     return aggregate(Markdown("\n".join(lines)))
 
 
-def contrasts(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of tables/contrasts.csv, rounded; p is not corrected for their number."""
-    names = [*_CELL, "metric", "contrast"]
-    shown = table[names].join(table[["difference", "low", "high"]].map("{:+.3f}".format, na_action="ignore").fillna(""))
-    shown = shown.assign(p=table["p"].map(p_text), n=table["n"], seeds=table["seeds"])
-    return aggregate(shown.set_index(names), names)
-
-
 def values(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of tables/metrics.csv, a column an arm."""
     names = [*_CELL, "metric"]
@@ -50,25 +42,14 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
     return aggregate(wide[[arm for arm in ARMS if arm in wide]], names)
 
 
-def baselines(runs: list[FinishedRun]) -> pd.DataFrame:
-    """Values of the classical baselines, means over seeds: a line a task and baseline, with n and seeds."""
-    import pandas as pd
-
-    names = ["task", "baseline"]
-    rows = [
-        {"task": run.cell[0], "baseline": name, "metric": metric, "seed": run.parameters["seed"], **cell}
-        for run in runs
-        if (run.folder / "baselines.json").is_file()
-        for name, cells in run.saved("baselines").items()
-        for metric, cell in cells.items()
-        if metric in {row["metric"] for row in run.saved("contrasts") if row["primary"]} | {"accuracy", "auroc"}
+def baselines(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of tables/metrics.csv of the baselines, which no model has a part in: a line a task and baseline."""
+    names = ["task", "arm"]
+    rows = table[
+        table["arm"].isin(BASELINES) & ~table["metric"].isin(["unparsed", "rescued", "length", "accuracy_parsed"])
     ]
-    if not rows:
-        return pd.DataFrame()
-    # no model has a part in them: of the same seed, all models' runs hold the same
-    table = pd.DataFrame(rows).drop_duplicates([*names, "metric", "seed"])
-    wide = table.pivot_table("value", names, "metric", sort=False).map("{:.3f}".format, na_action="ignore").fillna("")
-    return aggregate(wide.join(table.groupby(names).agg(n=("n", "max"), seeds=("seed", "nunique"))), names)
+    wide = rows.pivot_table("value", names, "metric", sort=False).map("{:.3f}".format, na_action="ignore").fillna("")
+    return aggregate(wide.join(rows.groupby(names).agg(n=("n", "max"), seeds=("seeds", "max"))), names)
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:
