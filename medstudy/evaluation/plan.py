@@ -109,8 +109,11 @@ def _expected(
     used = own if len(own) else known
     if scope == "task" and (used["outcome"] == MEAN).any():
         used = used[used["outcome"] == MEAN]
-    seed = float((used["seed_sd"] ** 2).mean()) / seeds
-    case = float((used["case_sd"] ** 2 * used["n_cases"]).mean()) / cases
+    alone, case = (float((used[name] ** 2 * used["n_cases"]).mean()) / cases for name in ("own_sd", "case_sd"))
+    # few trainings tell little of their variance: it is drawn towards that of all tasks, as in the verdicts
+    trainings = [float((rows["seed_sd"] ** 2 - rows["own_sd"] ** 2).mean()) for rows in (known, used)]
+    weight = _PRIOR_DF / (_PRIOR_DF + used["n_seeds"].mean() - 1)
+    seed = (max(0.0, weight * trainings[0] + (1 - weight) * trainings[1]) + alone) / seeds
     lines = tasks * (models if scope == "cell" else 1)
     pooled = max(1.0, lines * (seeds - 1))
     return Estimate(0.0, seed, case, min(_PRIOR_DF + seeds - 1, pooled), cases - 1, pooled)

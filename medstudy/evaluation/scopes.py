@@ -70,6 +70,8 @@ class Cell:
         """Why this outcome cannot be compared; empty where it can."""
         one = next(m for m in self.measured if m.metric.name == metric)
         arms = [arm for arm in _COMPARED if arm in one.sums]
+        if "sft" not in arms:
+            return "the arm sft is missing"
         for arm in ("sft", "sft_more"):
             if self.value("unparsed", arm) > 1 - FEWEST_READ:
                 return f"most answers of {arm} could not be read"
@@ -222,8 +224,9 @@ def _mean(scope: str, name: str, pair: Pair, parts: Sequence[_Task], weights: Se
 def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
     """tables/variances.csv: what trainings and what cases add to the error of a contrast, for `medstudy plan`.
 
-    The squared error of a mean over seeds is ``seed_sd``² / seeds + ``case_sd``², and the second falls with the
-    number of test cases. Lines of scope "cell" are means over the models; "task": of the mean over the models.
+    The squared error of a mean over seeds is ``seed_sd``² / seeds + ``case_sd``². Of the first, ``own_sd``² comes from
+    other cases in one training alone; it and the second fall with the number of test cases. Lines of scope "cell" are
+    means over the models; "task": of the mean over the models.
     """
     import pandas as pd
 
@@ -235,7 +238,8 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
             single = [_over_models(outcome, pair, [cell]) for cell in of]
         for scope, lines in (("task", [line]), ("cell", single if outcome != MEAN else [])):
             of_lines = [_fit_to_be_seen(estimates([x])[0], of) for x in lines]
-            spread = {"seed_sd": [x.seed_variance for x in lines], "case_sd": [x.case for x in of_lines]}
+            spread = {"seed_sd": [x.seed_variance for x in lines]}
+            spread |= {"own_sd": [x.own_variance for x in lines], "case_sd": [x.case for x in of_lines]}
             row = {"scope": scope, "task": task, "outcome": outcome, "contrast": "-".join(pair)}
             row |= {name: round(float(np.sqrt(np.mean(found))), 5) for name, found in spread.items() if found}
             row |= {"n_cases": of[0].n_cases, "n_seeds": len(line.by_seed), "n_models": len(of)}

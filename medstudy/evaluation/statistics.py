@@ -47,9 +47,21 @@ class Line:
         that agree in every case of a test set may differ in others.
         """
         seeds, units = self.influence.shape
-        covariance = self.influence @ self.influence.T
-        shared = (covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)) if seeds > 1 else covariance[0, 0]
+        shared = self._covariances[1]
         return float(max(0.0, shared) + 2 / (seeds * units**2)) if units > 1 else float("nan")
+
+    @property
+    def own_variance(self) -> float:
+        """What other test cases change in one seed alone; a part of ``seed_variance``."""
+        own, shared = self._covariances
+        return max(0.0, own - max(0.0, shared))
+
+    @property
+    def _covariances(self) -> tuple[float, float]:
+        """Over other test cases: the variance of a seed, and the covariance of two."""
+        seeds, covariance = len(self.influence), self.influence @ self.influence.T
+        own = float(np.trace(covariance)) / max(1, seeds)
+        return own, float(covariance.sum() - np.trace(covariance)) / (seeds * (seeds - 1)) if seeds > 1 else own
 
 
 def mean_of(lines: Sequence[Line]) -> Line:

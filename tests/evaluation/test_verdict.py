@@ -121,7 +121,7 @@ def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order
     assert first(table, "kind", BETWEEN)["sentence"].endswith("no difference is shown.")
     assert len(metrics_table(cells)) == 2 * 4 * 4 + 4 * 3
     variances = variances_table(cells)
-    assert {"task", "outcome", "contrast", "seed_sd", "case_sd", "n_cases", "n_seeds"} <= set(variances)
+    assert {"task", "outcome", "contrast", "seed_sd", "own_sd", "case_sd", "n_cases", "n_seeds"} <= set(variances)
 
 
 def test_judged_contrasts_are_the_same_in_both_tables():
