@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 TOKENS_A_WORD = 2
 #: Share of test cases that one of two arms alone answers right; DPO and SFT in the demo: 1 to 41 %, median 7.
 DISCORDANT = 0.1
+#: Share of the other answers that both arms have right, in the same simulation.
+SHARE_RIGHT = 0.7
+#: Optimiser steps below which a training changes little.
+FEW_STEPS = 20
 
 
 def report_study(folder: Path) -> int:
@@ -56,7 +60,7 @@ def report_study(folder: Path) -> int:
 
 def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str]:
     """Lines about one task: rows, then splits, tokens and needs of each model; what cannot run goes to ``faults``."""
-    from medstudy.data.audit import audit
+    from medstudy.data import audit
     from medstudy.data.card import load_card
     from medstudy.data.load import load_cases
     from medstudy.data.splits import split_cases
@@ -89,10 +93,13 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         yield f"  {model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in parts.items())
         yield from (f"    {line}" for line in _needs(runs[0], lengths, parts, int(study.tasks[name].get("gpu", 0))))
         if model == study.models[-1]:
+            yield from (f"  {line}" for line in _power(parts["test"], task))
+            table = audit.audit(loaded, splits[0])
+            yield from (f"  {line}" for line in _labels(card, loaded.labels, table))
+            yield from (f"  {line}" for line in audit.numbers(card, loaded))
+            yield from (f"  note: {note}" for note in audit.notes(card, loaded, table))
             if few := too_few(first, len(parts["prefer"]) * first.pairs_per_case):
                 yield f"  note: at most {few}"
-            yield from _power(parts["test"])
-            yield from _notes(audit(loaded, splits[0]), len(loaded.cases))
             unused = len(cases) - sum(map(len, parts.values()))
             if first.n_train == 0 and unused:
                 yield f"  note: {unused} cases go unused: the rest of groups that a split was cut through"
@@ -122,10 +129,12 @@ def _fitting(run: RunParams, task: Task, cases: list[Case], faults: list[str]) -
             f"{where}: {lengths.answer_cut} gold answers of {len(cases)} need more than max_new_tokens = "
             f"{run.max_new_tokens} and could never be given; the longest needs {max(lengths.answer)}: set that"
         )
+    if run.overlong != "error" and (lengths.excluded or lengths.truncated):
+        print(f"  note: {where}: of {len(cases)} cases {lengths.excluded} left out, {lengths.truncated} cut (overlong)")
     if run.overlong == "error" and lengths.excluded:
         faults.append(
             f"{where}: {lengths.excluded} cases of {len(cases)} do not fit, with their answers, into the "
-            f"{chat.context} tokens of the model's context; set overlong to truncate or exclude"
+            f"{chat.context} tokens of the model's context; set overlong to truncate (cuts them) or exclude"
         )
     return kept, lengths
 
@@ -181,35 +190,48 @@ def _needs(run: RunParams, lengths: Any, parts: dict[str, list[Case]], gpus: int
     yield f"{shape.weights / 1e6:,.0f} million weights; a run takes about {gb:.1f} GB of {where} (up to twice that)"
 
 
-def _power(test: list[Case]) -> Iterator[str]:
+def _labels(card: DataCard, outcomes: Any, table: pd.DataFrame) -> Iterator[str]:
+    """The count of each label in each split."""
+    from medstudy.evaluation.predictions import show_counts
+
+    shown = show_counts(card, table, list(table.columns[2:]))
+    for row in shown[shown["topic"].isin(list(outcomes))].to_dict("records"):
+        counts = ", ".join(f"{name} {row[name]}" for name in table.columns[3:])
+        yield f"{row['topic']} '{row['measure']}': {row['source']} ({counts})"
+
+
+def _power(test: list[Case], task: Task) -> Iterator[str]:
+    """The smallest difference that the test split shows, in each outcome's own measure and by independent units.
+
+    Simulated: two arms that answer a share of units differently, the rest alike and SHARE_RIGHT of it right.
+    """
+    import numpy as np
+    from sklearn.metrics import accuracy_score, f1_score
+
     from medstudy.evaluation.statistics import smallest_detectable
 
-    units = len({case.group_id for case in test})
-    least = smallest_detectable(math.sqrt(DISCORDANT / max(1, units)))
-    yield (
-        f"  smallest difference that {units} independent test cases show with 80 % power: "
-        f"{100 * least:.0f} points of right answers (if {DISCORDANT:.0%} differ; one training)"
-    )
-
-
-def _notes(table: pd.DataFrame, n: int) -> Iterator[str]:
-    """What of an audit a reader should look at before training."""
-    for row in table.to_dict("records"):
-        topic, what, count = row["topic"], row["measure"], row["source"]
-        if topic == "leak?":
-            yield f"  note: {what}: {count}; does it give the answer away? See columns.exclude"
-        elif topic == "repeats" and count:
-            yield f"  note: {what}: {count}; see columns.repeats"
-        elif topic == "missing values" and count == n:
-            yield f"  note: {what} has no value in any case"
-        elif topic == "overlap" and max(row["validation"], row["test"]) > 0:
-            yield f"  note: {what}: {row['validation']} of validation, {row['test']} of test"
-        elif what.startswith("without a row in"):
-            yield f"  note: {count} rows {what}"
-        elif topic not in {"rows", "size", "repeats", "overlap", "missing values"} and not count:
-            yield f"  note: no case has {topic} '{what}'"
-        elif topic not in {"rows", "size", "repeats", "overlap", "missing values"} and 0 in (row["train"], row["test"]):
-            yield f"  note: {topic} '{what}': {row['train']} in train, {row['test']} in test"
+    groups, unit = np.unique([case.group_id for case in test], return_inverse=True)
+    rng = np.random.default_rng(0)
+    for outcome in task.card.labels or [""]:
+        # an open answer is right or wrong
+        gold = np.array([case.gold[outcome] if outcome else "right" for case in test])
+        names = np.unique(gold if outcome else ["right", "wrong"])
+        positive = task.card.positive
+        kind = {"pos_label": positive, "average": "binary"} if positive else {"average": "macro"}
+        score, how = (f1_score, kind | {"zero_division": 0}) if outcome else (accuracy_score, {})
+        differences = []
+        for _ in range(100):
+            wrong = names[(np.searchsorted(names, gold) + rng.integers(1, len(names), len(gold))) % len(names)]
+            apart, first, both = (rng.random(len(groups)) < share for share in (DISCORDANT, 0.5, SHARE_RIGHT))
+            right = (np.where(apart, side, both)[unit] for side in (first, ~first))
+            one, other = (score(gold, np.where(there, gold, wrong), **how) for there in right)
+            differences.append(one - other)
+        least = smallest_detectable(float(np.std(differences)))
+        measure = f"{'F1' if positive else 'macro-F1'} of {outcome}" if outcome else "right answers"
+        yield (
+            f"smallest difference in {measure} that {len(groups)} independent test cases show with 80 % power:"
+            f" {100 * least:.0f} points (if {DISCORDANT:.0%} of answers differ; one training)"
+        )
 
 
 def _check_pairs(run: RunParams, card: DataCard) -> None:

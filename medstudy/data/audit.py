@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import pandas as pd
 
-from medstudy.data.cases import Case
+from medstudy.data.card import DataCard
+from medstudy.data.cases import SMALLEST_COUNT, Case
 from medstudy.data.load import Loaded
 from medstudy.data.rows import answers_by_text, text_key
 from medstudy.data.splits import Splits
@@ -23,6 +25,10 @@ HELD_OUT = ("validation", "test")
 WORDING = "the wording "
 #: Cosine of two texts' TF-IDF vectors (words and pairs of words) from which they are near-duplicates.
 NEAR = 0.9
+#: A label with fewer training or test cases than this can hardly be learnt or measured.
+RARE = 10
+#: Numbers that often mean "not known".
+_MARKS = {-1, -9, -99, -999, -9999, 99, 999, 9999, 99999}
 _LIKE = f"cases like a training case (cosine of words >= {NEAR})"
 Count = Callable[[list[Case]], int]
 Line = Mapping[str, str | int]
@@ -53,6 +59,56 @@ def audit(loaded: Loaded, splits: Splits) -> pd.DataFrame:
 def near_duplicates(table: pd.DataFrame) -> int:
     """Test cases that repeat a training case or nearly so, from an `audit` table."""
     return int(table.loc[table["measure"] == _LIKE, "test"].item())
+
+
+def numbers(card: DataCard, loaded: Loaded) -> Iterator[str]:
+    """A line for each declared number: its range, median and most frequent value, and what may mean "not known".
+
+    Of a private source the range leaves out the outer twentieths, which may be one patient's.
+    """
+    low, high, ends = (0, 1, "") if card.shareable else (0.05, 0.95, " (5 % to 95 %)")
+    for spec in card.columns.fields:
+        found = [case.details["features"][spec.column] for case in loaded.cases] if spec.is_number else []
+        values = pd.Series([value for value in found if value is not None], dtype=float)
+        if values.empty:
+            continue
+        least, middle, most = values.quantile([low, 0.5, high])
+        often = values.value_counts()
+        frequent = f"{often.index[0]:g} ({often.iloc[0]} times)" if often.iloc[0] >= SMALLEST_COUNT else "none often"
+        line = f"{spec.column}: {least:g} to {most:g}{ends}, median {middle:g}, most frequent {frequent}"
+        marks = [
+            v for v in (values.min(), values.max()) if v in _MARKS and (v < 0 < middle or abs(v) > 3 * abs(middle))
+        ]
+        yield line + "".join(f"; does {v:g} ({often[v]} times) mean 'not known'? See columns.missing" for v in marks)
+
+
+def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
+    """What of a source and its `audit` a reader should look at before training."""
+    yield from loaded.notes
+    parts = [name for name in table.columns[3:] if table[name].notna().any()]
+    for row in table.to_dict("records"):
+        topic, what, count = row["topic"], row["measure"], row["source"]
+        rare = [name for name in parts if name != "validation" and topic in loaded.labels and row[name] < RARE]
+        if topic == "leak?":
+            name = what if card.shareable or not what.startswith(WORDING) else "a wording (not shown)"
+            yield f"{name}: {count}; does it give the answer away? See columns.exclude"
+        elif topic == "repeats" and count:
+            yield f"{what}: {count}; see columns.repeats"
+        elif topic == "missing values" and count == len(loaded.cases):
+            yield f"{what} has no value in any case"
+        elif topic == "overlap" and max(row["validation"], row["test"]) > 0:
+            yield f"{what}: {row['validation']} of validation, {row['test']} of test"
+        elif rare and count == 0:
+            yield f"no case has {topic} '{what}'"
+        elif rare:
+            yield f"{topic} '{what}' is rare: " + ", ".join(f"{_few(card, row[name])} in {name}" for name in rare)
+    largest = Counter(case.group_id for case in loaded.cases).most_common(1)[0][1]
+    if largest > len(loaded.cases) / 10:
+        yield f"one group holds {largest} of {len(loaded.cases)} cases: is columns.group_id the patient's column?"
+
+
+def _few(card: DataCard, count: int) -> str:
+    return str(count) if card.shareable or not 0 < count < SMALLEST_COUNT else f"fewer than {SMALLEST_COUNT}"
 
 
 def _counts(loaded: Loaded) -> Iterator[tuple[str, str, Count]]:
@@ -120,7 +176,12 @@ def _leaks(loaded: Loaded) -> Iterator[Line]:
         held = sum(answer.count(" ") >= 3 and answer in text for answer, text in told)
         if held:
             yield {"topic": "leak?", "measure": f"cases whose text holds the {outcome}", "source": held}
-    for outcome in loaded.labels if len(cases) >= 2 * LEAK_CASES else ():
+    for outcome, labels in loaded.labels.items() if len(cases) >= 2 * LEAK_CASES else ():
+        patterns = {a: re.compile(rf"(?<![\w-]){re.escape(a.casefold())}(?![\w-])") for a in labels if len(a) > 3}
+        said = [{a for a, pattern in patterns.items() if pattern.search(c.text.casefold())} for c in cases]
+        own = sum(words == {c.gold[outcome]} for words, c in zip(said, cases, strict=True))
+        if own >= LEAK_CASES and own > 0.8 * sum(map(bool, said)):
+            yield {"topic": "leak?", "measure": f"cases whose text says the word of its {outcome}", "source": own}
         gold = np.array([case.gold[outcome] for case in cases])
         for name, accuracy in (_telling_values(cases, gold) | _telling_words(cases, gold)).items():
             measure = f"{name} alone tells {outcome} (balanced accuracy, %)"

@@ -24,6 +24,11 @@ Text = Annotated[str, Field(min_length=1)]
 CARDS = Path(__file__).resolve().parents[2] / "params" / "data"
 
 
+def code_key(text: str) -> str:
+    """A code or an id as they are compared: ``1``, ``1.`` and ``1.0`` are one."""
+    return re.sub(r"^(-?\d+)\.0*$", r"\1", text.strip())
+
+
 class Section(BaseModel):
     """A part of a card: frozen, and a key that it does not know is refused with the nearest one it does."""
 
@@ -40,16 +45,26 @@ class Section(BaseModel):
 
 
 class File(Section):
-    """One file: its name (with sub-folders, if that tells it from others), and where to get it."""
+    """One file: its name (with sub-folders, if that tells it from others), and where to get it.
+
+    ``rename`` maps its column names to those of the card, ``sheet`` names the sheet of a workbook, ``skip_rows``
+    says how many lines stand above the header.
+    """
 
     path: Text
     split: SplitName | None = None
+    rename: dict[str, str] = {}
+    sheet: str = ""
+    skip_rows: int = Field(0, ge=0)
     url: str = Field("", pattern=r"^(https?://\S+)?$")
     sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$")
 
 
 class Files(Section):
-    """Files of one shape, read by pandas one after the other. `names`: for files without a header line."""
+    """Files of one shape, read by pandas one after the other.
+
+    ``names``: for files without a header line. ``decimal`` and ``thousands``: the signs in numbers that stand as text.
+    """
 
     kind: Literal["files"] = "files"
     files: list[File] = Field(min_length=1)
@@ -57,9 +72,13 @@ class Files(Section):
     sep: str = ","
     encoding: str = "utf-8-sig"
     names: list[str] = []
+    decimal: Literal[".", ","] = "."
+    thousands: Literal["", ".", ",", " ", "'"] = ""
 
     @model_validator(mode="after")
     def _all_or_no_splits(self) -> Files:
+        if self.decimal == self.thousands:
+            raise ValueError(f"decimal and thousands are both {self.decimal!r}")
         given = [f.split for f in self.files if f.split]
         if given and len(given) < len(self.files):
             raise ValueError("some files have a split and some have none; give one to every file, or to none")
@@ -90,31 +109,37 @@ def _with_kind(load: Any) -> Any:
     return load | {"kind": "prepare"} if isinstance(load, dict) and "prepare" in load else load
 
 
-class FeatureColumn(Section):
+class Gold(Section):
+    """A column of answers, and what each of its values means."""
+
+    column: str
+    map: dict[str, str] = {}
+
+    @model_validator(mode="after")
+    def _one_meaning(self) -> Gold:
+        keys = [code_key(key) for key in self.map]
+        twice = next((key for key in keys if keys.count(key) > 1), None)
+        if twice is not None:
+            raise ValueError(f"map has '{twice}' twice (1, 1. and 1.0 are one code)")
+        return self
+
+
+class FeatureColumn(Gold):
     """A value written into the text as ``<wording>: <value> <unit>``.
 
     ``unit`` or ``decimals`` declares a number, ``map`` a code; without either, the cell is shown as it is.
     An empty ``missing`` leaves the line out where there is no value.
     """
 
-    column: str
     wording: str = ""
     unit: str = ""
     decimals: int | None = Field(None, ge=0)
-    map: dict[str, str] = {}
     missing: str = "not recorded"
 
     @property
     def is_number(self) -> bool:
         """Declared as a number, by unit or decimals."""
         return bool(self.unit) or self.decimals is not None
-
-
-class Gold(Section):
-    """A column of answers, and what each of its values means."""
-
-    column: str
-    map: dict[str, str] = {}
 
 
 class Columns(Section):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from pathlib import Path, PurePath
 import pandas as pd
 
 from medstudy.data.card import DataCard, load_card
-from medstudy.data.cases import Case, DataError
-from medstudy.data.rows import Row, RowDropped, answers_by_text, text_key
+from medstudy.data.cases import SMALLEST_COUNT, Case, DataError
+from medstudy.data.rows import Fault, Row, RowDropped, answers_by_text, text_key
 from medstudy.data.tables import Table, as_table, read_tables
 
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
@@ -29,12 +30,13 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A source as read. ``len(cases) + len(dropped) == rows_in``, always."""
+    """A source as read. ``len(cases) + len(dropped) == rows_in``, always; `notes` say what looks odd in its cells."""
 
     cases: list[Case]
     rows_in: int
     dropped: list[Dropped]
     labels: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFrame | None = None) -> Loaded:
@@ -43,7 +45,8 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
     With `data_root`, files are looked for there and no network is used.
 
     Raises:
-        DataError: a file, column or value is missing or wrong, there are no cases, or all have one answer.
+        DataError: a file, column or value is missing or wrong (all of them are named), there are no cases, or all
+            have one answer.
     """
     if not isinstance(data_root, (str, Path)):
         raise DataError(f"data_root is a folder, not a {type(data_root).__name__}; a table is given as frame=")
@@ -51,14 +54,18 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
     _check_columns(card, tables)
     kept: dict[str, Case] = {}
     dropped: list[Dropped] = []
+    faults: list[tuple[str, str, Fault]] = []
     for table in tables:
         stem = PurePath(table.name).with_suffix("").as_posix()
         for number, values in enumerate(table.frame.to_dict("records"), start=1):
-            row = Row.read(card, {"source_file": stem} | values, f"{table.name} row {number}")
+            row, where = Row.read(card, {"source_file": stem} | values), f"{table.name} row {number}"
             try:
-                kept[row.where] = row.case(f"{stem}-{number}", table.split)
+                kept[where] = row.case(f"{stem}-{number}", table.split)
             except RowDropped as reason:
-                dropped.append(Dropped(row.where, str(reason)))
+                dropped.append(Dropped(where, str(reason)))
+            faults += [(where, str(row.cells.get(card.columns.group_id) or where), fault) for fault in row.faults]
+    if faults:
+        raise DataError("\n".join(_told(card, faults)))
     rows_in = len(kept) + len(dropped)
     _check_ids(card, kept)
     for reason, places in _left_out(card, kept):
@@ -66,7 +73,7 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
         for where in places:
             del kept[where]
     _check_answers(card, list(kept.values()), dropped)
-    return Loaded(list(kept.values()), rows_in, dropped, card.labels)
+    return Loaded(list(kept.values()), rows_in, dropped, card.labels, list(_odd_cells(card, tables)))
 
 
 def _left_out(card: DataCard, kept: dict[str, Case]) -> Iterator[tuple[str, set[str]]]:
@@ -86,38 +93,106 @@ def _left_out(card: DataCard, kept: dict[str, Case]) -> Iterator[tuple[str, set[
         yield "repeats an earlier text", set(texts.index[texts.duplicated()])
 
 
+def _told(card: DataCard, faults: list[tuple[str, str, Fault]]) -> Iterator[str]:
+    """A line for each column and kind of fault: values with their counts, in the form of a map to be filled in.
+
+    Of a private source only values that so many groups have that they are nobody's own.
+    """
+    kinds: dict[tuple[str, str], list[tuple[str, str, Fault]]] = {}
+    for found in faults:
+        kinds.setdefault((found[2].column, found[2].what), []).append(found)
+    for (column, what), rows in kinds.items():
+        counts = Counter(fault.value for _, _, fault in rows)
+        groups = {value: {group for _, group, fault in rows if fault.value == value} for value in counts}
+        shown = [value for value in counts if card.shareable or len(groups[value]) >= SMALLEST_COUNT][:20]
+        values = ", ".join(f"{value[:40]!r} ({counts[value]} rows)" for value in shown)
+        rest = len(counts) - len(shown)
+        hidden = "" if card.shareable else " (not shown: the card is private)"
+        values += f"{' and ' if values else ''}{rest} {'other ' if values else ''}values{hidden}" if rest else ""
+        paste = (
+            f"\n  to fill in: {{{', '.join(f'{v[:40]!r}: ?' for v in shown)}}}" if shown and "extend" in what else ""
+        )
+        yield f"{rows[0][0]}, column '{column}': {values} {what}{paste}"
+
+
 def _check_columns(card: DataCard, tables: list[Table]) -> None:
     """Every file has the columns that are read; those that are only excluded are somewhere."""
     everywhere = {name for table in tables for name in table.frame.columns}
+    wrong = [f"no column '{name}' (exclude) in any file" for name in card.columns.exclude if name not in everywhere]
     for table in tables:
         if table.frame.empty:
             raise DataError(f"{table.name} of data card '{card.name}' has no rows")
-        twice = table.frame.columns[table.frame.columns.duplicated()]
-        if len(twice.intersection(card.columns.read)):
-            raise DataError(f"{table.name}: column '{twice[0]}' is there twice; rename or drop one of them")
+        twice = table.frame.columns[table.frame.columns.duplicated()].intersection(card.columns.read)
+        wrong += [f"{table.name}: column '{name}' is there twice; rename or drop one" for name in twice]
         names = [*table.frame.columns, "source_file"]
         absent = [name for name in card.columns.read if name not in names]
-        absent += [name for name in card.columns.exclude if name not in everywhere]
         if absent:
             # where no name is known the first line may be no header, but a patient's cells
             shown = card.shareable or not set(card.columns.read).isdisjoint(table.frame.columns)
-            near = difflib.get_close_matches(absent[0], names, n=3, cutoff=0.5) if shown else []
-            hint = f"; nearest: {', '.join(near)}" if near else ""
+            told = "; ".join(f"no column '{name}'{_like(name, names) if shown else ''}" for name in absent)
             known = ", ".join(names[:40]) if shown else f"{len(names)}, not shown: is there a header line?"
             alone = "; only one column was found: is load.sep right?" if len(names) == 2 else ""
-            raise DataError(f"{table.name}: no column '{absent[0]}'{hint}{alone} (columns: {known})")
+            wrong.append(f"{table.name}: {told}{alone} (columns: {known})")
+    if wrong:
+        raise DataError("\n".join(wrong))
+
+
+def _like(name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"; nearest: {', '.join(near)}" if near else ""
 
 
 def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
+    """Ids are there once; no two groups differ only in case, blanks or leading zeros; none was cut by a spreadsheet."""
     seen: dict[str, str] = {}
+    alike: dict[str, str] = {}
+    hidden = "(not shown: the card is private)"
     for where, case in kept.items():
         if case.case_id in seen:
-            name = f"'{case.case_id}'" if card.shareable else "(not shown: the card is private)"
             raise DataError(
-                f"data card '{card.name}': case id {name} in {seen[case.case_id]} and {where};"
-                " leave out columns.case_id to number the rows, or use group_id for several rows a patient"
+                f"data card '{card.name}': case id {repr(case.case_id) if card.shareable else hidden} in"
+                f" {seen[case.case_id]} and {where}; leave out columns.case_id to number the rows, or use group_id"
+                " for several rows a patient"
             )
         seen[case.case_id] = where
+        group = case.group_id
+        if re.fullmatch(r"\d([.,]\d+)?E\+?\d+", group, re.IGNORECASE):
+            raise DataError(f"{where}: the id in '{card.columns.group_id}' was cut by a spreadsheet (as in 1.2E+12)")
+        loose = re.sub(r"(?<!\d)0+(?=\d)", "", " ".join(group.split()).casefold())
+        if alike.setdefault(loose, group) != group:
+            both = f"'{alike[loose]}' and '{group}'" if card.shareable else hidden
+            raise DataError(
+                f"{where}, column '{card.columns.group_id}': two ids {both} differ only in leading zeros, case or"
+                " blanks, and would be two patients; write them alike by load.prepare"
+            )
+
+
+#: What often means no value, and what a text holds whose bytes were read in a wrong way or that is no plain text.
+_NO_VALUE = frozenset(("nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "-", "--", "?", "unknown", "."))
+_ODD = {
+    "signs of a wrong encoding": "\ufffd|Ã[\x80-\xbf]|â€|Â[\xa0-\xbf]",
+    "markup": r"<br ?/?>|</?[pb]>|&(?:amp|lt|gt|quot|nbsp|#\d+);|\\[rn]\b|\{\\rtf",
+}
+
+
+def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
+    """Notes on columns that the model is shown: counts alone, and words that are nobody's."""
+    answers = [spec.column for outcome, spec in card.columns.gold.items() if outcome in card.open_outcomes]
+    for name in dict.fromkeys([*card.columns.placeholders, *(f.column for f in card.columns.fields), *answers]):
+        cells = pd.concat([t.frame[name] for t in tables if name in t.frame], ignore_index=True).dropna().astype(str)
+        none = {value.casefold() for value in (*card.columns.missing.get(name, ()), *card.columns.missing.get("*", ()))}
+        empty = cells[cells.str.strip().str.casefold().isin(_NO_VALUE - none)].value_counts()
+        if len(empty):
+            said = ", ".join(f"'{value}' ({n})" for value, n in empty.items())
+            yield f"column '{name}': {said} is shown as it is; if it means no value, see columns.missing"
+        for what, pattern in _ODD.items():
+            if n := int(cells.str.contains(pattern, regex=True).sum()):
+                yield f"column '{name}': {n} cells hold {what}"
+        if n := int(cells.str.len().isin((32767, 65535)).sum()):
+            yield f"column '{name}': {n} cells have just the length at which spreadsheets and databases cut"
+        row = rf"\n(?:[^,;\t\n]+[,;\t](?! )){{{max(2, tables[0].frame.shape[1] - 1)}}}[^,;\t\n]*(?:\n|$)"
+        if n := int(cells.str.contains(row, regex=True).sum()):
+            yield f"column '{name}': {n} cells hold a line that looks like a row; is a quote left open?"
 
 
 def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) -> None:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime, time
 from typing import Any
 
 import pandas as pd
 
-from medstudy.data.card import SPLITS, DataCard, FeatureColumn, Gold
-from medstudy.data.cases import Case, DataError
+from medstudy.data.card import SPLITS, DataCard, FeatureColumn, Files, Gold, Hub, code_key
+from medstudy.data.cases import Case
+
+#: A number with a sign before it, as laboratories report what is beyond their range.
+_BOUND = re.compile(r"[<>≤≥~]=?\s*")
+_LIST = re.compile(r"\[\s*(['\"]).*\1\s*\]|\[\]", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A cell that the card does not foresee: its column, its value, what is wrong and the remedy."""
+
+    column: str
+    value: str
+    what: str
 
 
 class RowDropped(Exception):
@@ -21,28 +36,30 @@ class RowDropped(Exception):
 
 @dataclass(frozen=True)
 class Row:
-    """The cells that a card speaks of, and `where` they stand, for errors: ``<file> row <number from 1>``."""
+    """The cells that a card speaks of, as text and as they came; `faults` collects what `case` finds wrong."""
 
     card: DataCard
     cells: Mapping[str, Any]
-    where: str
+    raw: Mapping[str, Any]
+    faults: list[Fault] = field(default_factory=list)
 
     @classmethod
-    def read(cls, card: DataCard, values: Mapping[str, Any], where: str) -> Row:
+    def read(cls, card: DataCard, values: Mapping[str, Any]) -> Row:
         """Cells as text, None where there is no value."""
         cells, missing = {name: plain(values[name]) for name in card.columns.used}, card.columns.missing
         for name, value in cells.items():
             none = (*missing.get(name, ()), *missing.get("*", ()))
             if isinstance(value, str) and code_key(value) in map(code_key, none):
                 cells[name] = None
-        return cls(card, cells, where)
+        return cls(card, cells, values)
 
     def case(self, case_id: str, split: str | None) -> Case:
         """Build the case; `case_id` and `split` are used where the card names no column for them.
 
+        It is of use only where `faults` stay empty.
+
         Raises:
             RowDropped: no text, no answer or no group.
-            DataError: a value that the card does not foresee.
         """
         columns, text = self.card.columns, self._text()
         group_id = code_key(self._needed(columns.group_id, "group")) if columns.group_id else ""
@@ -58,15 +75,31 @@ class Row:
             demonstration=self._other("demonstration", gold),
         )
 
-    def _fault(self, column: str, what: str) -> DataError:
-        """An error about one cell; the cell itself is told of a source that may be shown."""
-        value = repr(self.cells[column]) if self.card.shareable else "a value (not shown: the card is private)"
-        return DataError(f"{self.where}, column '{column}': {value[:40]} {what}")
+    def _fault(self, column: str, what: str) -> str:
+        """Note a fault; what it returns only fills the place."""
+        fault = Fault(column, str(self.cells[column]), what)
+        if fault not in self.faults:
+            self.faults.append(fault)
+        return ""
 
     def _needed(self, column: str, what: str) -> str:
         if self.cells[column] is None:
             raise RowDropped(f"no {what} in column '{column}'")
-        return str(self.cells[column])
+        return self._words(column)
+
+    def _words(self, column: str) -> str:
+        """A cell as it is shown: a list of words, also in Python's or JSON's spelling, with commas between them."""
+        value = self.cells[column]
+        if isinstance(value, str) and _LIST.fullmatch(value):
+            try:
+                value = ast.literal_eval(value)
+            except (SyntaxError, ValueError):
+                return value
+        if isinstance(value, list) and not any(isinstance(part, (list, dict)) for part in value):
+            return ", ".join(str(plain(part)) for part in value)
+        if not isinstance(value, str):
+            return self._fault(column, "is a table within a cell; make words of it in load.prepare")
+        return value
 
     def _text(self) -> str:
         columns = self.card.columns
@@ -86,35 +119,46 @@ class Row:
             return f"{wording}: {field.missing}"
         if field.map:
             value = self._mapped(field.column, field.map, "columns.fields map")
-        elif field.is_number:
+        elif not field.is_number:
+            value = self._words(field.column)
+        elif not _BOUND.match(value):  # <0.3 stays as it was written
             number = self._number(field.column)
-            value = plain(number) if field.decimals is None else f"{number:.{field.decimals}f}"
+            value = f"{number:.12g}" if field.decimals is None else f"{number:.{field.decimals}f}"
         return f"{wording}: {value} {field.unit}".rstrip()
 
     def _number(self, column: str) -> float:
-        number = _number_or_none(self.cells[column])
+        """The cell as a number; of ``<0.3`` the 0.3."""
+        raw, load = self.raw[column], self.card.load
+        if isinstance(raw, (int, float)) and not isinstance(raw, bool):
+            text, decimal, thousands = repr(raw), ".", ""
+        else:
+            load = load.local if isinstance(load, Hub) else load
+            decimal, thousands = (load.decimal, load.thousands) if isinstance(load, Files) else (".", "")
+            text = _BOUND.sub("", str(self.cells[column]), count=1)
+        number = as_number(text, decimal, thousands)
         if number is None:
-            remedy = f"list it in columns.missing.{column}; decimal commas are read by load.prepare"
-            raise self._fault(column, f"is not a number; if it means 'no value', {remedy}")
-        return number
+            remedy = f"columns.missing.{column} if it means 'no value'"
+            self._fault(column, f"is not a number with decimal '{decimal}'; see load.decimal, load.thousands; {remedy}")
+        return math.nan if number is None else number
 
     def _mapped(self, column: str, mapping: Mapping[str, str], remedy: str) -> str:
         codes = {code_key(key): answer for key, answer in mapping.items()}
         key = code_key(str(self.cells[column]))
-        if key not in codes:
-            # in quotes where a comma would hide which is which
-            allowed = ", ".join(repr(key) if any("," in k for k in mapping) else key for key in mapping)
-            leave_out = f"or leave it out by columns.missing.{column}"
-            raise self._fault(column, f"is not among the allowed ({allowed}); extend {remedy}, {leave_out}")
-        return codes[key]
+        if key in codes:
+            return codes[key]
+        # in quotes where a comma would hide which is which
+        allowed = ", ".join(repr(key) if any("," in k for k in mapping) else key for key in mapping)
+        leave_out = f"or leave it out by columns.missing.{column}"
+        return self._fault(column, f"is not among the allowed ({allowed}); extend {remedy}, {leave_out}")
 
     def _answer(self, kind: str, outcome: str, spec: Gold) -> str:
         """The answer of an outcome, or the split, that the row's value means."""
         where = f"{kind}.{outcome}" if kind else outcome
         value = self._needed(spec.column, f"answer for '{outcome}'" if kind else outcome)
         # labels map to themselves, as splits do; an open outcome takes any answer
-        allowed = self.card.labels.get(outcome, [value]) if kind else SPLITS
-        mapping = spec.map or {name: name for name in allowed}
+        if kind and not spec.map and outcome not in self.card.labels:
+            return value
+        mapping = spec.map or {name: name for name in (self.card.labels[outcome] if kind else SPLITS)}
         return self._mapped(spec.column, mapping, f"columns.{where}.map")
 
     def _other(self, kind: str, gold: Mapping[str, str]) -> dict[str, str] | None:
@@ -130,9 +174,10 @@ class Row:
         columns = self.card.columns
         cells = {key: self.cells[column] for key, column in columns.details.items()}
         details = {key: value for key, value in cells.items() if value is not None}
-        options = details.get("options", {"": gold.get("diagnosis")})
-        if not isinstance(options, dict) or gold.get("diagnosis") not in map(plain, options.values()):
-            raise DataError(f"{self.where}: details.options must be {{letter: text}} with the right answer among them")
+        options = details.get("options")
+        told = list(map(plain, options.values())) if isinstance(options, dict) else []
+        if "options" in details and (gold.get("diagnosis") not in told or len(set(told)) < len(told)):
+            self._fault(columns.details["options"], "must be {letter: text}, each once, the right answer among them")
         if columns.fields:
             details["missing"] = [f.column for f in columns.fields if self.cells[f.column] is None]
             details["features"] = {f.column: self._feature(f) for f in columns.fields if f.map or f.is_number}
@@ -142,9 +187,11 @@ class Row:
         """The number behind a field; where a code is no number, codes count from 0 in the order of the map."""
         if self.cells[field.column] is None:
             return None
-        if all(_number_or_none(key) is not None for key in field.map):
+        keys = [code_key(key) for key in field.map]
+        if all(as_number(key) is not None for key in keys):
             return self._number(field.column)
-        return float([code_key(key) for key in field.map].index(code_key(self.cells[field.column])))
+        key = code_key(str(self.cells[field.column]))
+        return float(keys.index(key)) if key in keys else None
 
 
 def text_key(text: str) -> str:
@@ -166,21 +213,25 @@ def plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, (dict, list)):
         return value
+    if isinstance(value, (tuple, set, frozenset)):
+        return list(value)
     if pd.isna(value):
         return None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
-    return str(value).replace("\r\n", "\n").replace("\r", "\n").strip() or None
+    if isinstance(value, datetime) and value.time() == time():
+        value = value.date()
+    return str(value).replace("\r\n", "\n").replace("\r", "\n").strip().strip("\u200b\ufeff").strip() or None
 
 
-def code_key(text: str) -> str:
-    """A code or an id as they are compared: ``1``, ``1.`` and ``1.0`` are one."""
-    return re.sub(r"^(-?\d+)\.0*$", r"\1", text.strip())
-
-
-def _number_or_none(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
+def as_number(text: str, decimal: str = ".", thousands: str = "") -> float | None:
+    """A finite number, or None: thousands stand in threes, and the decimal sign is the given one."""
+    sep = re.escape(thousands) if thousands != " " else "[ \u00a0\u202f]"
+    whole = rf"(?:\d{{1,3}}(?:{sep}\d{{3}})+|\d+)" if thousands else r"\d+"
+    sign = re.escape(decimal)
+    if not re.fullmatch(rf"[+-]?(?:{whole}(?:{sign}\d*)?|{sign}\d+)(?:[eE][+-]?\d+)?", text):
         return None
+    number = float((re.sub(sep, "", text) if thousands else text).replace(decimal, "."))
     return number if math.isfinite(number) else None

@@ -7,13 +7,14 @@ import glob
 import gzip
 import hashlib
 import json
+import re
 import runpy
 import traceback
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
-from io import BytesIO
+from io import BytesIO, StringIO
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.request import urlopen
@@ -25,9 +26,6 @@ from medstudy.data.cases import DataError
 from medstudy.runs import from_root, project_root
 
 _READ_ERRORS = (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile)
-#: What the first bytes of a file say that is no text in UTF-8.
-_MARKS = {b"PK": "a zip archive (or xlsx): unpack it", b"\x1f\x8b": "packed by gzip: name it .gz"}
-_MARKS |= dict.fromkeys((b"\xff\xfe", b"\xfe\xff"), "UTF-16: say `encoding: utf-16`")
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,14 @@ class Table:
     name: str
     split: str | None
     frame: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        frame = self.frame.set_axis([str(name).strip(" \t\r\n\ufeff") for name in self.frame.columns], axis=1)
+        # as it was written: 36.6 in four bytes would read 36.599998
+        short = [kind for kind in frame.dtypes if kind in ("float32", "float16")]
+        if short:
+            frame = frame.apply(lambda cells: cells.astype(str).astype(float) if cells.dtype in short else cells)
+        object.__setattr__(self, "frame", frame)
 
 
 def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
@@ -69,7 +75,7 @@ def as_table(card: DataCard, frame: Any) -> Table:
     """
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"data card '{card.name}': the table is a {type(frame).__name__}, not a pandas DataFrame")
-    return Table(card.name, None, frame.set_axis([str(name) for name in frame.columns], axis=1))
+    return Table(card.name, None, frame)
 
 
 def _prepared(card: DataCard, load: Prepare, data_root: str) -> Any:
@@ -137,13 +143,14 @@ def _read(file: File, load: Files, card: DataCard, data_root: str) -> Table:
     if file.sha256 and hashlib.sha256(content).hexdigest() != file.sha256:
         raise DataError(f"{file.path}: the content is not what the card was written for; correct or remove sha256")
     try:
-        frame = _frame(content, file.path, load)
+        frame = _frame(content, file, load)
     except _READ_ERRORS as error:
-        mark = next((what for mark, what in _MARKS.items() if content.startswith(mark)), "")
-        hint = f"it is {mark}" if mark and load.format != "xlsx" else "check format, sep, encoding"
-        raise DataError(f"{file.path} cannot be read as {load.format}: {error}; {hint}") from error
+        raise DataError(f"{file.path} cannot be read as {load.format}: {error}; check format, sep, encoding") from error
+    unknown = [name for name in file.rename if name not in frame.columns]
+    if unknown:
+        raise DataError(f"{file.path}: rename of '{unknown[0]}', but there is no such column")
     path = PurePath(file.path)
-    return Table(path.name if path.is_absolute() else file.path, file.split, frame)
+    return Table(path.name if path.is_absolute() else file.path, file.split, frame.rename(columns=file.rename))
 
 
 def _content(file: File, card: DataCard, data_root: str) -> bytes:
@@ -180,27 +187,102 @@ def find_file(path: str, data_root: str, beside: Path) -> Path:
     )
 
 
-def _frame(content: bytes, path: str, load: Files) -> pd.DataFrame:
-    """One file as a table. Cells of csv and xlsx stay text: 007 is no number, and NA may be sodium."""
-    if path.endswith(".gz"):
-        content = gzip.decompress(content)
-    cells: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
-    cells |= {"names": load.names, "header": None} if load.names else {}
-    match load.format:
-        case "csv":
-            frame = pd.read_csv(BytesIO(content), sep=load.sep, encoding=load.encoding, **cells)
-        case "xlsx":
-            frame = pd.read_excel(BytesIO(content), **cells)
-        case "parquet":
-            frame = pd.read_parquet(BytesIO(content))
-        case _:
-            # not pandas.read_json: it turns texts into dates and refuses long whole numbers
-            text = content.decode(load.encoding)
-            lines = [line for line in text.split("\n") if line.strip()]
-            rows = [json.loads(line) for line in lines] if load.format == "jsonl" else json.loads(text)
-            if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-                raise ValueError("it must be a list of objects (json) or one object a line (jsonl); else load.prepare")
-            frame = pd.DataFrame(rows, dtype=object)
-    if load.format == "csv" and not isinstance(frame.index, pd.RangeIndex):
-        raise ValueError("rows have more cells than the header has names")
-    return frame.set_axis([str(name) for name in frame.columns], axis=1)
+def unpacked(content: bytes, is_workbook: bool = False) -> bytes:
+    """What a gzip file, or a zip file of one file, holds; anything else as it is.
+
+    Raises:
+        ValueError: a zip file holds several files.
+    """
+    if content.startswith(b"\x1f\x8b"):
+        return gzip.decompress(content)
+    if not content.startswith(b"PK\x03\x04") or is_workbook:
+        return content
+    with zipfile.ZipFile(BytesIO(content)) as archive:
+        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
+        if "xl/workbook.xml" in names:
+            raise ValueError("it is a workbook: say `format: xlsx`")
+        if len(names) != 1:
+            raise ValueError(f"it is a zip archive of {len(names)} files: unpack it")
+        return archive.read(names[0])
+
+
+def decoded(content: bytes, encoding: str = "utf-8-sig") -> str:
+    """Bytes as text. A byte order mark wins over `encoding`; what another encoding must have written is refused.
+
+    Raises:
+        ValueError: the bytes are not, or cannot well be, in this encoding.
+    """
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif content.startswith(b"\xef\xbb\xbf"):
+        encoding = "utf-8-sig"
+    try:
+        text = content.decode(encoding)
+    except UnicodeDecodeError as error:
+        other = "" if encoding == "cp1252" else "; text of Windows in Europe and America: say `encoding: cp1252`"
+        raise ValueError(f"byte {error.start} is no {encoding}{other}") from None
+    if "\0" in text:
+        raise ValueError("it holds bytes of 0: it may be UTF-16 without a mark: say `encoding: utf-16-le`")
+    if re.search("[\x80-\x9f]", text):
+        raise ValueError("it holds signs that only Windows-1252 prints: say `encoding: cp1252`")
+    if not text.isascii() and encoding.replace("_", "-").lower() not in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le"):
+        with contextlib.suppress(UnicodeDecodeError):
+            content.decode("utf-8")
+            raise ValueError(f"it is UTF-8, not {encoding}: leave out `encoding`")
+    return text.removeprefix("\ufeff")
+
+
+def _frame(content: bytes, file: File, load: Files) -> pd.DataFrame:
+    """One file as a table. Cells of csv stay text: 007 is no number, and NA may be sodium."""
+    content = unpacked(content, load.format == "xlsx")
+    if load.format == "parquet":
+        return pd.read_parquet(BytesIO(content))
+    if load.format == "xlsx":
+        return _headed(_sheet(content, file), load.names)
+    text = decoded(content, load.encoding)
+    if load.format == "csv":
+        return _headed(_cells(text, load.sep, file.skip_rows), load.names)
+    # not pandas.read_json: it turns texts into dates and refuses long whole numbers
+    lines = [line for line in text.split("\n") if line.strip()] if load.format == "jsonl" else []
+    rows = [json.loads(line, object_pairs_hook=_once) for line in lines] or json.loads(text, object_pairs_hook=_once)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError("it must be a list of objects (json) or one object a line (jsonl); else load.prepare")
+    return pd.DataFrame(rows, dtype=object)
+
+
+def _cells(text: str, sep: str, skip_rows: int = 0) -> pd.DataFrame:
+    """The cells of a csv text, its header among them, so that no name is changed."""
+    if re.search(rf'(?<!\\)\\"(?!{re.escape(sep)}|\s*(?:\n|$))', text):
+        raise ValueError('it has backslashes before quotes (\\"): read it by load.prepare, with escapechar')
+    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""], "skip_blank_lines": True}
+    return pd.read_csv(StringIO(text), sep=sep, header=None, skiprows=skip_rows, **how)
+
+
+def _sheet(content: bytes, file: File) -> pd.DataFrame:
+    """The cells of the named sheet, or of the only one that holds any; numbers and dates as such."""
+    # keep_default_na: NA may be sodium; #N/A and its like are faults of a formula, and no value
+    how: dict[str, Any] = {"dtype": object, "keep_default_na": False, "na_values": ["", *_FORMULA_FAULTS]}
+    sheets = pd.read_excel(BytesIO(content), sheet_name=None, header=None, **how)
+    full = [name for name, frame in sheets.items() if frame.notna().any(axis=None)]
+    wanted = file.sheet or (full[0] if len(full) == 1 else "")
+    if wanted not in sheets:
+        what = f"there is no sheet '{wanted}'" if file.sheet else "say which `sheet`"
+        raise ValueError(f"{what}; those with cells: {', '.join(full) or 'none'}")
+    return sheets[wanted].iloc[file.skip_rows :].dropna(how="all")
+
+
+_FORMULA_FAULTS = ("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!")
+
+
+def _headed(cells: pd.DataFrame, names: list[str]) -> pd.DataFrame:
+    """Cells under `names`, or under their first row."""
+    if names and len(names) != cells.shape[1]:
+        raise ValueError(f"load.names has {len(names)} names for {cells.shape[1]} columns")
+    header = names or ["" if pd.isna(name) else str(name) for name in cells.iloc[0]]
+    return cells.iloc[0 if names else 1 :].reset_index(drop=True).set_axis(header, axis=1)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return dict(pairs)
