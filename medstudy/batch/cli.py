@@ -51,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--variances", type=Path, help="results of an earlier study (default: those of the demo)")
     plan.add_argument("--freeze", action="store_true", help="write rules and looks, before the test set is read")
     _command(commands, "report", _report, "write the HTML report of a study that has been run")
+    text = "write a first card and study for files of your own, and say what was guessed and why"
+    card = commands.add_parser("init-card", help=text, description=text)
+    card.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    card.add_argument("task", help="text_classification, numeric_classification, clinical_reasoning, …")
+    card.add_argument("--to", type=Path, metavar="FOLDER", help="default: params/<name of the first file>")
+    card.set_defaults(command=_init_card)
     text = "write a copy of an executed notebook without outputs that repeat private cases of this checkout"
     share = commands.add_parser("share", help=text, description=text)
     share.add_argument("notebook", type=Path)
@@ -111,6 +117,17 @@ def _check(args: argparse.Namespace) -> int:
     from medstudy.batch import study as batch
 
     return check.report_study(batch.enter(args.study))
+
+
+def _init_card(args: argparse.Namespace) -> int:
+    from medstudy.data.init_card import init_card
+
+    stem = args.files[0].name.partition(".")[0]
+    for line in init_card(
+        args.files, args.task, args.to or Path("params", "".join(c if c.isalnum() else "_" for c in stem))
+    ):
+        print(line)
+    return 0
 
 
 def _status(args: argparse.Namespace) -> int:

@@ -143,7 +143,7 @@ def _read(file: File, load: Files, card: DataCard, data_root: str) -> Table:
     if file.sha256 and hashlib.sha256(content).hexdigest() != file.sha256:
         raise DataError(f"{file.path}: the content is not what the card was written for; correct or remove sha256")
     try:
-        frame = _frame(content, file, load)
+        frame = table_of(content, file, load)
     except _READ_ERRORS as error:
         raise DataError(f"{file.path} cannot be read as {load.format}: {error}; check format, sep, encoding") from error
     unknown = [name for name in file.rename if name not in frame.columns]
@@ -232,7 +232,7 @@ def decoded(content: bytes, encoding: str = "utf-8-sig") -> str:
     return text.removeprefix("\ufeff")
 
 
-def _frame(content: bytes, file: File, load: Files) -> pd.DataFrame:
+def table_of(content: bytes, file: File, load: Files) -> pd.DataFrame:
     """One file as a table. Cells of csv stay text: 007 is no number, and NA may be sodium."""
     content = unpacked(content, load.format == "xlsx")
     if load.format == "parquet":
@@ -260,15 +260,19 @@ def _cells(text: str, sep: str, skip_rows: int = 0) -> pd.DataFrame:
 
 def _sheet(content: bytes, file: File) -> pd.DataFrame:
     """The cells of the named sheet, or of the only one that holds any; numbers and dates as such."""
-    # keep_default_na: NA may be sodium; #N/A and its like are faults of a formula, and no value
-    how: dict[str, Any] = {"dtype": object, "keep_default_na": False, "na_values": ["", *_FORMULA_FAULTS]}
-    sheets = pd.read_excel(BytesIO(content), sheet_name=None, header=None, **how)
+    sheets = sheet_cells(content)
     full = [name for name, frame in sheets.items() if frame.notna().any(axis=None)]
     wanted = file.sheet or (full[0] if len(full) == 1 else "")
     if wanted not in sheets:
         what = f"there is no sheet '{wanted}'" if file.sheet else "say which `sheet`"
         raise ValueError(f"{what}; those with cells: {', '.join(full) or 'none'}")
     return sheets[wanted].iloc[file.skip_rows :].dropna(how="all")
+
+
+def sheet_cells(content: bytes) -> dict[str, pd.DataFrame]:
+    """Sheet -> its cells, of a workbook. NA may be sodium; #N/A and its like are faults of a formula, and no value."""
+    how: dict[str, Any] = {"dtype": object, "keep_default_na": False, "na_values": ["", *_FORMULA_FAULTS]}
+    return pd.read_excel(BytesIO(content), sheet_name=None, header=None, **how)
 
 
 _FORMULA_FAULTS = ("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!")
