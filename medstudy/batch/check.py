@@ -28,8 +28,6 @@ TOKENS_A_WORD = 2
 DISCORDANT = 0.1
 #: Share of the other answers that both arms have right, in the same simulation.
 SHARE_RIGHT = 0.7
-#: Optimiser steps below which a training changes little.
-FEW_STEPS = 20
 
 
 def report_study(folder: Path) -> int:
