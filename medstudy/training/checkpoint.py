@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -121,24 +120,19 @@ def _check_reader(folder: Path, quantized: dict[str, Any]) -> None:
 
 def _fault(file: Path) -> str:
     """What is wrong with a file of weights; empty where nothing is."""
+    from safetensors import SafetensorError, safe_open
+
     if not file.is_file():
         return "is missing"
-    size = file.stat().st_size
     with file.open("rb") as opened:
-        start = opened.read(8)
-        if start.startswith(b"version "):
+        if opened.read(8) == b"version ":
             return "is a git-lfs pointer, not weights"
-        if file.suffix != ".safetensors":
-            return "" if size > 1000 else "is no file of weights"
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > size - 8:
-            return f"is half-downloaded ({size} bytes)"
+    if file.suffix == ".safetensors":
         try:
-            tensors = json.loads(opened.read(length))
-        except ValueError:
-            return "is no file of weights"
-    end = max((t["data_offsets"][1] for name, t in tensors.items() if name != "__metadata__"), default=0)
-    return f"is half-downloaded ({size} of {8 + length + end} bytes)" if size < 8 + length + end else ""
+            safe_open(file, "pt")
+        except SafetensorError as error:
+            return f"is half-downloaded or holds no weights ({error})"
+    return ""
 
 
 def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -> Any:
