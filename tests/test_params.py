@@ -67,7 +67,7 @@ LATER = "cases, answers = [], {}\nprimary = [row for row in cases]\nnames = sort
 
 def test_what_the_cell_leaves_out_is_the_shipped_notebooks_own() -> None:
     params = collected(CELL, COLLECT)
-    assert (params.data, params.seed, params.samples_per_case) == ("x", 3, 3)
+    assert (params.data, params.seed, params.samples_per_case) == ("x", 3, 2)
     assert collected(CELL, COLLECT, LATER, CELL.replace("3", "4"), COLLECT).seed == 4
 
 
