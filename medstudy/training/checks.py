@@ -317,7 +317,7 @@ def hidden(task: Task, test: Sequence[Case]) -> Gate:
     prompts, told = [task.prompt(case).casefold() for case in test], 0.0
     for outcome in test[0].gold if test else ():
         gold = [normalise(case.gold[outcome]) for case in test]
-        named = [set() for _ in test]
+        named = [_offered(case, prompt) for case, prompt in zip(test, prompts, strict=True)]
         for label in set(gold):
             count = [prompt.count(label) for prompt in prompts]
             for labels in (labels for labels, n in zip(named, count, strict=True) if n > min(count)):
@@ -328,6 +328,12 @@ def hidden(task: Task, test: Sequence[Case]) -> Gate:
     value = {"prompts that change with the answer": bool(changed), "answers that the prompt names": told > NAMED_RIGHT}
     reason = "arms may copy the answer: leave it, and what was written after it, out of the card's text"
     return judge("the prompt holds no answer", not any(value.values()), value, "neither", reason)
+
+
+def _offered(case: Case, prompt: str) -> set[str]:
+    """Options that a prompt sets out, the right one among others."""
+    options = map(normalise, case.details.get("options", {}).values())
+    return {option for option in options if option in prompt}
 
 
 def shown(count: int, shareable: bool) -> int | str:

@@ -24,7 +24,7 @@ from medstudy.params import RunParams, resolve
 from medstudy.runs import Run
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
-from medstudy.training import decoding, gates, generation
+from medstudy.training import checks, decoding, gates, generation
 from medstudy.training.arguments import control_config, dpo_config, lora_config, sft_config
 from medstudy.training.checks import CONTROLS
 from medstudy.training.evidence import Gate
@@ -335,3 +335,14 @@ def test_a_gate_whose_stage_was_not_run_fails_and_says_so(clean: Study, tmp_path
     checked = study.gates()
     assert checked["reference is the SFT model"].value == "not run: dpo"
     assert "reference is the SFT model" in failed(checked) and "splits are disjoint" not in failed(checked)
+
+
+@pytest.mark.parametrize("offered", [True, False])
+def test_an_answer_among_options_is_not_told(offered: bool) -> None:
+    """Seen once: multiple choice, where the right answers of the test alone were looked for, was called a leak."""
+    cases = []
+    for i, name in enumerate(WORDS[:8]):
+        options = {"A": name, "B": f"no such {i}"}
+        details = {"options": options} if offered else {}
+        cases.append(Case(f"c{i}", f"g{i}", f"Which? {options['A']} or {options['B']}", {"label": name}, details))
+    assert checks.hidden(TASK, cases).passed is offered
