@@ -244,7 +244,8 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
             row |= {name: round(float(np.sqrt(np.mean(found))), 5) for name, found in spread.items() if found}
             row |= {"n_cases": of[0].n_cases, "n_seeds": len(line.by_seed), "n_models": len(of)}
             rows += [row] if lines else []
-    return pd.DataFrame(rows)
+    columns = ["scope", "task", "outcome", "contrast", "seed_sd", "own_sd", "case_sd", "n_cases", "n_seeds", "n_models"]
+    return pd.DataFrame(rows, columns=columns)  # with a header also where every cell failed its gates
 
 
 def metrics_table(cells: Sequence[Cell]) -> pd.DataFrame:

@@ -122,6 +122,7 @@ def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order
     assert len(metrics_table(cells)) == 2 * 4 * 4 + 4 * 3
     variances = variances_table(cells)
     assert {"task", "outcome", "contrast", "seed_sd", "own_sd", "case_sd", "n_cases", "n_seeds"} <= set(variances)
+    assert list(variances_table([])) == list(variances)  # a header also where every cell failed its gates
 
 
 def test_judged_contrasts_are_the_same_in_both_tables():
