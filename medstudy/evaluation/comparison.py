@@ -152,18 +152,6 @@ def recompute(study: Path, rules: Rules | float = MARGIN) -> tuple[dict[str, pd.
     return tables, other + [str(study / name) for name in save_tables(study, tables)]
 
 
-def training_logs(runs: list[FinishedRun], arm: str = "dpo") -> pd.DataFrame:
-    """The training logs of one arm of every run, with columns task, model and seed."""
-    import pandas as pd
-
-    logs = [
-        pd.read_csv(file).assign(task=run.cell[0], model=run.cell[1], seed=run.parameters["seed"])
-        for run in runs
-        if (file := run.folder / "training" / f"{arm}.csv").is_file()
-    ]
-    return pd.concat(logs, ignore_index=True) if logs else pd.DataFrame()
-
-
 def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
     predictions = {run.parameters["seed"]: run.predictions() for run in runs}
     _refuse_unlike(runs, predictions)

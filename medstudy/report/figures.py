@@ -40,7 +40,6 @@ _TRAINING = (
     ("Log-probability of the answers", "pairs", "logps/chosen", ""),
     ("Log-probability of the answers", "pairs", "logps/rejected", ", rejected answers"),
 )
-_SMOOTHED = 5
 
 
 def style() -> AbstractContextManager[None]:
@@ -181,7 +180,9 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
 
 def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Training curves from training/<arm>.csv: SFT loss, and loss, reward margin and log-probabilities of DPO."""
+    import matplotlib.pyplot as plt
     import pandas as pd
+    import seaborn as sns
 
     lines, looks = [], {}
     for arm, log in logs.items():
@@ -199,8 +200,15 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
             axes[0, 0].set(title="no training was logged", xticks=[], yticks=[])
             return aggregate(figure)
     colours, dashes = ({line: look[i] for line, look in looks.items()} for i in (0, 1))
-    options = {"col_wrap": 2, "hue": "line", "style": "line", "palette": colours, "dashes": dashes}
-    grid = _curves(pd.concat(lines), "panel", (6.2, 4.4), **options)
+    look = {"col": "panel", "col_wrap": 2, "hue": "line", "style": "line", "palette": colours, "dashes": dashes}
+    look |= {"kind": "line", "errorbar": None, "linewidth": 1.2, "facet_kws": {"sharex": False, "sharey": False}}
+    with style():
+        grid = sns.relplot(pd.concat(lines), x="step", y="value", **look)
+        grid.set_titles("{col_name}").set_axis_labels("optimiser step", "")
+        grid.figure.set_size_inches(6.2, 4.4)
+        grid.figure.set_layout_engine("constrained")
+        sns.move_legend(grid, "outside upper left", ncols=3, title=None)
+    plt.close(grid.figure)  # the caller shows or saves it; left open, a notebook would show it twice
     sft, dpo = (grid.axes_dict.get(panel) for panel in (_TRAINING[0][0], _TRAINING[1][0]))
     if sft:
         sft.set_yscale("log")  # the first steps would flatten the rest
@@ -212,42 +220,6 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
         dpo.text(1, math.log(2), "ln 2: no preference yet", **right)
     with style():
         return aggregate(grid.figure)
-
-
-def trainings_figure(logs: pd.DataFrame) -> Figure:
-    """DPO training of every run (`comparison.training_logs`): a row a task, a colour a model, a dash a seed.
-
-    Lines are means over `_SMOOTHED` steps: single steps are a few pairs each, and mostly noise.
-    """
-    names = {"loss": "loss", "rewards/margins": "reward margin", "logps/chosen": "log p(chosen)"}
-    by = ["task", "model", "seed"]
-    smooth = logs.set_index([*by, "step"]).groupby(by, sort=False)[list(names)].rolling(_SMOOTHED, min_periods=1).mean()
-    smooth = smooth.droplevel([0, 1, 2]).rename(columns=names).reset_index()
-    tidy = smooth.assign(task=smooth["task"].map(_capital), model=smooth["model"].map(_model_name))
-    tidy = tidy.melt([*by, "step"], var_name="curve")
-    size = A4_WIDTH, 1.45 * tidy["task"].nunique() + 0.4
-    grid = _curves(tidy, "curve", size, row="task", hue="model", style="seed", palette="colorblind")
-    grid.set_xlabels(f"optimiser step (mean of {_SMOOTHED})")
-    with style():
-        return aggregate(grid.figure)
-
-
-def _curves(tidy: pd.DataFrame, panels: str, size: tuple[float, float], **options: Any) -> Any:
-    """Small multiples of lines, step by step; one legend above."""
-    import matplotlib.pyplot as plt
-    import seaborn as sns
-
-    look = {"kind": "line", "errorbar": None, "linewidth": 1.2, "facet_kws": {"sharex": False, "sharey": False}}
-    with style():
-        grid = sns.relplot(tidy, x="step", y="value", col=panels, **look, **options)
-        grid.set_titles("{col_name}").set_axis_labels("optimiser step", "")
-        for axes, name in zip(grid.axes if grid.row_names else (), grid.row_names, strict=True):
-            axes[0].set_ylabel(name.replace(" ", "\n", 1))
-        grid.figure.set_size_inches(*size)
-        grid.figure.set_layout_engine("constrained")
-        sns.move_legend(grid, "outside upper left", ncols=8, title=None)
-    plt.close(grid.figure)  # the caller shows or saves it; left open, a notebook would show it twice
-    return grid
 
 
 def _look() -> dict[str, Any]:

@@ -13,7 +13,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import ARMS
+from medstudy.arms import CONTRASTS
 from medstudy.data.cases import DataError
 from medstudy.runs import write_json
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 SCALE = (1, 2, 3, 4, 5)
 KEY = "key.csv"
 _NOT_IN_A_CELL = r"[\x00-\x08\x0b\x0c\x0e-\x1f]"
-COLUMNS = ("row", "case", "answer", "rating", "comment")
-#: Contrasts of arms that raters decide, as in `evaluation.CONTRASTS`.
-CONTRASTS = (("dpo", "sft"), ("dpo", "sft_more"), ("sft", "base"))
 
 
 def export(run: Path, raters: Sequence[str], cases: int = 50, arms: Sequence[str] = (), seed: int = 0) -> list[Path]:
@@ -43,32 +40,27 @@ def export(run: Path, raters: Sequence[str], cases: int = 50, arms: Sequence[str
     """
     import pandas as pd
 
-    predictions = _predictions(run)
-    known = [arm for arm in ARMS if arm in set(predictions["arm"])]
-    arms = list(arms) or known
-    if missing := [arm for arm in arms if arm not in known]:
+    predictions, folder = _predictions(run), run / "private" / "ratings"
+    known = list(predictions["arm"].unique())
+    if missing := set(arms) - set(known):
         raise DataError(f"{run}: no arm {', '.join(missing)} (arms of this run: {', '.join(known)})")
-    rng = random.Random(seed)
-    ids = sorted(predictions["case_id"].unique())
-    drawn = rng.sample(ids, min(cases, len(ids)))
-    kept = pd.read_parquet(run / "private" / "cases.parquet").set_index("case_id")["texts"]
-    rows = predictions[predictions["case_id"].isin(drawn) & predictions["arm"].isin(arms)]
-    rows = rows.sample(frac=1, random_state=seed).reset_index(drop=True)
-    rows["row"] = [f"r{number:04d}" for number in range(1, len(rows) + 1)]
-    folder = run / "private" / "ratings"
     if (folder / KEY).is_file():
         raise DataError(f"{folder} holds sheets already; move it away before you export anew")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    rows["answer_hash"] = rows["output"].map(_hash)
-    rows[["row", "case_id", "arm", "answer_hash"]].to_csv(folder / KEY, index=False)
-    files = []
-    for number, rater in enumerate(raters):
-        sheet = pd.DataFrame({"row": rows["row"], "case": [kept[i][0] for i in rows["case_id"]]})
-        sheet = sheet.assign(answer=rows["output"], rating="", comment="")
-        sheet = sheet.replace(_NOT_IN_A_CELL, " ", regex=True)
-        sheet = sheet.sample(frac=1, random_state=seed + 1 + number)[list(COLUMNS)]
-        files.append(folder / f"sheet-{rater}.xlsx")
-        sheet.to_excel(files[-1], index=False)
+    ids = sorted(predictions["case_id"].unique())
+    drawn = random.Random(seed).sample(ids, min(cases, len(ids)))
+    rows = predictions[predictions["case_id"].isin(drawn) & predictions["arm"].isin(arms or known)]
+    rows = rows.sample(frac=1, random_state=seed).reset_index(drop=True)
+    rows = rows.assign(row=[f"r{number:04d}" for number in range(1, len(rows) + 1)])
+    rows.assign(answer_hash=rows["output"].map(_hash))[["row", "case_id", "arm", "answer_hash"]].to_csv(
+        folder / KEY, index=False
+    )
+    texts = pd.read_parquet(run / "private" / "cases.parquet").set_index("case_id")["texts"].str[0]
+    sheet = pd.DataFrame({"row": rows["row"], "case": rows["case_id"].map(texts), "answer": rows["output"]})
+    sheet = sheet.assign(rating="", comment="").replace(_NOT_IN_A_CELL, " ", regex=True)
+    files = [folder / f"sheet-{rater}.xlsx" for rater in raters]
+    for number, file in enumerate(files, start=1):
+        sheet.sample(frac=1, random_state=seed + number).to_excel(file, index=False)
     return files
 
 
@@ -89,18 +81,15 @@ def import_sheets(run: Path, sheets: Sequence[Path]) -> dict[str, Any]:
     if not key_file.is_file():
         raise DataError(f"{key_file} does not exist: export the sheets first")
     key = pd.read_csv(key_file, dtype=str, keep_default_na=False).set_index("row")
-    outputs = _predictions(run).astype({"case_id": str}).set_index(["case_id", "arm"])["output"]
-    shown = [_hash(outputs.get((k.case_id, k.arm), "")) for k in key.itertuples()]
-    if shown != key["answer_hash"].tolist():
+    predictions = _predictions(run).astype({"case_id": str})[["case_id", "arm", "output"]]
+    key = key.reset_index().merge(predictions, "left").set_index("row")
+    if (key["output"].fillna("").map(_hash) != key["answer_hash"]).any():
         raise DataError(f"{run}: the run has been done again since the export; its answers were not rated")
     parts = []
     for file in map(Path, sheets):
-        sheet = _checked(file, key)
-        where = key.loc[sheet["row"]]
-        pairs = list(zip(where["case_id"], where["arm"], strict=True))
-        rated = pd.DataFrame(pairs, columns=["case_id", "arm"])
-        rated = rated.assign(text=[outputs[pair] for pair in pairs], rating=sheet["rating"].to_numpy(int))
-        parts.append(rated.assign(rater=file.stem.removeprefix("sheet-")))
+        sheet = _checked(file, key).set_index("row")["rating"].astype(int)
+        rated = key.loc[sheet.index, ["case_id", "arm", "output"]].rename(columns={"output": "text"})
+        parts.append(rated.assign(rating=sheet, rater=file.stem.removeprefix("sheet-")))
     ratings = pd.concat(parts, ignore_index=True)
     ratings.to_csv(key_file.with_name("ratings.csv"), index=False)
     found = summary(ratings)
@@ -121,12 +110,11 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
 
     by_case = ratings.groupby(["case_id", "arm"])["rating"].mean().unstack("arm")
     contrasts = []
-    for first, second in CONTRASTS:
-        if {first, second} <= set(by_case):
-            difference = (by_case[first] - by_case[second]).dropna()
-            p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
-            row = {"contrast": f"{first}-{second}", "difference": float(difference.mean()), "p": p}
-            contrasts.append(row | {"test": "Wilcoxon signed-rank", "n": len(difference)})
+    for first, second in (pair for pair in CONTRASTS if set(pair) <= set(by_case)):
+        difference = (by_case[first] - by_case[second]).dropna()
+        p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
+        row = {"contrast": f"{first}-{second}", "difference": float(difference.mean()), "p": p}
+        contrasts.append(row | {"test": "Wilcoxon signed-rank", "n": len(difference)})
     by_rater = ratings.pivot(index=["case_id", "arm"], columns="rater", values="rating")
     agreement = []
     for one, other in combinations(by_rater, 2):
@@ -166,10 +154,8 @@ def _checked(file: Path, key: pd.DataFrame) -> pd.DataFrame:
             raise DataError(f"{file}, line {number}: row '{row['row']}' was not exported from this run")
         if row["rating"] not in SCALE:
             raise DataError(f"{file}, line {number}: rating {row['rating']!r}; allowed: 1, 2, 3, 4, 5")
-    twice = sheet[sheet["row"].duplicated()]
-    if len(twice):
-        raise DataError(f"{file}: row '{twice['row'].iloc[0]}' is there twice")
-    if len(sheet) < len(key):
-        lost = sorted(set(key.index) - set(sheet["row"]))
+    if (twice := sheet.loc[sheet["row"].duplicated(), "row"]).size:
+        raise DataError(f"{file}: row '{twice.iloc[0]}' is there twice")
+    if lost := sorted(set(key.index) - set(sheet["row"])):
         raise DataError(f"{file}: {len(lost)} rows are missing, e.g. '{lost[0]}'; every answer needs a rating")
     return sheet

@@ -57,11 +57,6 @@ def logs():
     return {"sft": sft, "sft_more": sft, "dpo": pd.DataFrame(dpo)}
 
 
-def study_logs():
-    runs = itertools.product(PRIMARY, MODELS, range(3))
-    return pd.concat([logs()["dpo"].assign(task=task, model=model, seed=seed) for task, model, seed in runs])
-
-
 def sure(shareable=True):
     """Two arms on 400 cases: one right as often as it says, one surer than it should be."""
     p = np.linspace(0.005, 0.995, 400)
@@ -85,7 +80,6 @@ DRAWN = {
     "study": lambda: figures.study_figure(study_table()),
     "forest": lambda: figures.forest_figure(verdicts(), 0.03),
     "training": lambda: figures.training_figure(logs()),
-    "trainings": lambda: figures.trainings_figure(study_logs()),
     "calibration": lambda: figures.calibration_figure(sure(), "yes"),
 }
 
@@ -160,16 +154,6 @@ def test_a_loss_that_starts_high_does_not_flatten_the_rest():
     axis = DRAWN["training"]().axes[0]
     late = axis.transData.transform([[20, 11 / 20], [29, 11 / 29]])[:, 1]
     assert (late[0] - late[1]) / axis.bbox.height > 0.05  # .55 and .38, under a start of 11
-
-
-def test_lines_of_two_models_and_three_seeds_are_told_apart():
-    axis = DRAWN["trainings"]().axes[0]
-    looks = {
-        (line.get_color(), line.get_linestyle(), str(line._dash_pattern))
-        for line in axis.lines
-        if len(line.get_xdata())
-    }
-    assert len(looks) == 6
 
 
 def test_few_cases_of_a_private_source_stand_in_no_calibration_point():

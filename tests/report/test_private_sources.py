@@ -16,23 +16,20 @@ import yaml
 from medstudy.report.scan import PATTERNS, RULES
 
 ROOT, DATA = Path(__file__).resolve().parents[2], os.environ.get("MEDSTUDY_REAL_DATA", "")
-STUDIES = {
-    "four": {
-        "text_classification": "medical_abstracts",
-        "summarization": "mts_dialog",
-        "clinical_triage": "ktas",
-        "numeric_classification": "pima",
-    },
-    "heart": {"numeric_classification": "uci_heart"},
+TASKS = {
+    "text_classification": "medical_abstracts",
+    "summarization": "mts_dialog",
+    "clinical_triage": "ktas",
+    "numeric_classification": "pima",
 }
-SMALL = {"n_train": 24, "n_prefer": 24, "n_valid": 8, "n_test": 24, "few_shot_k": 0, "samples_per_case": 2}
-SMALL |= {"sft_epochs": 1, "lora_rank": 2, "max_new_tokens": 200, "dpo_loss": "sigmoid", "overlong": "exclude"}
+SMALL = {"n_train": 24, "n_prefer": 24, "n_valid": 12, "n_test": 24, "few_shot_k": 0, "samples_per_case": 2}
+SMALL |= {"sft_epochs": 1}
+SMALL |= {"lora_rank": 2, "max_new_tokens": 200, "dpo_loss": "sigmoid", "overlong": "exclude"}
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not DATA or not Path(DATA).is_dir(), reason="MEDSTUDY_REAL_DATA is not set")
-@pytest.mark.parametrize("name", STUDIES)
-def test_a_real_source_marked_private_has_its_report(tmp_path: Path, tiny_model: Path, name: str) -> None:
+def test_real_sources_marked_private_have_their_report(tmp_path: Path, tiny_model: Path) -> None:
     for folder in ("notebooks", "profiles"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "Snakefile", tmp_path)
@@ -44,10 +41,9 @@ def test_a_real_source_marked_private_has_its_report(tmp_path: Path, tiny_model:
     model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
     config = tmp_path / "tiny" / "config.json"  # its few tokens are short: real notes need many
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 4096}))
-    tasks = STUDIES[name]
-    (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": dict.fromkeys(tasks)}))
+    (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": dict.fromkeys(TASKS)}))
     (study / "shared.yaml").write_text(yaml.safe_dump(SMALL | {"data_root": DATA}))
-    for task, card in tasks.items():
+    for task, card in TASKS.items():
         text = (ROOT / "params" / "data" / f"{card}.yaml").read_text(encoding="utf-8")
         (study / f"{card}.yaml").write_text(text.replace("shareable: true", "shareable: false"), encoding="utf-8")
         (study / f"{task}.yaml").write_text(yaml.safe_dump({"data": f"params/ours/{card}.yaml"}))
@@ -56,6 +52,8 @@ def test_a_real_source_marked_private_has_its_report(tmp_path: Path, tiny_model:
     assert done.returncode == 0, done.stdout + done.stderr
     results = tmp_path / "results" / "ours"
     index = (results / "report" / "index.html").read_text(encoding="utf-8")
-    assert "the package" in index and set(tasks) == set(pd.read_csv(results / "verdicts.csv")["task"])
+    judged = pd.read_csv(results / "verdicts.csv").query("scope == 'cell'")["name"].str.split(", ").str[0]
+    assert "the package" in index and set(judged) == set(TASKS)
     assert [rule for rule in (*RULES, *PATTERNS) if f"withheld: {rule}" in index] == []
+    assert "source withheld" not in index and index.count("output withheld") == 0
     assert DATA not in "".join(f.read_text(errors="replace") for f in results.glob("*/*/*/*.*") if f.suffix != ".log")
