@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import hashlib
 import json
 import re
 import subprocess
@@ -39,6 +40,8 @@ STUDY_FILES |= {"plan.json"}
 STUDY_FILES |= {f"tables/{name}.{kind}" for name in TABLES for kind in ("csv", "tex")}
 STUDY_FILES |= {f"figures/{name}.{kind}" for name in ("study", "forest") for kind in ("png", "svg", "pdf")}
 UNKNOWN = "withheld: the cases were not known yet"
+#: SHA-256 of every cell of the notebooks, for copies of the package that git does not know (`list_shipped`).
+SHIPPED = Path(__file__).with_name("shipped_cells.txt")
 _KEPT_TAGS = {"parameters", "injected-parameters", RELEASE}
 _RULE = "|".join(map(re.escape, (*RULES, *PATTERNS)))
 #: What a released copy says in the place of what was withheld; it may be released again.
@@ -141,7 +144,7 @@ class Filter:
 
     Attributes:
         guard: what is known of the cases.
-        shipped: sources of the committed notebooks' cells.
+        shipped: sources of the committed notebooks' cells, or their hashes.
         nothing: no output may leave.
         public: the notebook's own cases may be shown; it is only scanned, for those of other runs.
     """
@@ -165,7 +168,7 @@ class Filter:
 
     def _source(self, cell: Any) -> list[str]:
         tags = cell.metadata.get("tags", [])
-        if _trimmed(cell.source) in self.shipped:
+        if {source := _trimmed(cell.source), _digest(source)} & self.shipped:
             return []
         if said := re.fullmatch(rf"(?:# |\*)({_SAID})\*?", cell.source):
             return [f"source {said[1]}"]
@@ -227,7 +230,7 @@ class Filter:
 
 
 def shipped_cells(start: Path | None = None) -> frozenset[str]:
-    """Sources of all cells of the notebooks as git has them; none where git cannot tell."""
+    """Sources of all cells of the notebooks as git has them; without git, the hashes that came with the package."""
     root = project_root(start)
 
     def ask(*words: str) -> str:
@@ -240,8 +243,23 @@ def shipped_cells(start: Path | None = None) -> frozenset[str]:
     names = [
         name for name in ask("ls-tree", "--name-only", "HEAD", "notebooks/").split("\n") if name.endswith(".ipynb")
     ]
-    notebooks = [json.loads(ask("show", f"HEAD:./{name}") or '{"cells": []}') for name in names]
-    return frozenset(_trimmed("".join(cell["source"])) for notebook in notebooks for cell in notebook["cells"])
+    if not names:
+        return frozenset(SHIPPED.read_text(encoding="utf-8").split())
+    return frozenset(source for name in names for source in _sources(ask("show", f"HEAD:./{name}")))
+
+
+def list_shipped(notebooks: Path) -> None:
+    """Write `SHIPPED` anew, before a release: a list that is old withholds more, never less."""
+    found = {_digest(source) for file in notebooks.glob("*.ipynb") for source in _sources(file.read_text("utf-8"))}
+    SHIPPED.write_text("".join(f"{one}\n" for one in sorted(found)), encoding="utf-8")
+
+
+def _sources(notebook: str) -> list[str]:
+    return [_trimmed("".join(cell["source"])) for cell in json.loads(notebook or '{"cells": []}')["cells"]]
+
+
+def _digest(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
 
 
 def parameters_shown(source: str) -> str:

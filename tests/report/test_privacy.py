@@ -22,7 +22,7 @@ from IPython.core.formatters import DisplayFormatter
 
 from medstudy.batch.cli import main
 from medstudy.data.cases import Case
-from medstudy.report.privacy import RELEASED, SOURCE_WITHHELD, WITHHELD, Filter, guard_of, is_private
+from medstudy.report.privacy import RELEASED, SOURCE_WITHHELD, WITHHELD, Filter, guard_of, is_private, shipped_cells
 from medstudy.report.scan import RULES, Guard
 from medstudy.runs import Run
 from medstudy.show import aggregate
@@ -401,3 +401,15 @@ def test_cases_keep_every_text_they_hold(params, card) -> None:
     kept = pd.read_parquet(run.private / "cases.parquet")["texts"][0]
     assert list(kept) == ["text one", "yes", "fact one", "option one"]
     assert run.facts["shareable"] is True
+
+
+def test_without_git_the_cells_that_came_with_the_package_are_known(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").touch()
+    (tmp_path / "notebooks").mkdir()
+    known = shipped_cells(tmp_path)
+    assert len(known) > 100 and all(len(one) == 64 for one in known)
+    notebook = nbformat.read(ROOT / "notebooks" / "comparison.ipynb", as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("cases[cases.name == 'Ferdinand']"))
+    said = Filter(Guard(), known).notebook(notebook)
+    assert said[-1] == f"cell {len(notebook.cells)}, source {SOURCE_WITHHELD}"
+    assert "import" in notebook.cells[2].source  # a shipped one stays
