@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from medstudy.arms import ARMS
 from medstudy.data.card import DataCard
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.data.load import load_card
@@ -24,6 +25,8 @@ from medstudy.params import RunParams
 from medstudy.report.scan import PATTERNS, RULES, Guard, svg_words
 from medstudy.runs import private_folder, project_root, slug, without_paths
 from medstudy.show import NOT_SHOWN, TAG
+from medstudy.tasks import TASK_TYPES
+from medstudy.training.preferences import TOO_FEW
 
 #: Tag of a cell whose output and source somebody has looked at and found fit to be seen.
 RELEASE = "release"
@@ -42,6 +45,11 @@ STUDY_FILES |= {f"figures/{name}.{kind}" for name in ("study", "forest") for kin
 UNKNOWN = "withheld: the cases were not known yet"
 #: SHA-256 of every cell of the notebooks, for copies of the package that git does not know (`list_shipped`).
 SHIPPED = Path(__file__).with_name("shipped_cells.txt")
+#: Lines that the package itself words, with nothing but numbers in them.
+_LINES = re.compile(
+    rf"(?:{'|'.join(ARMS)}): step \d+ of \d+, loss [\d.naif]+|(?:{'|'.join(TASK_TYPES)}), seed \d+: ok"
+    rf"|{re.escape(TOO_FEW).replace(re.escape('{}'), chr(92) + 'd+')}|"
+)
 _KEPT_TAGS = {"parameters", "injected-parameters", RELEASE}
 _RULE = "|".join(map(re.escape, (*RULES, *PATTERNS)))
 #: What a released copy says in the place of what was withheld; it may be released again.
@@ -211,6 +219,10 @@ class Filter:
             return _note(NOT_SHOWN), ""
         if self.nothing:
             return None, UNKNOWN
+        data = output.get("data", {})
+        words = data.get("text/markdown", data.get("text/plain", output.get("text", "")))
+        if set(data) <= {"text/plain", "text/markdown"} and _LINES.fullmatch(words.strip()):
+            return _note(words.strip()) if words.strip() else None, ""
         tagged = [form for form in output.get("metadata", {}).get(TAG, []) if form in output.get("data", {})]
         if not tagged and (by_hand or self.public):
             shown = output.copy()

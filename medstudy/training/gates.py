@@ -80,7 +80,7 @@ def notes(run: Run) -> pd.DataFrame:
     if "last_margin" in dpo:
         rows["reward margin of DPO on its own pairs, after"] = f"{dpo['last_margin']:.3f}"
         rows["log p(chosen) before and after DPO"] = f"{dpo['first_log_p']:.2f}, {dpo['last_log_p']:.2f}"
-    return aggregate(pd.DataFrame({"value": rows}).rename_axis("told, not judged"), ["value"])
+    return aggregate(pd.DataFrame({"value": rows}).rename_axis("told, not judged"), ["told, not judged", "value"])
 
 
 def gates_table(gates: Sequence[Gate]) -> Styler:

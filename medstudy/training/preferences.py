@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 ENOUGH_PAIRS, ENOUGH_STEPS = 300, 50
 #: Validation cases of which pairs are made that are not trained on.
 HELD_OUT = 32
+TOO_FEW = (
+    "{} pairs give {} optimiser steps: too few to expect that DPO learns from them (at least {} and {}). Raise "
+    "n_prefer, samples_per_case or pairs_per_case; for more steps, dpo_epochs."
+)
 
 
 @dataclass(frozen=True)
@@ -242,10 +246,7 @@ def too_few(params: RunParams, n: int) -> str:
     steps = math.ceil(params.dpo_epochs * math.ceil(n / (params.batch_size * params.gradient_accumulation)))
     if n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS:
         return ""
-    return (
-        f"{n} pairs give {steps} optimiser steps: too few to expect that DPO learns from them (at least {ENOUGH_PAIRS} "
-        f"and {ENOUGH_STEPS}). Raise n_prefer, samples_per_case or pairs_per_case; for more steps, dpo_epochs."
-    )
+    return TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
 
 
 def _is_right(task: Task, case: Case, text: str) -> bool:

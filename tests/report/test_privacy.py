@@ -26,6 +26,7 @@ from medstudy.report.privacy import RELEASED, SOURCE_WITHHELD, WITHHELD, Filter,
 from medstudy.report.scan import RULES, Guard
 from medstudy.runs import Run
 from medstudy.show import aggregate
+from medstudy.training.preferences import TOO_FEW
 
 ROOT = Path(__file__).resolve().parents[2]
 SENTENCE = "the zebrafish keeper from Ulverston swallowed a marble on Friday"
@@ -413,3 +414,24 @@ def test_without_git_the_cells_that_came_with_the_package_are_known(tmp_path: Pa
     said = Filter(Guard(), known).notebook(notebook)
     assert said[-1] == f"cell {len(notebook.cells)}, source {SOURCE_WITHHELD}"
     assert "import" in notebook.cells[2].source  # a shipped one stays
+
+
+@pytest.mark.parametrize(
+    ("line", "leaves"),
+    [
+        ("sft_more: step 6 of 6, loss 5.992", True),
+        ("clinical_triage, seed 0: ok\n", True),
+        (TOO_FEW.format(12, 3, 300, 50), True),
+        ("Ferdinand: step 6 of 6, loss 5.992", False),
+        ("dpo: step 6 of 6, loss Ferdinand", False),
+        (TOO_FEW.format(12, 3, 300, 50) + " Ferdinand", False),
+    ],
+)
+def test_a_line_of_the_package_leaves_if_only_numbers_are_its_own(line: str, leaves: bool) -> None:
+    output = nbformat.v4.new_output("display_data", {"text/plain": line})
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1", outputs=[output])])
+    assert (Filter(Guard(), frozenset({"1"})).notebook(notebook) == []) is leaves
+    assert (line.strip() in nbformat.writes(notebook)) is leaves
+    again = nbformat.writes(notebook)
+    Filter(Guard(), frozenset({"1"})).notebook(notebook)
+    assert nbformat.writes(notebook) == again
