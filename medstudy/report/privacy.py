@@ -221,8 +221,8 @@ class Filter:
             return None, UNKNOWN
         data = output.get("data", {})
         words = data.get("text/markdown", data.get("text/plain", output.get("text", "")))
-        if set(data) <= {"text/plain", "text/markdown"} and _LINES.fullmatch(words.strip()):
-            return _note(words.strip()) if words.strip() else None, ""
+        if _LINES.fullmatch(words.strip()) and (words.strip() or set(data) <= {"text/plain", "text/markdown"}):
+            return _note(words.strip()) if words.strip() else None, ""  # the line alone, in no other form
         tagged = [form for form in output.get("metadata", {}).get(TAG, []) if form in output.get("data", {})]
         if not tagged and (by_hand or self.public):
             shown = output.copy()
