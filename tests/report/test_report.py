@@ -84,7 +84,9 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
     assert set(pages) == {"index.html", "comparison.html", "checklist.html"} | runs
     assert "to be filled in by the authors" in pages["checklist.html"]
     paragraph = (folder / "methods.md").read_text()
-    assert "SFT rate 0.003, SFT epochs 5" in paragraph and "(0, 1)" in paragraph
+    asked = finished_runs(study)[0].parameters
+    said = f"SFT rate {asked['sft_learning_rate']:g}, SFT epochs {asked['sft_epochs']:g}"
+    assert said in paragraph and "(0, 1)" in paragraph and "intersection-union" in paragraph
     assert "not valid" not in (folder / "cards/text_classification-builtin-llama-model.md").read_text()
     assert "no patient is in it" in (folder / "cards/text_classification-builtin-llama-data.md").read_text()
     for text in pages.values():
