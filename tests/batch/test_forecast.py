@@ -10,7 +10,7 @@ from transformers import LlamaConfig
 from medstudy.batch.forecast import Shape, Work, gigabytes, read_shape, seconds
 from medstudy.params import resolve
 
-WORK = Work(400, 60, 1000, 500, 300)
+WORK = Work(400, 60, 1000, 500, 500, 300)
 
 
 @pytest.fixture(scope="module")
