@@ -76,7 +76,7 @@ def killed_after(study: Path, seconds: float) -> None:
 
 def stages(results: Path) -> list[Path]:
     """Markers of the stages that have finished."""
-    return list(results.glob("*/*/seed*/private/stages/*/stage.json"))
+    return list(results.glob("*/*/seed*/private/stages/*/*/stage.json"))
 
 
 def different(results: Path, reference: Path) -> list[str]:

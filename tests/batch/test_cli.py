@@ -54,7 +54,7 @@ def test_check_says_what_would_run(root: Path) -> None:
     assert "41 rows, 40 cases" in done.stdout and "mock/a: train 6, prefer 4, validation 4, test 12" in done.stdout
     assert "estimated from words" in done.stdout  # the model is not on this machine
     assert "left out: 1 x" in done.stdout
-    assert "note: at most 8 pairs give 1 optimiser steps: too few" in done.stdout
+    assert "note: at most 4 pairs give 1 optimiser steps: too few" in done.stdout
     assert "runs: 2 not started" in done.stdout
     assert all(job in done.stdout for job in ("2 text_classification", "1 comparison", "1 report"))
     assert not (root / "results").exists()
