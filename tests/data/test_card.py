@@ -60,7 +60,8 @@ def test_cards_that_ship(path):
 
 
 def test_every_task_has_a_synthetic_card():
-    tasks = [load_card(p.stem).task for p in CARDS.glob("synthetic_*.yaml")]
+    # triage has a second one: the same messages with flawed records
+    tasks = [load_card(p.stem).task for p in CARDS.glob("synthetic_*.yaml") if p.stem != "synthetic_flawed_triage"]
     assert len(tasks) == len(set(tasks)) == 5
 
 

@@ -176,6 +176,8 @@ def test_the_hurried_nurse_only_ever_underrates():
     other = [case for case in made if case.demonstration != case.gold]
     assert 0.15 <= len(other) / len(made) <= 0.3
     assert all(order(case.demonstration["urgency"]) <= order(case.gold["urgency"]) for case in made)
+    read = load_cases(load_card("synthetic_flawed_triage")).cases
+    assert [(c.gold, c.recorded().gold) for c in read] == [(c.gold, c.demonstration) for c in made]
 
 
 @pytest.mark.parametrize(
