@@ -28,7 +28,7 @@ OVER_SFT, OVER_MORE, OVER_CHOSEN = ("dpo", "sft"), ("dpo", "sft_more"), ("dpo", 
 _SAID = {"sft": "SFT", "sft_more": "SFT with the same labels", "sft_chosen": "SFT on the chosen answers"}
 _CLAIM = {
     WORTH: "DPO answered better than SFT and than SFT with the same labels",
-    ENOUGH: "SFT with the same labels did as well as DPO",
+    ENOUGH: "SFT with the same labels did as well as DPO or better",
     HARMS: "DPO answered worse",
     UNSURE: "neither a gain from DPO nor its absence is shown",
 }
