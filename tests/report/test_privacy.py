@@ -119,7 +119,7 @@ def test_a_good_run_shows_nothing_and_hides_small_counts(checkout: Path) -> None
     assert "zebrafish" in str(pd.read_parquet(folder / "private" / "cases.parquet")["texts"].tolist())
     assert stat.S_IMODE((folder / "private").stat().st_mode) == 0o700
     adapters = list(folder.glob("private/stages/*/*/adapter/README.md"))
-    assert len(adapters) == 3
+    assert len(adapters) == 4
     assert all("do not publish" in file.read_text() for file in adapters)
     assert "< 11" in (folder / "notebook.ipynb").read_text()
     page = (checkout / "results/ours/report/index.html").read_text()
