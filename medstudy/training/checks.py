@@ -167,7 +167,7 @@ def controls(seen: Seen) -> Gate:
         value[arm] = {"loss on its rows": f"{before:.3f} to {after:.3f}"}
         if not after <= 1.1 * before + 0.05:
             reasons.append(f"{arm} answers its own rows worse than before it: its learning rate is too high")
-        if dpo:
+        if dpo and dpo["moved"]:  # one step of a warm-up moves nothing
             moved = facts["moved"] / dpo["moved"]
             value[arm]["moved as far as DPO"] = f"{moved:.2g} times"
             if moved < MOVED:

@@ -337,6 +337,13 @@ def test_a_gate_whose_stage_was_not_run_fails_and_says_so(clean: Study, tmp_path
     assert "reference is the SFT model" in failed(checked) and "splits are disjoint" not in failed(checked)
 
 
+def test_a_dpo_that_moved_nothing_is_no_measure_of_the_controls(clean: Study, tmp_path: Path) -> None:
+    """Seen in a study of one step, which the warm-up spends at rate 0: the gates' cell broke off."""
+    study = clean.elsewhere(tmp_path)
+    told(study, "dpo", moved=0.0)
+    assert study.gates()["the controls learnt"].passed
+
+
 @pytest.mark.parametrize("offered", [True, False])
 def test_an_answer_among_options_is_not_told(offered: bool) -> None:
     """Seen once: multiple choice, where the right answers of the test alone were looked for, was called a leak."""
