@@ -93,7 +93,7 @@ def init_card(paths: list[Path], task: str, folder: Path) -> Iterator[str]:
     loaded = load_cases(load_card(folder / "card.yaml"), root)
     asked = get_task(task, load_card(folder / "card.yaml"))
     longest = max(len(asked.target(case)) for case in loaded.cases)
-    _write(folder / "study.yaml", {"models": ["builtin/llama"], "seeds": [0], "tasks": {task: {}}})
+    _write(folder / "study.yaml", {"models": ["builtin/llama"], "seeds": [0, 1, 2], "tasks": {task: {}}})
     few = dict.fromkeys(("n_train", "n_prefer", "n_valid", "n_test"), 0) if len(loaded.cases) < 1000 else {}
     _write(folder / "shared.yaml", {"data_root": str(root)} | few)
     wanted = {"data": str(folder / "card.yaml"), "max_new_tokens": max(8, longest // 2 + 4)}

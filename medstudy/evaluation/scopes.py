@@ -66,6 +66,11 @@ class Cell:
         of = next((m for m in self.measured if m.metric.name == metric and arm in m.sums), None)
         return float(value_of(of.metric, of.sums[arm].sum(axis=0)).mean()) if of else float("nan")
 
+    @property
+    def empty(self) -> bool:
+        """None of its primary outcomes can be compared."""
+        return all(self.nothing(m.metric.name) for m in self.judged() if m.metric.primary)
+
     def nothing(self, metric: str) -> str:
         """Why this outcome cannot be compared; empty where it can."""
         one = next(m for m in self.measured if m.metric.name == metric)

@@ -228,7 +228,9 @@ def _notes(
         notes.append(f"; {rules.note}")
     if failed:
         notes.append(f"; {len(failed)} of {len(cells)} task x model left out, gates failed")
-    poor = [cell for cell in cells if cell not in failed and _below_majority(cell)]
+    if empty := sum(cell not in failed and cell.empty for cell in cells):
+        notes.append(f"; {empty} of {len(cells)} task x model left out, nothing to compare")
+    poor = [cell for cell in cells if cell not in failed and not cell.empty and _below_majority(cell)]
     if poor:
         which = "DPO" if len(cells) == 1 else f"in {len(poor)} of {len(cells)} task x model DPO"
         notes.append(f"; {which} does not beat a baseline that reads nothing")

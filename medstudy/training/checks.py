@@ -135,6 +135,7 @@ def weights(trained: Facts) -> Gate:
         "adapter tensors moved": {
             arm: f"{f['adapter_changed']} of {f['adapter_tensors']}" for arm, f in trained.items()
         },
+        "weights without an adapter": sorted({kind for f in trained.values() for kind in f["not_adapted"]}) or "none",
     }
     still = sorted({kind for f in trained.values() for kind in f["unmoved"]})
     reasons = ["weights below the adapter were trained too, so that the saved adapter is not the model"] * (frozen > 0)

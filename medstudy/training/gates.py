@@ -1,6 +1,6 @@
 """Checks without which the arms' numbers mean nothing. A failed one marks the run and its verdict.
 
-What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate: see `notes`.
+What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate: see `margins`.
 """
 
 from __future__ import annotations
@@ -69,18 +69,6 @@ def check_gates(
         reason = f"nothing can be said of it without {lacking}: run these cells, and this one again"
         judged.append(Gate(name, False, f"not run: {lacking}", "every stage run", reason) if lacking else check())
     return judged
-
-
-def notes(run: Run) -> pd.DataFrame:
-    """What of a training is a result and no gate, a row a fact: what DPO gained, what carries no adapter."""
-    import pandas as pd
-
-    dpo, sft = (run.stages[arm].facts if arm in run.stages else {} for arm in ("dpo", "sft"))
-    rows = {"weights without an adapter": ", ".join(sft.get("not_adapted", [])) or "none"}
-    if "last_margin" in dpo:
-        rows["reward margin of DPO on its own pairs, after"] = f"{dpo['last_margin']:.3f}"
-        rows["log p(chosen) before and after DPO"] = f"{dpo['first_log_p']:.2f}, {dpo['last_log_p']:.2f}"
-    return aggregate(pd.DataFrame({"value": rows}).rename_axis("told, not judged"), ["told, not judged", "value"])
 
 
 def gates_table(gates: Sequence[Gate]) -> Styler:

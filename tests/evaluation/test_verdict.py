@@ -160,6 +160,7 @@ def test_floors_ceilings_and_absent_classes_have_nothing_to_compare(spoil, why):
     row = first(table, "cell", "text_classification, m")
     assert row["verdict"] == NOTHING and why in row["sentence"] and np.isnan(row["difference"])
     assert first(table, "study", "study")["n_cases"] == 200
+    assert "1 of 2 task x model left out, nothing to compare" in first(table, "study", "study")["sentence"]
     assert set(verdict_table([spoilt])["verdict"]) == {NOTHING}
 
 

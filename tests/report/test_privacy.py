@@ -22,6 +22,7 @@ from IPython.core.formatters import DisplayFormatter
 
 from medstudy.batch.cli import main
 from medstudy.data.cases import Case
+from medstudy.report import privacy
 from medstudy.report.privacy import RELEASED, SOURCE_WITHHELD, WITHHELD, Filter, guard_of, is_private, shipped_cells
 from medstudy.report.scan import RULES, Guard
 from medstudy.runs import Run
@@ -402,6 +403,14 @@ def test_cases_keep_every_text_they_hold(params, card) -> None:
     kept = pd.read_parquet(run.private / "cases.parquet")["texts"][0]
     assert list(kept) == ["text one", "yes", "fact one", "option one"]
     assert run.facts["shareable"] is True
+
+
+def test_the_hashes_that_ship_are_those_of_the_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Red after a change of a notebook: call `privacy.list_shipped(Path("notebooks"))`."""
+    shipped = privacy.SHIPPED.read_text()
+    monkeypatch.setattr(privacy, "SHIPPED", tmp_path / "cells.txt")
+    privacy.list_shipped(ROOT / "notebooks")
+    assert privacy.SHIPPED.read_text() == shipped
 
 
 def test_without_git_the_cells_that_came_with_the_package_are_known(tmp_path: Path) -> None:
