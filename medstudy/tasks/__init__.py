@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 from medstudy.data.cases import DataError
 from medstudy.tasks.base import Task
-from medstudy.tasks.classification import Classification
 from medstudy.tasks.clinical_reasoning import ClinicalReasoning
-from medstudy.tasks.clinical_triage import ClinicalTriage
+from medstudy.tasks.labels import Classification, ClinicalTriage
 from medstudy.tasks.summarization import Summarization
 
 if TYPE_CHECKING:
@@ -24,11 +23,7 @@ TASK_TYPES: dict[str, type[Task]] = {
 
 
 def get_task(name: str, card: DataCard) -> Task:
-    """The task ``name``, worded by ``card``.
-
-    Raises:
-        DataError: the card is for another task.
-    """
+    """The task ``name``, worded by ``card``; a card of another task is a `DataError`."""
     if card.task != name:
         raise DataError(f"data card '{card.name}' is for the task {card.task}, not {name}; choose another `data`")
     return TASK_TYPES[name](card)

@@ -14,34 +14,24 @@ from medstudy.tasks.reading import normalise
 if TYPE_CHECKING:
     from medstudy.data.card import DataCard
 
-Status = Literal["parsed", "unparsed", "out_of_range"]
 Message = dict[str, str]
-Kind = Literal["f1", "share", "share_of_parsed", "mean", "auroc"]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number for an arm.
+    """One number for an arm; ``name`` is its key in metrics.json, ``primary`` says that the verdict rests on it.
 
-    Attributes:
-        name: key in metrics.json.
-        kind: ``f1``; ``share`` of all cases; ``share_of_parsed`` cases; ``mean`` of a per-case score;
-            ``auroc``, the share of pairs of a positive and a negative case that the score puts in order.
-        source: outcome whose labels are compared (``f1``; empty: the only one that has labels), or the
-            per-case column that is averaged.
-        primary: the verdict rests on it.
-        label: F1 of this one label; None is the macro mean.
-        bounded: values lie in [0, 1].
-        optional: left out where the table has no column ``source``.
+    ``kind``: ``f1``; ``share`` of all cases or ``share_of_parsed`` ones; ``mean`` of a per-case score; ``auroc``, the
+    share of pairs of a positive and a negative case that the score puts in order.
     """
 
     name: str
-    kind: Kind
-    source: str
+    kind: Literal["f1", "share", "share_of_parsed", "mean", "auroc"]
+    source: str  # outcome that is compared (f1; empty: the only one with labels), or per-case column that is averaged
     primary: bool = False
-    label: str | None = None
-    bounded: bool = True
-    optional: bool = False
+    label: str | None = None  # F1 of this label; None: macro mean
+    bounded: bool = True  # values lie in [0, 1]
+    optional: bool = False  # left out where the table has no column `source`
 
 
 ACCURACY = (Metric("accuracy", "share", "score_correct"), Metric("accuracy_parsed", "share_of_parsed", "score_correct"))
@@ -52,12 +42,11 @@ UNPARSED = Metric("unparsed", "share", "unparsed")
 class Answer:
     """What was understood of a model's output: ``value`` maps each outcome to its answer.
 
-    ``unparsed``: no answer was found, or two. ``out_of_range``: one that is not allowed. In both cases
-    ``value`` is empty and the case counts as wrong. ``exact`` is false where an answer was understood that
-    is not in the asked-for form.
+    ``unparsed``: no answer was found, or two; ``out_of_range``: one that is not allowed. Then ``value`` is empty and
+    the case counts as wrong. ``exact`` is false where an answer was not in the asked-for form.
     """
 
-    status: Status
+    status: Literal["parsed", "unparsed", "out_of_range"]
     value: Mapping[str, str] = field(default_factory=dict)
     exact: bool = True
 
@@ -65,9 +54,8 @@ class Answer:
 class Task(ABC):
     """A task, worded by a data card. Subclasses are stateless but for the card.
 
-    ``outcomes`` are what a case is asked for (empty: one, which the card names under ``labels``),
-    ``open_outcomes`` those of them that are answered in free words and not by a label of the card;
-    ``metrics`` are what the arms are measured by. ``kind`` is the kind of task that the published claim tells apart.
+    ``outcomes`` are what a case is asked for (empty: one, which the card names under ``labels``), ``open_outcomes``
+    those of them that are answered in free words. ``kind`` is the kind of task that the published claim tells apart.
     """
 
     kind: ClassVar[Literal["classification", "open-ended"]] = "open-ended"
@@ -77,10 +65,12 @@ class Task(ABC):
 
     def __init__(self, card: DataCard) -> None:
         self.card = card
+        names = [name for name in self.outcomes or card.labels if name not in self.open_outcomes]
+        self.labels = {name: card.labels[name] for name in names}
 
     @classmethod
     def measured(cls, labels: Mapping[str, list[str]]) -> list[Metric]:
-        """`metrics`, with the outcome's name, from a card's ``labels``, where the task leaves it to the card."""
+        """`metrics`; where they leave the outcome to the card, the one of its ``labels``."""
         return [m if m.source else replace(m, source=next(iter(labels))) for m in cls.metrics]
 
     @abstractmethod
@@ -95,13 +85,19 @@ class Task(ABC):
     def parse(self, text: str) -> Answer:
         """Read a model's output; never raises."""
 
-    @abstractmethod
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
-        """Per-case scores; ``correct`` (0 or 1) decides what a preference pair rejects."""
+        """Per-case scores; ``correct`` (0 or 1), by default of all labels, decides what a preference pair rejects."""
+        right = {name: float(answer.value.get(name) == case.gold[name]) for name in self.labels}
+        return (right if len(right) > 1 else {}) | {"correct": float(all(right.values()))}
 
-    @abstractmethod
     def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
-        """Answers in the right form that are wrong for ``case``, in random order; ``cases`` lend theirs."""
+        """Answers in the right form that are wrong for ``case``, in random order; ``cases`` may lend theirs.
+
+        By default one label is wrong and the rest as in gold.
+        """
+        gold = case.gold
+        wrong = [{**gold, o: label} for o, labels in self.labels.items() for label in labels if label != gold[o]]
+        return [self.target(replace(case, gold=other)) for other in rng.sample(wrong, len(wrong))]
 
     def understood(self, text: str, value: Mapping[str, str]) -> Answer:
         """``value`` as the answer; exact where each line of the asked-for form stands in ``text`` as a line."""
@@ -111,9 +107,7 @@ class Task(ABC):
 
     def messages(self, case: Case, examples: list[Case] | None = None) -> list[Message]:
         """The prompt as chat turns; worked examples, if any, come first."""
-        turns = [
-            {"role": role, "content": content}
-            for example in examples or []
-            for role, content in (("user", self.prompt(example)), ("assistant", self.target(example)))
-        ]
+        turns = []
+        for one in examples or []:
+            turns += [{"role": "user", "content": self.prompt(one)}, {"role": "assistant", "content": self.target(one)}]
         return [*turns, {"role": "user", "content": self.prompt(case)}]

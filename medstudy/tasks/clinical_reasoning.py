@@ -26,7 +26,7 @@ class ClinicalReasoning(Task):
     metrics = (replace(ACCURACY[0], primary=True), ACCURACY[1], UNPARSED)
 
     def prompt(self, case: Case) -> str:
-        options = "".join(f"\n{letter}. {text}" for letter, text in self._options(case).items())
+        options = "".join(f"\n{letter}. {text}" for letter, text in self._shown(case).items())
         return f"{case.text}\n{options}\n\n{self.card.question}" if options else f"{case.text}\n\n{self.card.question}"
 
     def target(self, case: Case) -> str:
@@ -41,26 +41,35 @@ class ClinicalReasoning(Task):
         return self.understood(text, {"diagnosis": value}) if value else Answer("unparsed")
 
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
-        names = {normalise(plain(n)) for n in (case.gold["diagnosis"], *case.details.get("synonyms", []))}
-        letters = {letter for letter, text in self._options(case).items() if normalise(plain(text)) in names}
-        letters = {letter.casefold() for letter in letters}
+        names = _right(case)
+        letters = {letter.casefold() for letter, text in self._shown(case).items() if _name(text) in names}
         accepted = names | letters | {f"{letter}. {name}" for letter in letters for name in names}
         return {"correct": float(bool(accepted & self._readings(answer.value.get("diagnosis", ""))))}
 
     def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
         """The other options where the source has some, else diagnoses of other cases."""
-        names = list(case.details.get("options", {}).values()) or [c.gold["diagnosis"] for c in cases]
-        accepted = {normalise(n) for n in (case.gold["diagnosis"], *case.details.get("synonyms", []))}
-        wrong = sorted({name for name in names if normalise(name) not in accepted})
-        answers = [replace(case, gold={"diagnosis": name}) for name in rng.sample(wrong, len(wrong))]
-        return [self.target(answer) for answer in answers]
+        names, right = (
+            set(case.details.get("options", {}).values()) or {c.gold["diagnosis"] for c in cases},
+            _right(case),
+        )
+        wrong = sorted(name for name in names if _name(name) not in right)
+        return [self.target(replace(case, gold={"diagnosis": name})) for name in rng.sample(wrong, len(wrong))]
 
-    def _options(self, case: Case) -> dict[str, str]:
+    def _shown(self, case: Case) -> dict[str, str]:
+        """The options in the prompt, by letter."""
         return case.details.get("options", {}) if self.card.show_options else {}
 
     def _readings(self, value: str) -> set[str]:
         """The answer as it stands, and without a phrase before it or a reason behind; ``(B) x`` is ``b. x``."""
-        whole = normalise(plain(value))
+        whole = _name(value)
         read = {whole, normalise(_REASON.sub("", _PHRASE.sub("", whole)))} - {""}
         options = [_OPTION.fullmatch(text) for text in read] if self.card.show_options else []
         return read | {normalise(f"{o[1]}. {o[2]}") for o in options if o}
+
+
+def _name(text: str) -> str:
+    return normalise(plain(text))
+
+
+def _right(case: Case) -> set[str]:
+    return {_name(name) for name in (case.gold["diagnosis"], *case.details.get("synonyms", []))}

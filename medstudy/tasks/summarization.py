@@ -13,15 +13,10 @@ from medstudy.tasks.reading import normalise, said
 
 #: Share of a fact's content words that another text must hold to count as stating it (real notes only).
 OVERLAP = 0.5
-# fmt: off
-_FUNCTION_WORDS = frozenset(
-    {
-        "a", "an", "and", "are", "as", "at", "be", "been", "by", "for", "from", "had", "has",
-        "have", "he", "her", "him", "his", "in", "is", "it", "its", "no", "not", "of", "on", "or",
-        "she", "that", "the", "their", "they", "this", "to", "was", "were", "who", "with",
-    }
+_FUNCTION_WORDS = (
+    "a an and are as at be been by for from had has have he her him his in is it its no not of on or she that the "
+    "their they this to was were who with"
 )
-# fmt: on
 
 
 class Summarization(Task):
@@ -48,69 +43,57 @@ class Summarization(Task):
         return Answer("parsed", {"summary": note}, exact=note == text.strip()) if note else Answer("unparsed")
 
     def score(self, answer: Answer, case: Case) -> dict[str, float]:
-        said = answer.value.get("summary", "")
-        precision, recall = factual_overlap(said, case)
+        note = answer.value.get("summary", "")
+        precision, recall = factual_overlap(note, case)
         f1 = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-        rouge = _rouge().score(case.gold["summary"], said)
-        return {
-            "factual_f1": f1,
-            "factual_precision": precision,
-            "factual_recall": recall,
-            **{name: score.fmeasure for name, score in rouge.items()},
-            "length": float(len(said.split())),
-            "correct": float(f1 == 1.0),
-        }
+        scores = {"factual_f1": f1, "factual_precision": precision, "factual_recall": recall}
+        scores |= {name: rouge.fmeasure for name, rouge in _rouge().score(case.gold["summary"], note).items()}
+        return scores | {"length": float(len(note.split())), "correct": float(f1 == 1.0)}
 
     def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
-        """The gold note with one sentence left out, and with one exchanged for another case's."""
+        """The gold note with one sentence exchanged for another case's, and with it left out."""
         gold = case.gold["summary"].strip()
         out = rng.choice(_split(gold))
         other = rng.choice(_split(rng.choice(cases).gold["summary"].strip()))
         # in place, so that line breaks stay as they are
         texts = [gold.replace(out, other, 1), gold.replace(out, "", 1).strip()]
-        return [text for text in texts if text and normalise(text) != normalise(case.gold["summary"])]
+        return [text for text in texts if text and normalise(text) != normalise(gold)]
 
 
-def factual_overlap(said: str, case: Case) -> tuple[float, float]:
+def factual_overlap(note: str, case: Case) -> tuple[float, float]:
     """Factual precision and recall of a summary: stated facts that are true, true facts that are stated.
 
     Where the source's facts are known (synthetic cases) a stated sentence is compared with them whole.
     Real notes have no such list: sentences of the gold note stand in for it, and a fact counts as stated
     when at least half of its content words are, a rule that cannot see negation or numbers swapped.
     """
-    stated = sentences(said)
-    facts = case.details.get("facts")
+    stated, gold = _sentences(note), case.gold["summary"]
     if not stated:
         return 0.0, 0.0
-    if facts is not None:
-        true = {normalise(fact) for fact in facts}
-        hits = {normalise(s) for s in stated} & true
-        # a fact repeated is stated once, but each repetition still counts as a statement
-        return sum(normalise(s) in true for s in stated) / len(stated), len(hits) / len(true)
-    gold = sentences(case.gold["summary"])
-    return _share_found(stated, case.gold["summary"]), _share_found(gold, said)
+    if "facts" not in case.details:
+        return _share_found(stated, gold), _share_found(_sentences(gold), note)
+    true = set(map(normalise, case.details["facts"]))
+    # a fact repeated is stated once, but each repetition still counts as a statement
+    return sum(sentence in true for sentence in stated) / len(stated), len(true & set(stated)) / len(true)
 
 
-def sentences(text: str) -> list[str]:
-    """Sentences or bullet lines of a note; a full stop between digits does not end one."""
-    parts = (normalise(part) for part in _split(text))
-    return [part for part in parts if part]
+def _sentences(text: str) -> list[str]:
+    return [sentence for part in _split(text) if (sentence := normalise(part))]
 
 
 def _split(text: str) -> list[str]:
+    """Sentences or lines of a note; a full stop between digits does not end one."""
     return re.split(r"(?<=[.!?;])\s+|\n+", text)
 
 
 def _share_found(facts: list[str], text: str) -> float:
     held = _content(text)
     wanted = [words for fact in facts if (words := _content(fact))]
-    if not wanted:
-        return 0.0
-    return sum(len(words & held) >= OVERLAP * len(words) for words in wanted) / len(wanted)
+    return sum(len(words & held) >= OVERLAP * len(words) for words in wanted) / max(1, len(wanted))
 
 
 def _content(text: str) -> set[str]:
-    return set(re.findall(r"[\w.]*\w", text.casefold())) - _FUNCTION_WORDS
+    return set(re.findall(r"[\w.]*\w", text.casefold())) - set(_FUNCTION_WORDS.split())
 
 
 @cache

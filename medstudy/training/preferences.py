@@ -5,18 +5,19 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
 from medstudy.params import RunParams
 from medstudy.runs import Run, Stage, from_root
 from medstudy.show import OWN
-from medstudy.tasks.base import Task, normalise
+from medstudy.tasks.base import Task
+from medstudy.tasks.reading import normalise
 from medstudy.training.chat import Row
 from medstudy.training.generation import sample_cases
 
@@ -66,37 +67,30 @@ Found = tuple[dict[str, list[tuple[str, str, str]]], dict[str, int]]
 
 
 def pairs_of(run: Run, task: Task, cases: list[Case], sft: Stage) -> Pairs:
-    """`make_pairs` for the preference cases, from samples of the SFT model where ``pair_source`` asks for them.
-
-    Whether they are enough to learn from is kept for run.json under ``enough_pairs``.
-    """
-    made = make_pairs(run.params, task, cases, _samples(run, task, cases, sft, "samples"))
+    """Pairs for the preference cases; whether they are enough to learn from is kept for run.json."""
+    made = _made(run, task, cases, sft, "samples")
     run.facts["enough_pairs"] = not too_few(run.params, len(made.pairs))
     return made
 
 
 def held_out_pairs(run: Run, task: Task, validation: list[Case], sft: Stage) -> Pairs:
     """Pairs from the same source that are not trained on, of `HELD_OUT` cases; none where the source has none."""
-    cases = validation[:HELD_OUT]
     try:
-        return make_pairs(run.params, task, cases, _samples(run, task, cases, sft, "held_out_samples"))
+        return _made(run, task, validation[:HELD_OUT], sft, "held_out_samples")
     except DataError:
         return Pairs([], {})
 
 
-def _samples(run: Run, task: Task, cases: list[Case], sft: Stage, name: str) -> list[list[str]] | None:
-    return sample_cases(run, task, cases, sft, name) if run.params.pair_source == "own_errors" else None
+def _made(run: Run, task: Task, cases: list[Case], sft: Stage, name: str) -> Pairs:
+    own = run.params.pair_source == "own_errors"
+    return make_pairs(run.params, task, cases, sample_cases(run, task, cases, sft, name) if own else None)
 
 
 def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None) -> Pairs:
     """Pairs for the preference cases from the source ``pair_source``, at most ``pairs_per_case`` a case.
 
-    Dropped are pairs whose sides say the same, and a case's second pair of the same two answers.
-    ``own_errors`` takes the SFT model's ``samples``; the tables of ``ratings`` and ``file`` are csv, jsonl, xlsx or
-    parquet. Another source is a function here and a line in `SOURCES`.
-
-    Raises:
-        DataError: the file or a column is missing, a cell is empty, or no row is about a preference case.
+    Dropped are pairs whose sides say the same, and a case's second pair of the same two answers. ``samples`` are the
+    SFT model's, for ``own_errors``. A `DataError` says what is wrong with a file, or that no row is about a case.
     """
     found, told = SOURCES[params.pair_source](params, task, cases, samples or [])
     pairs, counts = [], Counter({"preference prompts": len(cases), **told})
@@ -135,8 +129,7 @@ def from_own_errors(params: RunParams, task: Task, cases: list[Case], samples: l
 def from_labels(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
     """Gold against wrong answers in the right form, which the task makes up."""
     rng = random.Random(params.seed)
-    wrong = {case.case_id: task.wrong_answers(case, cases, rng) for case in cases}
-    return {c.case_id: [(task.target(c), text, "gold") for text in wrong[c.case_id]] for c in cases}, {}
+    return {c.case_id: [(task.target(c), w, "gold") for w in task.wrong_answers(c, cases, rng)] for c in cases}, {}
 
 
 def from_card(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
@@ -150,39 +143,22 @@ def from_card(params: RunParams, task: Task, cases: list[Case], samples: list[li
     return {case.case_id: [(task.target(case), task.target(other), "gold")] for case, other in worse}, {}
 
 
-def from_ratings(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """The best-rated answer to one case against the worse ones, the worst first; several raters: their mean."""
+def from_table(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
+    """Pairs as a table has them; or of rated answers the best against the worse ones, the worst first.
 
-    def pick(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
-        means = rows.groupby("text")["rating"].mean().sort_values()
-        return [(means.index[-1], text, "ratings") for text in means.index[means < means.iloc[-1]]]
-
-    return _from_file(params, task, cases, ["case_id", "text", "rating"], pick)
-
-
-def from_file(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """Pairs as a table gives them."""
-
-    def pick(rows: pd.DataFrame) -> list[tuple[str, str, str]]:
-        return list(rows[["chosen", "rejected"]].astype(str).assign(source="file").itertuples(index=False, name=None))
-
-    return _from_file(params, task, cases, ["case_id", "chosen", "rejected"], pick)
-
-
-#: pair_source -> where its pairs come from.
-SOURCES: dict[str, Callable[[RunParams, Task, list[Case], list[list[str]]], Found]] = {
-    "own_errors": from_own_errors,
-    "labels": from_labels,
-    "card": from_card,
-    "ratings": from_ratings,
-    "file": from_file,
-}
-
-
-def _from_file(params: RunParams, task: Task, cases: list[Case], columns: list[str], pick: Callable[..., Any]) -> Found:
-    rows = _read_rows(from_root(params.pair_file), columns)
+    Ratings of an answer by several raters count as their mean.
+    """
+    rated = params.pair_source == "ratings"
+    rows = _read_rows(from_root(params.pair_file), ["text", "rating"] if rated else ["chosen", "rejected"])
     by_case = dict(tuple(rows.groupby(rows["case_id"].astype(str))))
-    found = {c.case_id: pick(by_case[c.case_id]) for c in cases if c.case_id in by_case}
+    found = {}
+    for case_id in [c.case_id for c in cases if c.case_id in by_case]:
+        if rated:
+            means = by_case[case_id].groupby("text")["rating"].mean().sort_values()
+            found[case_id] = [(means.index[-1], text, "ratings") for text in means.index[means < means.iloc[-1]]]
+        else:
+            sides = by_case[case_id][["chosen", "rejected"]].astype(str)
+            found[case_id] = list(sides.assign(source="file").itertuples(index=False, name=None))
     if not found:
         example = f", e.g. '{next(iter(by_case), '')}' against '{cases[0].case_id}'" if task.card.shareable else ""
         raise DataError(
@@ -193,11 +169,21 @@ def _from_file(params: RunParams, task: Task, cases: list[Case], columns: list[s
     return found, {"rows in the file": len(rows), "cases of the file that are no preference cases": others}
 
 
+#: pair_source -> where its pairs come from; another one is a function above and a line here.
+SOURCES: dict[str, Callable[[RunParams, Task, list[Case], list[list[str]]], Found]] = {
+    "own_errors": from_own_errors,
+    "labels": from_labels,
+    "card": from_card,
+    "ratings": from_table,
+    "file": from_table,
+}
+
+
 def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     # as text: neither 0012 nor the answer "None" is to be taken for something else
-    text = {"dtype": str, "keep_default_na": False}
+    text, columns = {"dtype": str, "keep_default_na": False}, ["case_id", *columns]
     readers = {".csv": partial(pd.read_csv, **text), ".xlsx": partial(pd.read_excel, **text)}
     readers |= {".parquet": pd.read_parquet, ".jsonl": partial(pd.read_json, lines=True, dtype=False)}
     if file.suffix not in readers or not file.is_file():
@@ -206,12 +192,13 @@ def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
     missing = [name for name in columns if name not in rows]
     if missing:
         raise DataError(f"{file} has no column {', '.join(missing)} (columns: {', '.join(map(str, rows))})")
-    wrong, what = rows[columns].isna() | rows[columns].eq(""), f"empty cell in {', '.join(columns)}"
-    if not wrong.any(axis=None) and "rating" in columns:
+    wrong = (rows[columns].isna() | rows[columns].eq("")).any(axis=1)
+    if "rating" in columns:
         rows["rating"] = pd.to_numeric(rows["rating"], errors="coerce")
-        wrong, what = rows[["rating"]].isna(), "the rating is not a number"
-    if wrong.any(axis=None):
-        raise DataError(f"{file}, row {wrong.any(axis=1).idxmax() + 1}: {what}")
+        wrong |= rows["rating"].isna()
+    if wrong.any():
+        number = " or a rating that is no number" if "rating" in columns else ""
+        raise DataError(f"{file}, row {wrong.idxmax() + 1}: empty cell in {', '.join(columns)}{number}")
     return rows
 
 
@@ -244,9 +231,8 @@ def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
 def too_few(params: RunParams, n: int) -> str:
     """In a sentence, why ``n`` pairs are too few to expect that DPO learns from them; empty where they are not."""
     steps = math.ceil(params.dpo_epochs * math.ceil(n / (params.batch_size * params.gradient_accumulation)))
-    if n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS:
-        return ""
-    return TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
+    enough = n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS
+    return "" if enough else TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
 
 
 def _is_right(task: Task, case: Case, text: str) -> bool:
@@ -257,7 +243,7 @@ def _turn(text: str) -> list[dict[str, str]]:
     return [{"role": "assistant", "content": text}]
 
 
-def _most_frequent_first(texts: Sequence[str]) -> list[str]:
+def _most_frequent_first(texts: list[str]) -> list[str]:
     """Distinct texts after normalisation; an empty answer cannot be a completion and is left out."""
     first = {normalise(text): text for text in reversed(texts)}
     return [first[key] for key, _ in Counter(map(normalise, texts)).most_common() if key]

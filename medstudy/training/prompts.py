@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from bisect import bisect
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from medstudy.data.cases import Case, DataError
@@ -67,18 +68,13 @@ class Lengths:
 
 
 def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> tuple[list[Case], Lengths]:
-    """Cases whose prompt and answer fit the model's context, and their lengths.
+    """Cases whose prompt and answer fit the model's context, and their lengths; the same for every arm.
 
-    What happens to the others is the parameter ``overlong``: an error, exclusion, or a shortened text.
-    Both remedies are counted, and hold for every arm alike. A gold answer (or a recorded one, for SFT) longer than
-    ``max_new_tokens`` could never be given whole: that too is an error, or counted.
-
-    Raises:
-        DataError: a case or an answer does not fit and ``overlong`` is ``error``, or no case fits.
+    ``overlong`` says what becomes of the others: a `DataError`, exclusion, or a shortened text. A gold answer (or a
+    recorded one, for SFT) of more than ``max_new_tokens`` could never be given whole: that is an error too, or counted.
     """
-    kept, prompts, answers, truncated, cut = [], [], [], 0, 0
-    golds, few = _answer_tokens(cases, task, chat, params), params.max_new_tokens
-    for case, gold in zip(cases, golds, strict=True):
+    kept, truncated, few = [], 0, params.max_new_tokens
+    for case, gold in zip(cases, _answer_tokens(cases, task, chat, params), strict=True):
         answer, prompt = max(gold, few), len(chat.prompt(task.messages(case)))
         room = chat.context - answer
         if prompt > room and params.overlong == "error":
@@ -91,13 +87,11 @@ def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) ->
             case = _shorten(case, task, chat, room)
             prompt, truncated = len(chat.prompt(task.messages(case))), truncated + 1
         if prompt <= room:
-            kept.append(case)
-            prompts.append(prompt)
-            answers.append(answer)
-            cut += gold > few
+            kept.append((case, prompt, answer, gold > few))
     if not kept:
         raise DataError(f"no case fits into the {chat.context} tokens of {params.model}'s context")
-    return kept, Lengths(prompts, answers, len(cases) - len(kept), truncated, cut)
+    fitting, prompts, answers, cut = map(list, zip(*kept, strict=True))
+    return fitting, Lengths(prompts, answers, len(cases) - len(kept), truncated, sum(cut))
 
 
 def _answer_tokens(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> list[int]:
@@ -116,33 +110,6 @@ def _answer_tokens(cases: list[Case], task: Task, chat: Chat, params: RunParams)
     return sizes
 
 
-def worked_examples(train: list[Case], lengths: Lengths, task: Task, chat: Chat, params: RunParams) -> list[Case]:
-    """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``, as they were recorded.
-
-    The shorter half of the cases is drawn from, and fewer are taken where k do not fit the context
-    beside the longest prompt.
-
-    Raises:
-        DataError: not one fits, so that the arm that was asked for would be missing.
-    """
-    by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
-    drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))
-    drawn = [case.recorded() for case in drawn]
-    room, sizes = chat.context - lengths.longest, []
-    for case in drawn:
-        prompt, answer = chat.row(task.messages(case), task.target(case))
-        sizes.append(len(prompt) + len(answer) + 2)  # a newline or two stand behind each turn
-    while drawn and sum(sizes[: len(drawn)]) > room:
-        drawn.pop()
-    if params.few_shot_k and not drawn:
-        raise DataError(
-            f"few_shot_k = {params.few_shot_k}: beside the longest prompt and answer there are {room} of the "
-            f"{chat.context} tokens of {params.model}'s context left, and one worked example needs {min(sizes)}; set "
-            "few_shot_k = 0, which leaves the arm out"
-        )
-    return drawn
-
-
 def _shorten(case: Case, task: Task, chat: Chat, room: int) -> Case:
     """Drop words from the end of the case's text until its prompt fits; instructions stay whole."""
     words = case.text.split(" ")
@@ -151,3 +118,24 @@ def _shorten(case: Case, task: Task, chat: Chat, room: int) -> Case:
         return replace(case, text=" ".join(words[:n]))
 
     return first(bisect(range(1, len(words) + 1), room, key=lambda n: len(chat.prompt(task.messages(first(n))))))
+
+
+def worked_examples(train: list[Case], lengths: Lengths, task: Task, chat: Chat, params: RunParams) -> list[Case]:
+    """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``, as they were recorded.
+
+    The shorter half of the cases is drawn from, and fewer are taken where k do not fit the context beside the longest
+    prompt; where not one fits, so that the arm would be missing, that is a `DataError`.
+    """
+    by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
+    drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))
+    drawn, room = [case.recorded() for case in drawn], chat.context - lengths.longest
+    rows = [chat.row(task.messages(case), task.target(case)) for case in drawn]
+    sizes = [len(prompt) + len(answer) + 2 for prompt, answer in rows]  # a newline or two stand behind each turn
+    fitting = drawn[: sum(size <= room for size in accumulate(sizes))]
+    if params.few_shot_k and not fitting:
+        raise DataError(
+            f"few_shot_k = {params.few_shot_k}: beside the longest prompt and answer there are {room} of the "
+            f"{chat.context} tokens of {params.model}'s context left, and one worked example needs {min(sizes)}; set "
+            "few_shot_k = 0, which leaves the arm out"
+        )
+    return fitting

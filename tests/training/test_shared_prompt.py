@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 import torch
 from test_fit import dpo_stage, sft_stage
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
@@ -26,21 +19,21 @@ from medstudy.training import arguments, shared_prompt
 from medstudy.training.fit import training_log
 from medstudy.training.shared_prompt import pack, share_prompts
 
-SHAPE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
-SHAPE |= {"intermediate_size": 128, "vocab_size": 100}
-KINDS = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "mistral": (MistralConfig, MistralForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-}
+
+def small(kind: str, attention: str = "eager", **others: Any) -> Any:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape |= {"intermediate_size": 128, "vocab_size": 100} | others
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape), attn_implementation=attention)
 
 
-def batch(pairs: list[tuple[list[int], list[int]]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids and mask as TRL's collator makes them: chosen, then rejected, padded on the right."""
+def batch(pairs: list[tuple[list[int], list[int]]]) -> dict[str, torch.Tensor]:
+    """As TRL's collator makes it: chosen, then rejected, padded on the right."""
     rows = [chosen for chosen, _ in pairs] + [rejected for _, rejected in pairs]
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
-    return ids, torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask}
 
 
 def drawn_pairs() -> list[tuple[list[int], list[int]]]:
@@ -52,33 +45,29 @@ def drawn_pairs() -> list[tuple[list[int], list[int]]]:
 
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_hidden_states_and_gradients_are_those_of_separate_rows(kind: str, attention: str) -> None:
-    torch.manual_seed(0)
-    config, model_type = KINDS[kind]
-    model = model_type(config(**SHAPE, attn_implementation=attention))
-    ids, mask = batch(drawn_pairs())
-    weights = torch.randn(*ids.shape, SHAPE["hidden_size"]) * mask[..., None]
+    model, given = small(kind, attention), batch(drawn_pairs())
+    mask = given["attention_mask"][..., None]
+    weights = torch.randn(*mask.shape[:2], 64) * mask
 
     def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
-        hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        hidden = model.model(**given, use_cache=False).last_hidden_state
         trained = [p for name, p in model.named_parameters() if "lm_head" not in name]
-        return hidden.detach() * mask[..., None], list(torch.autograd.grad((hidden * weights).sum(), trained))
+        return hidden.detach() * mask, list(torch.autograd.grad((hidden * weights).sum(), trained))
 
     alone = run()
     take_back = share_prompts(model)
     shared = run()
     take_back()
-    again = run()
     assert torch.allclose(shared[0], alone[0], atol=1e-5)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(shared[1], alone[1], strict=True))
-    assert torch.equal(again[0], alone[0])
+    assert torch.equal(run()[0], alone[0])
 
 
 def test_what_two_answers_share_is_computed_once() -> None:
     prompt = list(range(1, 41))
-    ids, mask = batch([([*prompt, 50, 51, 52], [*prompt, 60, 61])] * 4)
-    rows = pack(ids, mask)
+    rows = pack(*batch([([*prompt, 50, 51, 52], [*prompt, 60, 61])] * 4).values())
     assert rows.ids.shape == (4, 48)  # 40 + 3 + 2 in one row of 48 instead of two of 43
     assert rows.ids[0, :45].tolist() == [*prompt, 50, 51, 52, 60, 61]
     assert rows.positions[0, 40:45].tolist() == [40, 41, 42, 40, 41]
@@ -87,68 +76,50 @@ def test_what_two_answers_share_is_computed_once() -> None:
 
 
 def test_rows_beyond_a_sliding_window_are_left_alone() -> None:
-    model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=8, attn_implementation="eager"))
-    ids, mask = batch(drawn_pairs())
-    given = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    alone = model.model(**given).last_hidden_state
+    model, given = small("mistral", sliding_window=8), batch(drawn_pairs())
+    alone = model.model(**given, use_cache=False).last_hidden_state
     share_prompts(model)
-    assert torch.equal(model.model(**given).last_hidden_state, alone)
+    assert torch.equal(model.model(**given, use_cache=False).last_hidden_state, alone)
+
+
+def shares_as(fault: str) -> Any:
+    """A `share_prompts` for a model that refuses the mask, or takes none and so gives other hidden states."""
+
+    def share(model: Any) -> Any:
+        backbone = model.get_base_model().base_model
+        forward = backbone.forward
+
+        def wrong(**given: Any) -> Any:
+            if fault == "refuses":
+                raise ValueError("too many values to unpack (expected 2)")
+            made = forward(**given)
+            made.last_hidden_state = made.last_hidden_state.roll(1, dims=1)
+            return made
+
+        backbone.forward = wrong
+        return lambda: setattr(backbone, "forward", forward)
+
+    return share
 
 
 def test_dpo_is_the_same_training_with_and_without(
     params: RunParams, card: DataCard, cases: list[Case], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arguments, "train_in_bf16", lambda params: False)
-    sft = sft_stage(Run(params), card, cases)
-    logs = []
-    for how in ("shared", "alone"):
+    sft, logs = sft_stage(Run(params), card, cases), []
+    for how in ("shared", "refuses", "differs"):
         run = Run(params.model_copy(update={"results": str(tmp_path / how)}))
         with monkeypatch.context() as patched:
-            if how == "alone":
-                patched.setattr(shared_prompt, "share_prompts", not_itself)
+            if how != "shared":
+                patched.setattr(shared_prompt, "share_prompts", shares_as(how))
             stage = dpo_stage(run, card, cases, sft)
         assert stage.facts["shared_prompts"] == (how == "shared")
         logs.append(training_log(stage))
     for column in ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "grad_norm"):
-        assert logs[0][column].tolist() == pytest.approx(logs[1][column].tolist(), rel=1e-3, abs=1e-5), column
-
-
-def test_a_model_that_cannot_share_is_trained_as_by_trl(
-    params: RunParams, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sft = sft_stage(run := Run(params), card, cases)
-    monkeypatch.setattr(shared_prompt, "share_prompts", refuses)
-    stage = dpo_stage(run, card, cases, sft)
-    assert not stage.facts["shared_prompts"]
-    assert training_log(stage)["loss"].notna().all()
+        for log in logs[1:]:
+            assert log[column].tolist() == pytest.approx(logs[0][column].tolist(), rel=1e-3, abs=1e-5), column
 
 
 def test_a_mixture_of_experts_does_not_share() -> None:
     trainer = type("Trainer", (), {"aux_loss_enabled": True})()
     assert shared_prompt.share_prompts_if_equal(trainer) is None
-
-
-def refuses(model: Any) -> Any:
-    """As where a model unpacks the shape of its mask."""
-    backbone = model.get_base_model().base_model
-    forward = backbone.forward
-
-    def wrong(**given: Any) -> Any:
-        raise ValueError("too many values to unpack (expected 2)")
-
-    backbone.forward = wrong
-    return lambda: setattr(backbone, "forward", forward)
-
-
-def not_itself(model: Any) -> Any:
-    """As where a model takes no mask from outside: its hidden states come out otherwise."""
-    backbone = model.get_base_model().base_model
-    forward = backbone.forward
-
-    def wrong(**given: Any) -> Any:
-        made = forward(**given)
-        made.last_hidden_state = made.last_hidden_state.roll(1, dims=1)
-        return made
-
-    backbone.forward = wrong
-    return lambda: setattr(backbone, "forward", forward)
