@@ -10,86 +10,76 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from medstudy.data.card import DataCard, File, Files, code_key, load_card
+from medstudy.data.card import File, Files, code_key, load_card
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_cases
 from medstudy.data.rows import as_number, plain
 from medstudy.data.tables import Table, decoded, sheet_cells, table_of, unpacked
 from medstudy.tasks import TASK_TYPES, get_task
 
-#: What columns are called, by the part that they play; the first that matches is taken.
+#: What columns are called, by the part that they play.
 NAMES = {
-    "case_id": r"^(case|row|record|visit|stay|encounter|note|message|episode)?[_ ]?(id|nr|no|number)$",
-    "group_id": r"patient|subject|\bmrn\b|^pat[_ ]?(id|nr|no)$|^pid$",
+    "id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$|^mrn$|^pid$|^(patient|subject|person)$",
     "split": r"^(split|fold|partition|subset)$",
     "date": r"date|datum|time|year",
+    "text": r"complain|text|note|message|report|question|dialog|convers|history|abstract|narrative|vignette|reason",
     "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priority|level",
     "provider": r"provider|dispos|destination|special|department|seen[_ ]by|referr|team",
     "summary": r"summary|section_text|target|note|impression|reference",
     "diagnosis": r"^answer$|diagnos|\bdx\b|correct",
     "label": r"label|class|outcome|target|categor|diagnos|status|result|\bdx\b",
-    "options": r"option|choice",
 }
+#: Columns that are often written when the answer is known already.
+AFTER = r"diagnos|dispos|expert|error|mistriage|outcome|length.of.stay|duration|discharge|final|\bicd|result|correct"
 #: Words of urgency, from the least; 1 is the most urgent of ESI, KTAS, MTS and CTAS.
 ORDER = (
-    "blue|self", "non|green|low|routine|not urgent|later|week", "less|semi|standard|minor|soon|days",
-    "yellow|medium|moderate|same day|today|^urgent", "orange|very|high|emergen|severe|hour",
-    "red|immediate|resus|critical|now",
+    r"blue|self", r"non|green|low|routine|not urgent|later|week", r"less|semi|standard|minor|soon|days",
+    r"yellow|medium|moderate|same day|today|urgent", r"orange|very|high|emergen|severe|hour",
+    r"red\b|immediate|resus|critical|now",
 )  # fmt: skip
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
 SPLITS |= dict.fromkeys(("dev", "val", "valid", "validation"), "validation")
+NO_VALUE = {"?", "??", "-", "--", ".", "n/a", "na", "nan", "none", "null", "unknown", "#n/a"}
+#: Numbers that mean no value where all others are 0 or more.
+MARKS = {"-1", "-9", "-99", "-999", "-9999"}
+#: A column with more different values than this is no label.
 MANY = 30
-
-
-@dataclass
-class Guess:
-    """What is known so far: how the files are read, their tables, and each choice with its reason."""
-
-    load: dict[str, Any] = field(default_factory=lambda: {"kind": "files", "files": []})
-    tables: list[pd.DataFrame] = field(default_factory=list)
-    why: list[str] = field(default_factory=list)
+QUESTIONS = {
+    "clinical_triage": "Who should see this patient, and how urgent is it?",
+    "clinical_reasoning": "Which diagnosis or answer is right? Answer with one line: Diagnosis: <name>",
+    "summarization": "Write the note for this text.",
+}
 
 
 def init_card(paths: list[Path], task: str, folder: Path) -> Iterator[str]:
     """Write `folder` with a card and a study of `task`; yields what was guessed, and three cases.
 
     Raises:
-        DataError: no such task or file, a folder that is there, or no column that could be text or answer.
+        DataError: no such task or file, a folder that is there, no column that could be text or answer, or a card
+            that has to be corrected by hand before it can be used (it is written).
     """
     if task not in TASK_TYPES:
         raise DataError(f"no task '{task}' (allowed: {', '.join(TASK_TYPES)})")
     if folder.exists():
         raise DataError(f"{folder} is there already; give another by --to, or remove it")
-    missing = [str(path) for path in paths if not path.is_file()]
-    if missing:
+    if missing := [str(path) for path in paths if not path.is_file()]:
         raise DataError(f"no file {', '.join(missing)}")
     root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    guess = Guess()
-    for path in paths:
-        _read(path, root, guess)
-    _one_shape(guess)
-    frame = pd.concat(guess.tables, ignore_index=True)
-    columns, labels = _columns(frame, task, guess)
+    guess = _Guess(task, paths, root)
+    columns = guess.columns()
     name = re.sub(r"\W+", "_", folder.name)
     card: dict[str, Any] = {"name": name, "title": name.replace("_", " "), "task": task, "shareable": False}
-    card |= {"question": _question(task, labels)} | ({"labels": labels} if labels else {})
-    if len(labels) == 1 and len(next(iter(labels.values()))) == 2:
-        (outcome, both), spec = next(iter(labels.items())), columns["gold"][next(iter(labels))]
-        counts = Counter(spec["map"].get(plain(value)) for value in frame[spec["column"]])
-        card["positive"] = next(
-            (a for a in both if a in ("yes", "true", "positive")), min(both, key=counts.__getitem__)
-        )
-        guess.why.append(f"positive = {card['positive']!r} of {outcome}: yes, or the rarer one")
-    DataCard.model_validate(card | {"load": guess.load, "columns": columns})
+    card["question"] = QUESTIONS.get(task, "Which of the answers is right for this patient?")
+    card |= ({"labels": guess.labels} if guess.labels else {}) | guess.positive(columns)
     folder.mkdir(parents=True)
     _write(folder / "card.yaml", card | {"load": guess.load, "columns": columns})
+    yield from guess.why
     loaded = load_cases(load_card(folder / "card.yaml"), root)
     asked = get_task(task, load_card(folder / "card.yaml"))
     longest = max(len(asked.target(case)) for case in loaded.cases)
@@ -98,7 +88,6 @@ def init_card(paths: list[Path], task: str, folder: Path) -> Iterator[str]:
     _write(folder / "shared.yaml", {"data_root": str(root)} | few)
     wanted = {"data": str(folder / "card.yaml"), "max_new_tokens": max(8, longest // 2 + 4)}
     _write(folder / f"{task}.yaml", wanted)
-    yield from guess.why
     yield f"max_new_tokens = {wanted['max_new_tokens']}: the longest answer has {longest} signs"
     yield f"{loaded.rows_in} rows, {len(loaded.cases)} cases; private (shareable: false) until you say otherwise"
     for case in loaded.cases[:3]:
@@ -110,58 +99,239 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
 
 
-def _read(path: Path, root: Path, guess: Guess) -> None:
-    """Add a file: format, encoding, separator, sheet and header are told by its bytes."""
-    content = path.read_bytes()
-    entry: dict[str, Any] = {"path": path.resolve().relative_to(root).as_posix()}
-    how: dict[str, Any] = {}
-    try:
-        if content.startswith(b"PK") and b"xl/workbook.xml" in content:
-            how["format"] = "xlsx"
-            sheets = sheet_cells(content)
-            sheet = max(sheets, key=lambda name: int(sheets[name].notna().sum(axis=None)))
-            entry |= {"sheet": sheet} if sum(cells.notna().any(axis=None) for cells in sheets.values()) > 1 else {}
-            rows = sheets[sheet].astype(object).where(sheets[sheet].notna(), "").to_numpy().tolist()
-            told = f"workbook, sheet '{sheet}' (the largest of {len(sheets)})"
-        elif content.startswith(b"PAR1"):
-            how["format"], rows, told = "parquet", [], "parquet"
-        else:
-            how, rows, told = _text(unpacked(content))
-    except (ValueError, OSError) as error:
-        raise DataError(f"{path}: {error}; or make a table of it in ten lines: load.prepare") from error
-    filled = [sum(str(cell).strip() != "" for cell in row) for row in rows]
-    usual = statistics.median([n for n in filled[:200] if n]) if rows else 0
-    above = next((i for i, n in enumerate(filled[:20]) if n >= 0.8 * usual), 0)
-    header = [str(cell).strip() for cell in rows[above]] if rows else []
-    if above:
-        entry["skip_rows"] = above
-        told += f", {above} rows above the header"
-    if header and sum(as_number(cell) is not None for cell in header) > len(header) / 3:
-        header = how["names"] = [f"column_{number}" for number in range(1, len(header) + 1)]
-        told += ", no header (numbers in the first line)"
-    twice = sorted({name for name in header if header.count(name) > 1 and name})
-    if twice:
-        raise DataError(f"{path}: two columns are called {', '.join(twice)}; rename one of them in the file")
-    stem = next((SPLITS[word] for word in re.split(r"[\W_]+", path.stem.casefold()) if word in SPLITS), None)
-    entry |= {"split": stem} if stem else {}
-    known = {key: guess.load[key] for key in ("format", "sep", "encoding") if key in guess.load}
-    if guess.load["files"] and known != {key: how[key] for key in ("format", "sep", "encoding") if key in how}:
-        raise DataError(f"{path} is another kind of file than the first ({known}): read both in load.prepare")
-    guess.load |= how
-    guess.load["files"].append(entry)
-    guess.why.append(f"{path.name}: {told}" + (f", for {stem} by its name" if stem else ""))
-    load = Files.model_validate(guess.load | {"files": [{"path": entry["path"]}]})
-    guess.tables.append(Table(path.name, None, table_of(content, File.model_validate(entry), load)).frame)
+class _Guess:
+    """What is known so far: how files are read, one table of them all, columns without a part, and the reasons."""
 
+    def __init__(self, task: str, paths: list[Path], root: Path) -> None:
+        self.task, self.why, self.labels = task, [], {}
+        self.load: dict[str, Any] = {"kind": "files", "files": []}
+        tables = [self._read(path, root) for path in paths]
+        splits = [entry.get("split") for entry in self.load["files"]]
+        if None in splits or splits.count("train") != 1:
+            for entry in self.load["files"]:
+                entry.pop("split", None)
+        for number, (entry, table) in enumerate(zip(self.load["files"], tables, strict=True)):
+            # names that differ from the first file's in case, blanks and signs alone
+            first = {re.sub(r"[\W_]", "", name.casefold()): name for name in tables[0].columns}
+            own = {name: first.get(re.sub(r"[\W_]", "", name.casefold()), name) for name in table.columns}
+            if rename := {name: new for name, new in own.items() if name != new}:
+                entry["rename"] = rename
+                self.why.append(f"{entry['path']}: {len(rename)} columns are called as in the first file")
+                tables[number] = table.rename(columns=rename)
+        self.frame = pd.concat([t.assign(**{"": i}) for i, t in enumerate(tables)], ignore_index=True)
+        self.free = [name for name in self.frame.columns if name]
 
-def _text(content: bytes) -> tuple[dict[str, Any], list[list[str]], str]:
-    """How a text is read, its first rows where it is a csv, and what to say of it."""
-    try:
-        text, how, told = (
-            decoded(content),
-            {},
-            "UTF-8" if not content.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-16",
+    def _read(self, path: Path, root: Path) -> pd.DataFrame:
+        """Add a file: format, encoding, separator, sheet and header are told by its bytes."""
+        content = path.read_bytes()
+        entry: dict[str, Any] = {"path": path.resolve().relative_to(root).as_posix()}
+        try:
+            how, rows, told = _looked_at(content, entry)
+        except (ValueError, OSError) as error:
+            raise DataError(f"{path}: {error}; or make a table of it in ten lines: load.prepare") from error
+        filled = [sum(str(cell).strip() != "" for cell in row) for row in rows]
+        usual = statistics.median([n for n in filled[:200] if n]) if rows else 0
+        above = next((i for i, n in enumerate(filled[:20]) if n >= 0.8 * usual), 0)
+        header = [str(cell).strip() for cell in rows[above]] if rows else []
+        if above:
+            entry["skip_rows"] = above
+            told += f", {above} rows above the header"
+        if header and sum(as_number(cell) is not None for cell in header) > len(header) / 3:
+            header = how["names"] = [f"column_{number}" for number in range(1, len(header) + 1)]
+            told += ", no header (numbers in the first line)"
+        if twice := sorted({name for name in header if header.count(name) > 1 and name}):
+            raise DataError(f"{path}: two columns are called {', '.join(twice)}; rename one of them in the file")
+        split = next((SPLITS[word] for word in re.split(r"[\W_]+", path.stem.casefold()) if word in SPLITS), None)
+        entry |= {"split": split} if split else {}
+        known = {key: self.load[key] for key in ("format", "sep", "encoding") if key in self.load}
+        if self.load["files"] and known != {key: how[key] for key in ("format", "sep", "encoding") if key in how}:
+            raise DataError(f"{path} is another kind of file than the first ({known}): read both in load.prepare")
+        self.load |= how
+        self.load["files"].append(entry)
+        self.why.append(f"{path.name}: {told}" + (f", for {split} by its name" if split else ""))
+        load = Files.model_validate(self.load | {"files": [{"path": entry["path"]}]})
+        return Table(path.name, None, table_of(content, File.model_validate(entry), load)).frame
+
+    def columns(self) -> dict[str, Any]:
+        """The card's columns; fills ``labels``."""
+        kind = TASK_TYPES[self.task]
+        self._decimal_sign()
+        found: dict[str, Any] = {"gold": {}} | self._ids()
+        for outcome in kind.outcomes or ("label",):
+            found["gold"][outcome] = self._answer(outcome, outcome in kind.open_outcomes)
+        if dates := self._named("date"):
+            self.why.append(f"'{dates[0]}' is a date: for a split by time, columns.split with a column of years")
+        found |= self._split()
+        options = [n for n in self.free if self.frame[n].map(lambda cell: isinstance(cell, dict)).all()]
+        if options and self.task == "clinical_reasoning":
+            found["details"] = {"options": self._take(options[0], "options", "a letter and a text each")}
+        text = self._text() if self.task != "numeric_classification" else ""
+        for name in [n for n in self.free if re.search(AFTER, n, re.IGNORECASE) or n in dates]:
+            self.free.remove(name)
+        fields, missing = self._fields() if self.task in ("numeric_classification", "clinical_triage") else ([], {})
+        if not text and not fields:
+            raise DataError(f"no column is left for the text (columns: {', '.join(self.frame.columns[:-1])})")
+        found["text"] = "\n".join((["{" + text + "}"] if text else []) + (["{fields}"] if fields else []))
+        found |= ({"fields": fields} if fields else {}) | ({"missing": missing} if missing else {})
+        used = {text, *(f["column"] for f in fields), *(g["column"] for g in found["gold"].values())}
+        used |= {found.get("case_id"), found.get("group_id"), found.get("split", {}).get("column"), *options[:1]}
+        if rest := [name for name in self.frame.columns if name and name not in used]:
+            found["exclude"] = rest
+            self.why.append(f"not shown to the model (exclude): {', '.join(rest)}")
+        return found
+
+    def positive(self, columns: dict[str, Any]) -> dict[str, str]:
+        """Of one outcome with two labels: yes, or the rarer one."""
+        if [len(labels) for labels in self.labels.values()] != [2]:
+            return {}
+        [(outcome, both)] = self.labels.items()
+        gold = columns["gold"][outcome]
+        counts = Counter(gold["map"].get(code_key(str(plain(value)))) for value in self.frame[gold["column"]])
+        yes = next((a for a in both if a.casefold() in ("yes", "true", "positive")), min(both, key=counts.__getitem__))
+        self.why.append(f"positive = {yes!r} of {outcome}: yes, or the rarer one")
+        return {"positive": yes}
+
+    def _take(self, name: str, part: str, why: str) -> str:
+        self.free.remove(name)
+        self.why.append(f"{part}: column '{name}' ({why})")
+        return name
+
+    def _named(self, part: str) -> list[str]:
+        return [name for name in self.free if re.search(NAMES[part], name, re.IGNORECASE)]
+
+    def _length(self, name: str) -> float:
+        cells = self.frame[name].dropna()
+        return 0.0 if cells.empty else cells.map(lambda cell: len(cell) if isinstance(cell, str) else 0).mean()
+
+    def _distinct(self, name: str) -> int:
+        return self.frame[name].dropna().map(str).nunique()
+
+    def _decimal_sign(self) -> None:
+        cells = [str(v) for name in self.free for v in self.frame[name].dropna().head(200) if isinstance(v, str)]
+        commas, points = (sum(bool(re.fullmatch(rf"-?[\d.,]*\d{s}\d+", c)) for c in cells) for s in (",", r"\."))
+        if commas > points:
+            self.load["decimal"] = ","
+            self.why.append(f"decimal sign ',': {commas} numbers have it, {points} a point")
+            if any(re.fullmatch(r"-?\d{1,3}(\.\d{3})+,\d+", cell) for cell in cells):
+                self.load["thousands"] = "."
+
+    def _ids(self) -> dict[str, str]:
+        """Case and patient: an id that is there once is a case's, one that comes again in a file is a patient's."""
+        found: dict[str, str] = {}
+        for name in [n for n in self._named("id") if self._length(n) < 40]:
+            pairs = self.frame[[name, ""]].map(str)
+            if self._distinct(name) == len(self.frame):
+                part, why = "case_id", "an id, each there once"
+            elif pairs.duplicated().any():
+                part, why = "group_id", "an id that comes again: the patient's"
+            else:  # numbered anew in each file
+                self.why.append(f"'{name}' begins anew in each file: not used as an id")
+                self.free.remove(name)
+                continue
+            if re.search("patient|subject|person|mrn|pid", name, re.IGNORECASE):
+                part, why = "group_id", "by its name"
+            if part not in found:
+                found[part] = self._take(name, part, why)
+        return found
+
+    def _answer(self, outcome: str, is_open: bool) -> dict[str, Any]:
+        """Gold: by its name (an expert's before others), else the last one with few values, or the second longest."""
+        many = {name: self._distinct(name) for name in self.free}
+        fit = [n for n in self.free if many[n] > 1 and (is_open or many[n] <= min(MANY, len(self.frame) - 1))]
+        named = sorted(
+            (n for n in self._named(outcome) if n in fit), key=lambda n: not re.search("expert|gold|final", n, re.I)
         )
+        longest = sorted(fit, key=self._length, reverse=True)[1:2] if is_open else fit[-1:]
+        if not named and not longest:
+            raise DataError(
+                f"no column looks like the answer '{outcome}' (columns: {', '.join(self.frame.columns[:-1])})"
+            )
+        why = f"by its name, {many[named[0]]} values" if named else "second longest text" if is_open else "few values"
+        column = self._take((named or longest)[0], outcome, why)
+        for other in named[1:] if not is_open else ():  # another's judgement of the same gives the answer away
+            self.free.remove(other)
+        return {"column": column} | ({} if is_open else {"map": self._map(column, outcome)})
+
+    def _map(self, column: str, outcome: str) -> dict[str, str]:
+        """Value -> label; spellings that differ in case alone are one label. Urgency is put in order."""
+        cells = (plain(cell) for cell in self.frame[column])
+        counts = Counter(code_key(str(cell)) for cell in cells if cell is not None)
+        labels: dict[str, str] = {}
+        for value, _ in counts.most_common():
+            labels.setdefault(value.casefold(), value)
+        digits = all(value.isdecimal() for value in labels)
+        if set(labels) == {"0", "1"}:
+            labels = {"0": "no", "1": "yes"}
+        elif digits:
+            kind = "level" if outcome == "urgency" else "class"
+            labels = {value: f"{kind} {value}" for value in sorted(labels, key=int)}
+        order = list(labels.values())
+        if outcome == "urgency":
+            places = {
+                a: next((i for i, p in enumerate(ORDER) if re.search(rf"\b(?:{p})", a.casefold())), -1) for a in order
+            }
+            order = order[::-1] if digits else sorted(order, key=places.__getitem__)
+            how = "1 as the most urgent" if digits else "by their words" if min(places.values()) >= 0 else "NOT KNOWN"
+            self.why.append(f"urgency from the least: {', '.join(order)} (order {how})")
+        self.why.append(f"{outcome}: " + ", ".join(f"{value!r} {n} x" for value, n in counts.most_common()))
+        self.labels[outcome] = order
+        return {value: labels[value.casefold()] for value in counts}
+
+    def _split(self) -> dict[str, Any]:
+        for name in [] if "split" in self.load["files"][0] else self._named("split"):
+            values = {str(plain(v)) for v in self.frame[name]}
+            if all(value.casefold() in SPLITS for value in values):
+                self._take(name, "split", "by its name")
+                return {"split": {"column": name, "map": {value: SPLITS[value.casefold()] for value in values}}}
+        return {}
+
+    def _text(self) -> str:
+        """By its name, else the longest that is not written afterwards."""
+        early = [n for n in self.free if self._length(n) > 5 and not re.search(AFTER, n, re.IGNORECASE)]
+        named = [name for name in self._named("text") if name in early]
+        found = max(named or early, key=self._length, default="")
+        return self._take(found, "text", "by its name" if named else "the longest texts") if found else ""
+
+    def _fields(self) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
+        """Columns of numbers and of few codes, and what in them means no value."""
+        fields, missing, decimal = [], {}, self.load.get("decimal", ".")
+        for name in list(self.free):
+            cells = [str(value) for cell in self.frame[name] if (value := plain(cell)) is not None]
+            none = {c for c in cells if c.casefold() in NO_VALUE}
+            numbers = [
+                c for c in cells if as_number(c.lstrip("<>≤≥~= "), decimal, self.load.get("thousands", "")) is not None
+            ]
+            if marks := {c for c in numbers if c in MARKS}:
+                none |= marks if not any(c.startswith("-") for c in numbers if c not in marks) else set()
+            other, field = set(cells) - set(numbers) - none, {"column": name, "wording": name.replace("_", " ")}
+            if numbers and len(other) <= 5 and len(numbers) > 0.7 * len([c for c in cells if c not in none]):
+                places = [len(number.partition(decimal)[2]) for number in numbers]
+                none |= other
+                fields.append(field | {"decimals": min(3, max(places))})
+                self._take(name, "number", f"no value: {sorted(none)}" if none else "numbers")
+            elif 1 < len(kinds := sorted(set(cells) - none)) <= 8:
+                fields.append(field | {"map": {value: value for value in kinds}})
+                self._take(name, "code", f"few values; no value: {sorted(none)}" if none else "few values")
+            else:
+                continue
+            missing |= {name: sorted(none)} if none else {}
+        return fields, missing
+
+
+def _looked_at(content: bytes, entry: dict[str, Any]) -> tuple[dict[str, Any], list[list[Any]], str]:
+    """How a file is read, its first rows where it has a header line, and what to say of it."""
+    if content.startswith(b"PK") and b"xl/workbook.xml" in content:
+        sheets = sheet_cells(content)
+        sheet = max(sheets, key=lambda name: int(sheets[name].notna().sum(axis=None)))
+        if sum(cells.notna().any(axis=None) for cells in sheets.values()) > 1:
+            entry["sheet"] = sheet
+        rows = sheets[sheet].astype(object).where(sheets[sheet].notna(), "").to_numpy().tolist()
+        return {"format": "xlsx"}, rows, f"workbook, sheet '{sheet}' (the largest of {len(sheets)})"
+    if content.startswith(b"PAR1"):
+        return {"format": "parquet"}, [], "parquet"
+    content, how = unpacked(content), {}
+    try:
+        text, told = decoded(content), "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-8"
     except ValueError:
         text, how, told = decoded(content, "cp1252"), {"encoding": "cp1252"}, "Windows-1252 (it is no UTF-8)"
     if text.lstrip()[:1] in ("[", "{"):
@@ -174,182 +344,9 @@ def _text(content: bytes) -> tuple[dict[str, Any], list[list[str]], str]:
         raise ValueError("it is XML or HTML")
     lines = text.splitlines(keepends=True)
     tried = {sep: list(itertools.islice(csv.reader(lines, delimiter=sep), 400)) for sep in ",;\t|"}
-
-    def even(sep: str) -> tuple[float, int]:
-        widths = Counter(len(row) for row in tried[sep] if row)
-        width, rows = widths.most_common(1)[0]
-        return (rows / widths.total() if width > 1 else 0, width)
-
-    sep = max(tried, key=even)
+    widths = {sep: Counter(len(row) for row in rows if row) for sep, rows in tried.items()}
+    usual = {sep: of.most_common(1)[0] for sep, of in widths.items()}
+    # as many rows as can be have as many cells, and more than one
+    sep = max(tried, key=lambda sep: (usual[sep][1] / widths[sep].total() if usual[sep][0] > 1 else 0, usual[sep][0]))
     name = {"\t": "tab"}.get(sep, sep)
     return how | {"format": "csv", "sep": sep}, tried[sep], f"csv, separator '{name}', {told}"
-
-
-def _one_shape(guess: Guess) -> None:
-    """All files get the first one's names, where theirs differ in case, blanks and signs alone; splits all or none."""
-    entries = guess.load["files"]
-    splits = [entry.get("split") for entry in entries]
-    if None in splits or splits.count("train") != 1:
-        for entry in entries:
-            entry.pop("split", None)
-
-    def bare(name: str) -> str:
-        return re.sub(r"[\W_]", "", name.casefold())
-
-    first = {bare(name): name for name in guess.tables[0].columns}
-    for number, (entry, frame) in enumerate(zip(entries, guess.tables, strict=True)):
-        rename = {name: first[bare(name)] for name in frame.columns if first.get(bare(name), name) != name}
-        if rename:
-            entry["rename"] = rename
-            guess.why.append(f"{entry['path']}: {len(rename)} columns are called as in the first file")
-            guess.tables[number] = frame.rename(columns=rename)
-
-
-def _columns(frame: pd.DataFrame, task: str, guess: Guess) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """The card's columns and labels."""
-    kind, part = TASK_TYPES[task], _Parts(frame, guess)
-    gold, labels = {}, {}
-    for outcome in kind.outcomes or ("label",):
-        gold[outcome] = {"column": part.answer(outcome, outcome in kind.open_outcomes)}
-        if outcome not in kind.open_outcomes:
-            gold[outcome]["map"], labels[outcome] = _labels(frame[gold[outcome]["column"]], outcome, guess)
-    found: dict[str, Any] = {"gold": gold}
-    case, group = part.named("case_id"), part.named("group_id")
-    if case and frame[case].map(str).nunique() < len(frame):
-        case, group = "", group or case
-        guess.why.append(f"'{group}' is there more than once: it is taken for the patient")
-    found |= ({"case_id": case} if case else {}) | ({"group_id": group} if group else {})
-    dates, split = part.named("date"), part.named("split")
-    if dates:
-        guess.why.append(
-            f"'{dates}' is a date: for a split by time make a column of years and name it in columns.split"
-        )
-    values = {} if not split or "split" in guess.load["files"][0] else {plain(v) for v in frame[split]}
-    if values and all(str(value).casefold() in SPLITS for value in values):
-        found["split"] = {"column": split, "map": {value: SPLITS[value.casefold()] for value in values}}
-    options = part.named("options") if task == "clinical_reasoning" else ""
-    if options and frame[options].map(lambda cell: isinstance(cell, dict)).all():
-        found["details"] = {"options": options}
-    text = part.text() if task != "numeric_classification" else ""
-    fields, missing = part.fields() if task in ("numeric_classification", "clinical_triage") else ([], {})
-    if not text and not fields:
-        raise DataError(f"no column is left for the text (columns: {', '.join(frame.columns)})")
-    found["text"] = "\n".join((["{" + text + "}"] if text else []) + (["{fields}"] if fields else []))
-    found |= ({"fields": fields} if fields else {}) | ({"missing": missing} if missing else {})
-    used = {text, case, group, options, *(f["column"] for f in fields), *(g["column"] for g in gold.values())}
-    rest = [name for name in frame.columns if name and name not in used | {split if "split" in found else ""}]
-    if rest:
-        found["exclude"] = rest
-        guess.why.append(f"not shown to the model (exclude): {', '.join(rest)}")
-    return found, labels
-
-
-class _Parts:
-    """Columns of a table that have no part yet."""
-
-    def __init__(self, frame: pd.DataFrame, guess: Guess) -> None:
-        self.frame, self.guess, self.free = frame, guess, [name for name in frame.columns if name]
-        cells = [str(v) for name in self.free for v in frame[name].dropna().head(200) if isinstance(v, str)]
-        commas, points = (
-            sum(bool(re.fullmatch(rf"-?[\d.,]*\d{sign}\d+", cell)) for cell in cells) for sign in (",", r"\.")
-        )
-        self.decimal, self.thousands = ".", ""
-        if commas > points:
-            self.decimal = guess.load["decimal"] = ","
-            guess.why.append(f"decimal sign ',': {commas} numbers have it, {points} a point")
-            if any(re.fullmatch(r"-?\d{1,3}(\.\d{3})+,\d+", cell) for cell in cells):
-                self.thousands = guess.load["thousands"] = "."
-
-    def _take(self, name: str, part: str, why: str) -> str:
-        self.free.remove(name)
-        self.guess.why.append(f"{part}: column '{name}' ({why})")
-        return name
-
-    def named(self, part: str) -> str:
-        """The first free column that is called as such a part mostly is."""
-        for name in self.free:
-            short = self.frame[name].dropna().astype(str).str.len().mean() < 40 or part == "options"
-            if short and re.search(NAMES[part], name, re.IGNORECASE):
-                return self._take(name, part, "by its name")
-        return ""
-
-    def answer(self, outcome: str, is_open: bool) -> str:
-        """The column of gold: by its name, else the last one with few values, or the second longest text."""
-        distinct = {name: self.frame[name].dropna().map(str).nunique() for name in self.free}
-        fit = [
-            n
-            for n in self.free
-            if distinct[n] > 1 and (is_open or distinct[n] <= MANY and distinct[n] < len(self.frame))
-        ]
-        for name in fit:
-            if re.search(NAMES[outcome], name, re.IGNORECASE):
-                return self._take(name, outcome, f"by its name, {distinct[name]} values")
-        lengths = sorted(fit, key=self._length, reverse=True)
-        if not (lengths[1:] if is_open else fit):
-            raise DataError(f"no column looks like the answer '{outcome}' (columns: {', '.join(self.frame.columns)})")
-        name = lengths[1] if is_open else fit[-1]
-        return self._take(name, outcome, "the second longest text" if is_open else "the last one with few values")
-
-    def _length(self, name: str) -> float:
-        cells = self.frame[name].dropna()
-        return 0.0 if cells.empty else cells.map(lambda cell: len(cell) if isinstance(cell, str) else 0).mean()
-
-    def text(self) -> str:
-        """The column of the longest texts."""
-        longest = max(self.free, key=self._length, default="")
-        return self._take(longest, "text", "the longest texts") if longest and self._length(longest) > 5 else ""
-
-    def fields(self) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-        """Columns of numbers and of few codes, and what in them means no value."""
-        fields, missing = [], {}
-        for name in list(self.free):
-            cells = [value for cell in self.frame[name] if (value := plain(cell)) is not None]
-            numbers = [
-                c for c in cells if isinstance(c, str) and as_number(c.lstrip("<>≤≥~ "), *self._signs()) is not None
-            ]
-            other = sorted({str(c) for c in cells} - set(numbers))
-            wording = name.replace("_", " ")
-            if numbers and len(numbers) > 0.7 * len(cells) and len(other) <= 5:
-                parts = [number.partition(self.decimal)[2] for number in numbers]
-                fields.append({"column": name, "wording": wording, "decimals": min(3, max(map(len, parts)))})
-                missing |= {name: other} if other else {}
-                self._take(name, "number", f"no value: {other}" if other else "numbers")
-            elif 1 < len(set(map(str, cells))) <= 8 and all(isinstance(c, str) for c in cells):
-                fields.append(
-                    {"column": name, "wording": wording, "map": {value: value for value in sorted(set(cells))}}
-                )
-                self._take(name, "code", "few values")
-        return fields, missing
-
-    def _signs(self) -> tuple[str, str]:
-        return self.decimal, self.thousands
-
-
-def _labels(cells: pd.Series, outcome: str, guess: Guess) -> tuple[dict[str, str], list[str]]:
-    """Map from the values to labels, and the labels; spellings that differ in case alone are one label."""
-    counts = Counter(code_key(str(plain(cell))) for cell in cells if plain(cell) is not None)
-    labels: dict[str, str] = {}
-    for value, _ in counts.most_common():
-        labels.setdefault(value.casefold(), value)
-    if set(labels) == {"0", "1"}:
-        labels = {"0": "no", "1": "yes"}
-    elif all(value.isdecimal() for value in labels):
-        labels = {value: f"{'level' if outcome == 'urgency' else 'class'} {value}" for value in labels}
-    order = list(labels.values())
-    if outcome == "urgency":
-        places = {label: next((i for i, p in enumerate(ORDER) if re.search(rf"\b(?:{p})\b", label.casefold())), -1)
-                  for label in order}  # fmt: skip
-        digits = all(value.isdecimal() for value in labels)
-        order = sorted(order, key=lambda a: -int(a.split()[-1]) if digits else places[a])
-        how = "1 as the most urgent" if digits else "by their words" if min(places.values()) >= 0 else "NOT KNOWN"
-        guess.why.append(f"urgency from the least: {', '.join(order)} (order {how})")
-    guess.why.append(f"{outcome}: " + ", ".join(f"{value!r} {n} x" for value, n in counts.most_common()))
-    return {value: labels[value.casefold()] for value in counts}, order
-
-
-def _question(task: str, labels: dict[str, list[str]]) -> str:
-    return {
-        "clinical_triage": "Who should see this patient, and how urgent is it?",
-        "clinical_reasoning": "Which diagnosis or answer is right? Answer with one line: Diagnosis: <name>",
-        "summarization": "Write the note for this text.",
-    }.get(task, "Which of the answers is right for this patient?")

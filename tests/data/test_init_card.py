@@ -77,6 +77,42 @@ def test_numbers_with_commas_and_words_for_no_value(tmp_path: Path) -> None:
     assert [c.gold["label"] for c in cases[:2]] == ["no", "yes"]
 
 
+def test_what_is_written_when_the_answer_is_known_is_not_shown(tmp_path: Path) -> None:
+    """Seen once: the diagnosis was taken for the text, the expert's level and the nurse's error for numbers."""
+    n = range(40)
+    visits = {
+        "Patients per hour": n,
+        "Chief complaint": [f"pain {i}" for i in n],
+        "Diagnosis": ["a very long final diagnosis"] * 40,
+    }
+    visits |= {"KTAS_nurse": [3, 4] * 20, "KTAS_expert": [2, 4] * 20, "Error_group": [1, 2] * 20}
+    visits |= {"HR": ["88", "?"] * 20, "ST slope": ["1", "2.0", "?", "1.0"] * 10, "Disposition": ["home", "ward"] * 20}
+    said, cases = guessed(csv(pd.DataFrame(visits))(tmp_path), "clinical_triage", tmp_path / "mine")
+    assert cases[0].gold == {"provider": "home", "urgency": "level 2"} and cases[0].group_id.startswith("text-")
+    assert cases[1].text == "pain 1\nPatients per hour: 1\nHR: not recorded\nST slope: 2.0"
+    assert "not shown to the model (exclude): Diagnosis, KTAS_nurse, Error_group" in said
+
+
+def test_levels_in_words_have_an_order(tmp_path: Path) -> None:
+    words = ["Emergency", "Non-urgent", "Resuscitation", "Urgent", "Less urgent"]
+    frame = pd.DataFrame({"message": [f"words {i}" for i in range(40)], "level": words * 8, "team": ["gp", "er"] * 20})
+    said, _ = guessed(csv(frame)(tmp_path), "clinical_triage", tmp_path / "mine")
+    assert (
+        "urgency from the least: Non-urgent, Less urgent, Urgent, Emergency, Resuscitation (order by their words)"
+        in said
+    )
+
+
+def test_rows_that_each_file_numbers_anew_are_no_patients(tmp_path: Path) -> None:
+    files = [tmp_path / f"{name}.csv" for name in ("train", "test")]
+    for file in files:
+        rows = {"ID": range(30), "text": [f"{file.stem} {i}" for i in range(30)], "class": ["a", "b", "b"] * 10}
+        pd.DataFrame(rows).to_csv(file, index=False)
+    said = list(init_card(files, "text_classification", tmp_path / "mine"))
+    assert "'ID' begins anew in each file: not used as an id" in said
+    assert len(load_cases(load_card(tmp_path / "mine" / "card.yaml"), tmp_path).cases) == 60
+
+
 @pytest.mark.parametrize(
     ("frame", "task", "said"),
     [
