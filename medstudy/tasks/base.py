@@ -52,15 +52,11 @@ class Answer:
 
 
 class Task(ABC):
-    """A task, worded by a data card. Subclasses are stateless but for the card.
+    """A task, worded by a data card."""
 
-    ``outcomes`` are what a case is asked for (empty: one, which the card names under ``labels``), ``open_outcomes``
-    those of them that are answered in free words. ``kind`` is the kind of task that the published claim tells apart.
-    """
-
-    kind: ClassVar[Literal["classification", "open-ended"]] = "open-ended"
-    outcomes: ClassVar[tuple[str, ...]] = ()
-    open_outcomes: ClassVar[tuple[str, ...]] = ()
+    kind: ClassVar[Literal["classification", "open-ended"]] = "open-ended"  # those that the published claim tells apart
+    outcomes: ClassVar[tuple[str, ...]] = ()  # what a case is asked for; empty: one, which the card names
+    open_outcomes: ClassVar[tuple[str, ...]] = ()  # those of them that are answered in free words
     metrics: ClassVar[tuple[Metric, ...]]
 
     def __init__(self, card: DataCard) -> None:

@@ -11,8 +11,6 @@ from medstudy.data.cases import Case
 from medstudy.tasks.base import UNPARSED, Answer, Metric, Task
 from medstudy.tasks.reading import normalise, said
 
-#: Share of a fact's content words that another text must hold to count as stating it (real notes only).
-OVERLAP = 0.5
 _FUNCTION_WORDS = (
     "a an and are as at be been by for from had has have he her him his in is it its no not of on or she that the "
     "their they this to was were who with"
@@ -63,9 +61,8 @@ class Summarization(Task):
 def factual_overlap(note: str, case: Case) -> tuple[float, float]:
     """Factual precision and recall of a summary: stated facts that are true, true facts that are stated.
 
-    Where the source's facts are known (synthetic cases) a stated sentence is compared with them whole.
-    Real notes have no such list: sentences of the gold note stand in for it, and a fact counts as stated
-    when at least half of its content words are, a rule that cannot see negation or numbers swapped.
+    Where the source's facts are known (synthetic cases) a stated sentence is compared with them whole. Else sentences
+    of the gold note stand in, and one is stated when half of its content words are: that sees no negation or number.
     """
     stated, gold = _sentences(note), case.gold["summary"]
     if not stated:
@@ -89,7 +86,7 @@ def _split(text: str) -> list[str]:
 def _share_found(facts: list[str], text: str) -> float:
     held = _content(text)
     wanted = [words for fact in facts if (words := _content(fact))]
-    return sum(len(words & held) >= OVERLAP * len(words) for words in wanted) / max(1, len(wanted))
+    return sum(len(words & held) >= len(words) / 2 for words in wanted) / max(1, len(wanted))
 
 
 def _content(text: str) -> set[str]:

@@ -108,10 +108,9 @@ def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[l
 
 
 def from_own_errors(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """A right answer against the model's distinct wrong ones, the most frequent of these first.
+    """The model's own most frequent right answer, else gold, against its distinct wrong ones, the most frequent first.
 
-    Chosen is the model's own most frequent right answer where it has one, else gold: its own is likely
-    under it already, so that the pair teaches what is wrong and not another way of writing.
+    Its own is likely under it already, so that the pair teaches what is wrong and not another way of writing.
     """
     counts, found = Counter(), {}
     for case, outputs in zip(cases, samples, strict=True):
@@ -136,20 +135,16 @@ def from_card(params: RunParams, task: Task, cases: list[Case], samples: list[li
     """Gold against the worse answer that the source holds (`Columns.rejected`)."""
     worse = [(c, replace(c, gold=c.details["rejected"])) for c in cases if "rejected" in c.details]
     if not worse:
-        raise DataError(
-            f"pair_source = 'card': no preference case of '{task.card.name}' has an answer that is worse than "
-            "gold; see columns.rejected of the data card"
-        )
+        told = f"pair_source = 'card': no preference case of '{task.card.name}' has an answer that is worse than gold"
+        raise DataError(f"{told}; see columns.rejected of the data card")
     return {case.case_id: [(task.target(case), task.target(other), "gold")] for case, other in worse}, {}
 
 
 def from_table(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """Pairs as a table has them; or of rated answers the best against the worse ones, the worst first.
-
-    Ratings of an answer by several raters count as their mean.
-    """
+    """Pairs as a table has them, or the best-rated answer (mean of all raters) against the worse ones, worst first."""
     rated = params.pair_source == "ratings"
-    rows = _read_rows(from_root(params.pair_file), ["text", "rating"] if rated else ["chosen", "rejected"])
+    columns = ["case_id", "text", "rating"] if rated else ["case_id", "chosen", "rejected"]
+    rows = _read_rows(from_root(params.pair_file), columns)
     by_case = dict(tuple(rows.groupby(rows["case_id"].astype(str))))
     found = {}
     for case_id in [c.case_id for c in cases if c.case_id in by_case]:
@@ -160,11 +155,9 @@ def from_table(params: RunParams, task: Task, cases: list[Case], samples: list[l
             sides = by_case[case_id][["chosen", "rejected"]].astype(str)
             found[case_id] = list(sides.assign(source="file").itertuples(index=False, name=None))
     if not found:
-        example = f", e.g. '{next(iter(by_case), '')}' against '{cases[0].case_id}'" if task.card.shareable else ""
-        raise DataError(
-            f"{params.pair_file}: none of its {len(by_case)} case ids is a preference case{example}; see the card's "
-            "columns.case_id"
-        )
+        told = f"{params.pair_file}: none of its {len(by_case)} case ids is a preference case"
+        told += f", e.g. '{next(iter(by_case), '')}' against '{cases[0].case_id}'" if task.card.shareable else ""
+        raise DataError(f"{told}; see the card's columns.case_id")
     others = len(by_case) - len(found)
     return found, {"rows in the file": len(rows), "cases of the file that are no preference cases": others}
 
@@ -183,7 +176,7 @@ def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
     import pandas as pd
 
     # as text: neither 0012 nor the answer "None" is to be taken for something else
-    text, columns = {"dtype": str, "keep_default_na": False}, ["case_id", *columns]
+    text = {"dtype": str, "keep_default_na": False}
     readers = {".csv": partial(pd.read_csv, **text), ".xlsx": partial(pd.read_excel, **text)}
     readers |= {".parquet": pd.read_parquet, ".jsonl": partial(pd.read_json, lines=True, dtype=False)}
     if file.suffix not in readers or not file.is_file():
@@ -197,8 +190,7 @@ def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
         rows["rating"] = pd.to_numeric(rows["rating"], errors="coerce")
         wrong |= rows["rating"].isna()
     if wrong.any():
-        number = " or a rating that is no number" if "rating" in columns else ""
-        raise DataError(f"{file}, row {wrong.idxmax() + 1}: empty cell in {', '.join(columns)}{number}")
+        raise DataError(f"{file}, row {wrong.idxmax() + 1}: empty cell or no number in {', '.join(columns)}")
     return rows
 
 

@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 
 def sft_row(task: Task, case: Case, answer: str = "") -> Row:
-    """A prompt/completion row: in this form TRL puts the loss on the completion only.
-
-    ``answer``: the completion; by default the recorded one (`Case.demonstration`), else gold.
-    """
+    """A prompt/completion row, with loss on the completion: ``answer``, else the recorded one, else gold."""
     said = answer or task.target(case.recorded())
     return {"prompt": task.messages(case), "completion": [{"role": "assistant", "content": said}]}
 
@@ -38,26 +35,24 @@ def token_table(chat: Chat, messages: list[Message], answer: str) -> pd.DataFram
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of each case's prompt and of the answer allowed for; what the context forced is counted."""
+    """Tokens of each case's prompt and of the answer allowed for; cases that did not fit, and what became of them."""
 
     prompt: list[int]
     answer: list[int]
-    excluded: int = 0
-    truncated: int = 0
-    answer_cut: int = 0
+    excluded: int
+    truncated: int
+    answer_cut: int  # gold answers that could not be given whole
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest prompt plus the longest answer."""
         return max(self.prompt) + max(self.answer)
 
     @property
     def counts(self) -> dict[str, int]:
-        """Cases that the context left out or shortened, and gold answers that could not be given whole."""
         return {"excluded": self.excluded, "truncated": self.truncated, "gold answer too long": self.answer_cut}
 
     def table(self) -> pd.DataFrame:
-        """Quantiles of the token counts, and how many cases do not fit and how."""
+        """Quantiles of the token counts, and `counts`."""
         import pandas as pd
 
         tokens = pd.DataFrame({"prompt tokens": self.prompt, "tokens kept for the answer": self.answer})

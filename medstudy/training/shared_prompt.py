@@ -1,9 +1,8 @@
 """The two answers of a preference pair behind one copy of their prompt.
 
-TRL gives the model two rows a pair, prompt + chosen and prompt + rejected, so that every prompt is computed
-twice. Here the backbone gets one row, prompt + chosen + rest of rejected, with a mask by which neither answer
-sees the other, and the hidden states are put back where TRL looks for them. Loss and metrics stay TRL's; the
-answers' log-probabilities are the same up to rounding, which is checked on the first pairs.
+TRL gives the model two rows a pair and so computes every prompt twice. Here the backbone gets one row, prompt + chosen
++ rest of rejected, with a mask by which neither answer sees the other, and the hidden states are put back where TRL
+looks for them. Loss and metrics stay TRL's; log-probabilities are the same up to rounding, which is checked.
 """
 
 from __future__ import annotations
@@ -25,10 +24,9 @@ PADDED_TO = 16
 
 
 def share_prompts_if_equal(trainer: Any) -> Callable[[], None] | None:
-    """Read each prompt of a `DPOTrainer` once, where that gives this model's own log-probabilities.
+    """Read each prompt of a `DPOTrainer` once; returns a function that takes it back.
 
-    Returns:
-        A function that takes it back; None where it does not, and every prompt is read twice.
+    None where this model's log-probabilities would be others: every prompt is read twice then.
     """
     import torch
 
@@ -40,8 +38,6 @@ def share_prompts_if_equal(trainer: Any) -> Callable[[], None] | None:
     try:
         difference = (_log_p_of_pairs(trainer) - alone).abs()
         equal = difference.max() <= largest and difference.mean() <= mean
-    except torch.OutOfMemoryError:
-        raise
     except (TypeError, ValueError, IndexError, RuntimeError):
         equal = False  # a model that knows no such mask
     if equal:
@@ -74,11 +70,7 @@ def row_length(row: dict[str, Any]) -> int:
 
 
 def share_prompts(model: Any) -> Callable[[], None]:
-    """Have the backbone of a causal language model, with or without PEFT, read each prompt of a batch of pairs once.
-
-    Returns:
-        A function that takes this back.
-    """
+    """Have the backbone of a model, with or without PEFT, read each prompt once; returns a function to take it back."""
     import torch
 
     backbone = (model.get_base_model() if hasattr(model, "peft_config") else model).base_model
@@ -114,10 +106,7 @@ class Packed(NamedTuple):
 
 
 def pack(ids: torch.Tensor, mask: torch.Tensor) -> Packed:
-    """Pack TRL's batch, the chosen sequences and then the rejected ones, padded on the right.
-
-    ``ids`` are its token ids, ``mask`` is 1 at tokens and 0 at padding, both (2 x pairs, length), int64.
-    """
+    """Pack TRL's batch of chosen, then rejected sequences, padded on the right: ids and mask (2 x pairs, length)."""
     import torch
 
     (chosen, rejected), (real, also) = ids.chunk(2), mask.bool().chunk(2)

@@ -94,7 +94,7 @@ def test_too_few_pairs_are_told_with_the_remedy() -> None:
         ("file", {"chosen": "yes", "rejected": None}, "row 1: empty cell"),
         ("file", {"chosen": "yes", "rejected": "no"}, "none of its 1 case ids is a preference case"),
         ("file", None, "give an existing file"),
-        ("ratings", {"text": "yes", "rating": "good"}, "row 1: .*no number"),
+        ("ratings", {"text": "yes", "rating": "good"}, "row 1: .*no number in case_id, text, rating"),
     ],
 )
 def test_a_bad_file_is_named_with_what_is_wrong(tmp_path: Path, source: str, row: dict | None, message: str) -> None:
