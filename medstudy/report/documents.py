@@ -47,7 +47,7 @@ def write_documents(report: Path, runs: list[FinishedRun], judged: list[dict[str
         said = next(one for one in judged if (one["task"], one["model"]) == (task, model))
         file = report / "cards" / f"{task}-{slug(model)}"
         Path(f"{file}-model.md").write_text(model_card(members, said), encoding="utf-8")
-        sheet = _rendered("data_sheet.md", card=card_of(members[0].folder, members[0].parameters))
+        sheet = _rendered("data_sheet.md", card=card_of(members[0].folder))
         Path(f"{file}-data.md").write_text(sheet, encoding="utf-8")
 
 
@@ -55,7 +55,7 @@ def study_facts(runs: list[FinishedRun]) -> dict[str, Any]:
     """What methods paragraph and checklist say of a study."""
     first = runs[0].record
     asked = [run.parameters for run in runs]
-    cards = {run.parameters["data"]: card_of(run.folder, run.parameters) for run in runs}
+    cards = {run.parameters["data"]: card_of(run.folder) for run in runs}
     sizes = {f"{a['task']}: {a['n_train'] or 'all'} training, {a['n_test'] or 'all'} test" for a in asked}
     return {
         "title": "Reporting checklist",
@@ -90,7 +90,7 @@ def model_card(runs: list[FinishedRun], judged: dict[str, Any]) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     first, asked = runs[0], runs[0].parameters
-    source = card_of(first.folder, asked)
+    source = card_of(first.folder)
     data = ModelCardData(
         base_model=asked["model"], library_name="peft", tags=["lora", "dpo", "sft"], license=source.licence or None
     )

@@ -20,10 +20,8 @@ FORMS = ("trl", "openai", "azure", "together", "fireworks", "gemini", "nova")
 def export_pairs(run: Path, form: str, target: Path, allow_private: bool = False) -> int:
     """Write the pairs of a finished run in one of `FORMS`; returns how many.
 
-    ``allow_private``: the file holds whole cases; of a source that may not be shown only with this.
-
     Raises:
-        DataError: the run has no pairs, the form is unknown, or the source is private and nobody said so.
+        DataError: the run has no pairs, the form is unknown, or the cases are private and nobody allowed it.
     """
     if form not in FORMS:
         raise DataError(f"unknown form '{form}' (allowed: {', '.join(FORMS)})")
@@ -35,26 +33,28 @@ def export_pairs(run: Path, form: str, target: Path, allow_private: bool = False
             f"the cases of {run} may not be shown (no `shareable: true` in their data card), and pairs hold them "
             "whole: uploading gives patients' texts to the service. If this is allowed, repeat with --allow-private"
         )
-    rows = file.read_text(encoding="utf-8").split("\n")[:-1]
-    lines = (json.dumps(line_of(Pair(**json.loads(row)), form), ensure_ascii=False) for row in rows)
+    pairs = [Pair(**json.loads(row)) for row in file.read_text(encoding="utf-8").split("\n")[:-1]]
+    lines = (json.dumps(line_of(pair, form), ensure_ascii=False) for pair in pairs)
     target.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return len(rows)
+    return len(pairs)
 
 
 def line_of(pair: Pair, form: str) -> dict[str, Any]:
     """One pair as a reader of ``form`` wants it."""
-    row = pair.row()
+    row, sides = dict(pair.row()), (pair.chosen, pair.rejected)
+    if form == "trl":
+        return row
     if form == "gemini":
+        said = [*((m["role"], m["content"]) for m in pair.prompt), *(("assistant", side) for side in sides)]
         roles = {"user": "user", "assistant": "model"}
-        contents = [{"role": roles[m["role"]], "parts": [{"text": m["content"]}]} for m in pair.prompt]
-        said = ({"role": "model", "parts": [{"text": text}]} for text in (pair.chosen, pair.rejected))
-        completions = [{"score": score, "completion": one} for score, one in zip((1, 0), said, strict=True)]
+        *contents, better, worse = ({"role": roles[role], "parts": [{"text": text}]} for role, text in said)
+        completions = [{"score": score, "completion": one} for score, one in ((1, better), (0, worse))]
         return {"contents": contents, "completions": completions}
     if form == "nova":
         turns = [{"role": m["role"], "content": [{"text": m["content"]}]} for m in pair.prompt]
-        sides = (("preferred", pair.chosen), ("non-preferred", pair.rejected))
-        candidates = [{"content": [{"text": text}], "preferenceLabel": label} for label, text in sides]
+        labels = zip(("preferred", "non-preferred"), sides, strict=True)
+        candidates = [{"content": [{"text": text}], "preferenceLabel": label} for label, text in labels]
         messages = [*turns, {"role": "assistant", "candidates": candidates}]
         return {"schemaVersion": "bedrock-conversation-2024", "messages": messages}
-    openai = {"input": {"messages": row["prompt"]}, "preferred_output": row["chosen"]}
-    return dict(row) if form == "trl" else openai | {"non_preferred_output": row["rejected"]}
+    asked = {"input": {"messages": row["prompt"]}}
+    return asked | {"preferred_output": row["chosen"], "non_preferred_output": row["rejected"]}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medstudy.data.cases import Case, DataError
 from medstudy.report.privacy import card_of
@@ -24,13 +24,13 @@ UNREAD = "not readable"
 
 def wrong_answers(run: Run | str | Path, arm: str, n: int = 20) -> Styler:
     """The first ``n`` test cases that an arm answered wrong: text, right answer, its answer."""
-    rows = _answers(run, arm)
+    rows = predictions_of(run, arm).set_index("case_id")
     return _whole(rows[rows["score_correct"] < 1][["text", "gold", "output"]].head(n))
 
 
 def side_by_side(run: Run | str | Path, first: str, second: str, n: int = 20) -> Styler:
     """The first ``n`` test cases that two arms answered otherwise, with the right answer."""
-    one, other = _answers(run, first), _answers(run, second)
+    one, other = (predictions_of(run, arm).set_index("case_id") for arm in (first, second))
     table = one[["text", "gold"]].assign(**{first: one["output"], second: other["output"]})
     return _whole(table[one["answer"] != other["answer"]].head(n))
 
@@ -45,13 +45,11 @@ def confusion(run: Run | str | Path, arm: str, outcome: str = "") -> pd.DataFram
     """
     import pandas as pd
 
-    labels = card_of(_folder(run), {}).labels
+    rows, labels = predictions_of(run, arm), card_of(_folder(run)).labels
     outcome = outcome or ("urgency" if "urgency" in labels else next(iter(labels), ""))
     if outcome not in labels:
-        raise DataError(
-            f"no outcome '{outcome}' with labels (allowed: {', '.join(labels) or 'none, answers are text'})"
-        )
-    rows = _answers(run, arm)
+        allowed = ", ".join(labels) or "none, answers are text"
+        raise DataError(f"no outcome '{outcome}' with labels (allowed: {allowed})")
     right, said = ([json.loads(text).get(outcome, UNREAD) for text in rows[name]] for name in ("gold", "answer"))
     table = pd.crosstab(pd.Series(right, name=f"right {outcome}"), pd.Series(said, name=arm))
     return table.reindex(index=labels[outcome], columns=[*labels[outcome], UNREAD], fill_value=0)
@@ -67,63 +65,56 @@ def ask(run: Run, arm: str, text: str, task: Task | None = None) -> str:
     from medstudy.training.decoding import Decoding, decode
     from medstudy.training.models import load_model
 
-    trained = {
-        name: stage.folder / "adapter" for name, stage in run.stages.items() if (stage.folder / "adapter").is_dir()
-    }
-    if arm != "base" and arm not in trained:
-        raise DataError(f"no model of arm '{arm}' (allowed: {', '.join(['base', *trained])})")
-    task = task or get_task(run.params.task, card_of(run.folder, {}))
-    model = load_model(run.params, trained.get(arm), merged=True)
+    adapters = {name: stage.folder / "adapter" for name, stage in run.stages.items()}
+    models = {"base": None} | {name: adapter for name, adapter in adapters.items() if adapter.is_dir()}
+    if arm not in models:
+        raise DataError(f"no model of arm '{arm}' (allowed: {', '.join(models)})")
+    task = task or get_task(run.params.task, card_of(run.folder))
+    model = load_model(run.params, models[arm], merged=True)
     how = Decoding(run.params.max_new_tokens, 1)
     return decode(model, load_chat(run.params), [task.messages(Case("own", "own", text, {}, {}))], how).texts[0][0]
 
 
 def compare_runs(first: Run | str | Path, second: Run | str | Path) -> pd.DataFrame:
-    """Two runs, or the folders of two studies: parameters that differ, then every value, side by side.
-
-    Of studies: differences and verdicts of every scope.
-    """
+    """Two finished runs side by side: parameters that differ, then the value of every metric."""
     import pandas as pd
 
-    folders = _folder(first), _folder(second)
-    if all((folder / "verdicts.csv").is_file() for folder in folders):
-        keys, kept = ["scope", "name", "outcome", "contrast"], ["difference", "low", "high", "verdict"]
-        tables = [pd.read_csv(folder / "verdicts.csv").set_index(keys)[kept] for folder in folders]
-        return tables[0].join(tables[1], how="outer", suffixes=(" first", " second"))
-    asked = [_saved(folder, "run")["parameters"] for folder in folders]
-    other = {("parameter", k): (asked[0].get(k), v) for k, v in asked[1].items() if asked[0].get(k) != v}
-    values: list[dict[tuple[str, str], Any]] = [
-        {(arm, name): cell["value"] for arm, cells in _saved(folder, "metrics").items() for name, cell in cells.items()}
-        for folder in folders
-    ]
-    rows = other | {key: (values[0].get(key), values[1].get(key)) for key in values[0] | values[1]}
-    index = pd.MultiIndex.from_tuples(rows, names=["arm", "what"])
-    return pd.DataFrame(list(rows.values()), index=index, columns=["first", "second"], dtype=object)
+    columns = {}
+    for name, run in (("first", first), ("second", second)):
+        record, metrics = (_folder(run) / file for file in ("run.json", "metrics.json"))
+        if not (record.is_file() and metrics.is_file()):
+            raise DataError(f"{record} or {metrics.name} does not exist: give a finished run, results/…/seed0")
+        asked = json.loads(record.read_text(encoding="utf-8"))["parameters"].items()
+        measured = json.loads(metrics.read_text(encoding="utf-8")).items()
+        columns[name] = {("parameter", key): value for key, value in asked}
+        columns[name] |= {(arm, metric): cell["value"] for arm, cells in measured for metric, cell in cells.items()}
+    one, other = columns.values()
+    keys = [key for key in one | other if key[0] != "parameter" or one.get(key) != other.get(key)]
+    index = pd.MultiIndex.from_tuples(keys, names=["arm", "what"])
+    return pd.DataFrame([(one.get(key), other.get(key)) for key in keys], index, list(columns), dtype=object)
 
 
-def _folder(run: Run | str | Path) -> Path:
-    return run.folder if isinstance(run, Run) else Path(run)
+def predictions_of(run: Run | str | Path, *arms: str) -> pd.DataFrame:
+    """Rows of predictions.parquet, of these arms or all, with the ``text`` of the case.
 
-
-def _saved(folder: Path, name: str) -> Any:
-    file = folder / f"{name}.json"
-    if not file.is_file():
-        raise DataError(f"{file} does not exist: give a finished run (results/…/seed0), or two studies' folders")
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
-def _answers(run: Run | str | Path, arm: str) -> pd.DataFrame:
-    """An arm's rows of predictions.parquet by case, with the case's text."""
+    Raises:
+        DataError: there are no predictions yet, or none of these arms.
+    """
     import pandas as pd
 
     private = _folder(run) / "private"
     if not (private / "predictions.parquet").is_file():
-        raise DataError(f"{private.parent} has no predictions yet; run the cell that makes them")
+        raise DataError(f"{private.parent} has no predictions yet: run the cell that makes them, or give another run")
     table = pd.read_parquet(private / "predictions.parquet")
-    if arm not in set(table["arm"]):
-        raise DataError(f"no arm '{arm}' (allowed: {', '.join(table['arm'].unique())})")
-    cases = pd.read_parquet(private / "cases.parquet").set_index("case_id")["texts"].str[0]
-    return table[table["arm"] == arm].set_index("case_id").assign(text=cases)
+    known = list(table["arm"].unique())
+    if missing := [arm for arm in arms if arm not in known]:
+        raise DataError(f"no arm '{', '.join(missing)}' (allowed: {', '.join(known)})")
+    texts = pd.read_parquet(private / "cases.parquet").set_index("case_id")["texts"].str[0]
+    return table[table["arm"].isin(arms or known)].assign(text=lambda rows: rows["case_id"].map(texts))
+
+
+def _folder(run: Run | str | Path) -> Path:
+    return run.folder if isinstance(run, Run) else Path(run)
 
 
 def _whole(table: pd.DataFrame) -> Styler:

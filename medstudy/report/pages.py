@@ -185,7 +185,8 @@ def _index(
             runs=runs,
             dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
             commits=_listed(map(_commit, runs)),
-            privacy=review.sentence(),
+            cases=len(review.guard.cases),
+            smallest=SMALLEST_COUNT,
             kept_back=review.kept_back,
         )
     )

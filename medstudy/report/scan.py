@@ -8,14 +8,15 @@ from __future__ import annotations
 import html
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-#: So many words of a case in a row count as a copy; fewer, where a case's whole text has no more.
-WORDS = 6
+#: So many words of a case in a row count as a copy; fewer, where a case's whole text has no more (at least FEWEST).
+WORDS, FEWEST = 6, 4
 #: Words and wording that more than this share of the groups has (and more than COMMON_GROUPS) are the form's.
 COMMON_SHARE, COMMON_GROUPS = 0.2, 5
 #: Never to be sent, whoever wrote it.
@@ -29,25 +30,22 @@ RULES = (f"{WORDS} words in a row of a case", "rare word of a case", "identifier
 _UNSPACED = r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\uac00-\ud7af]"
 _TOKEN = re.compile(rf"{_UNSPACED}+|\d+|[^\W\d_]+")
 _HASH = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b")
-#: Names that the trainers write into their logs.
-_LOGGED = "rewards/accuracies rewards/margins logps/chosen logits/rejected entropy grad_norm learning_rate epoch"
 #: Dates, telephone and record numbers: two or more groups of digits, or letters and digits in one.
 _NUMBERS = re.compile(
     r"\d+(?:[ ./:+()#-]{1,2}\d+)+|[a-z]+[-#/]?\d{3,}[\w-]*|\b[a-z]{1,3} \d{5,}|\d{5,}|\d+[a-z]{2,}\d*", re.IGNORECASE
 )
+_Span = tuple[str, ...]
 
 
 @dataclass
 class Guard:
-    """What is known of the cases that may not be seen; ``cases`` holds the (card, case id) pairs.
+    """What is known of the cases that may not be seen: (card, case id), and what in a text would be theirs."""
 
-    ``known`` are words that all cards of a study and its parameters say themselves: no patient's in any of its files.
-    """
-
-    runs: set[int] = field(default_factory=set)
-    words: set[str] = field(default_factory=set)
-    marks: set[tuple[str, ...]] = field(default_factory=set)
     cases: set[tuple[str, str]] = field(default_factory=set)
+    copies: set[int] = field(default_factory=set)
+    words: set[str] = field(default_factory=set)
+    marks: set[_Span] = field(default_factory=set)
+    #: Words that cards and parameters say themselves: no patient's in any file of the study.
     known: set[str] = field(default_factory=set)
 
     def add(self, table: Any, card: str = "", known: str = "") -> None:
@@ -58,23 +56,22 @@ class Guard:
             card: name of the data card.
             known: what the card and the parameters say themselves (question, labels, names of columns).
         """
-        seen: tuple[dict[Any, set[str]], ...] = ({}, {}, {})
+        found: tuple[dict[Any, set[str]], ...] = (defaultdict(set), defaultdict(set), defaultdict(set))
         for row in table.to_dict("records"):
+            self.cases.add((card, row["case_id"]))
             for text in map(_flat, row["texts"]):
                 tokens = _tokens(text)
-                for found, what in zip(seen, (_runs(tokens), tokens, _marks(text)), strict=True):
-                    for one in what:
-                        found.setdefault(one, set()).add(row["group_id"])
-            self.cases.add((card, row["case_id"]))
+                for groups, parts in zip(found, (_copies(tokens), tokens, _marks(text)), strict=True):
+                    for part in parts:
+                        groups[part].add(row["group_id"])
         most = max(COMMON_GROUPS, COMMON_SHARE * table["group_id"].nunique())
-        runs, words, marks = ({one for one, groups in found.items() if len(groups) <= most} for found in seen)
-        own = _tokens(_flat(known))
-        self.runs |= runs - set(_runs(own, short=True))
-        words |= {word for ids in table["ids"] for one in ids for word in _tokens(_flat(one))}
+        copies, words, marks = ({part for part, of in groups.items() if len(of) <= most} for groups in found)
+        own, ids = _tokens(_flat(known)), {_flat(one) for row in table["ids"] for one in row}
+        words |= {word for one in ids for word in _tokens(one)}
         self.known |= set(own)
-        self.words = (self.words | {word for word in words if _is_word(word)}) - self.known - own_words()
-        self.marks |= marks - set(_spans(own, {len(mark) for mark in marks}))
-        self.marks |= set(_identifiers(table["ids"]))
+        self.copies |= copies - _copies(own, range(FEWEST, WORDS + 1))
+        self.words = (self.words | set(filter(_is_word, words))) - self.known - own_words()
+        self.marks |= marks.difference(_spans(own, set(map(len, marks)))).union(_identifiers(ids))
 
     def rules_broken(self, text: str, numbers: bool = True) -> list[str]:
         """Names of the rules that ``text`` breaks, as it stands or without markup.
@@ -86,41 +83,29 @@ class Guard:
 
     def _broken(self, text: str, numbers: bool) -> Iterator[str]:
         yield from (name for name, pattern in PATTERNS.items() if re.search(pattern, text, re.IGNORECASE))
-        if not self.cases:
-            return
         tokens = _tokens(text)
-        marks = self.marks.intersection(_spans(tokens, {len(mark) for mark in self.marks}))
-        found = (
-            not self.runs.isdisjoint(_runs(tokens, short=True)),
-            not self.words.isdisjoint(tokens),
-            any(numbers or not "".join(mark).isdigit() for mark in marks),
-        )
-        yield from (rule for rule, broken in zip(RULES, found, strict=True) if broken)
+        marks = self.marks.intersection(_spans(tokens, set(map(len, self.marks))))
+        if self.copies & _copies(tokens, range(FEWEST, WORDS + 1)):
+            yield RULES[0]
+        if not self.words.isdisjoint(tokens):
+            yield RULES[1]
+        if any(numbers or not "".join(mark).isdigit() for mark in marks):
+            yield RULES[2]
 
 
 @cache
 def own_words() -> frozenset[str]:
     """Words that the package itself writes: those of its sources and templates."""
     package = Path(__file__).parents[1]
-    files = (file for pattern in ("**/*.py", "**/*.j2", "**/*.csv") for file in sorted(package.glob(pattern)))
-    texts = [_LOGGED, *(file.read_text(encoding="utf-8") for file in files)]
-    return frozenset(token for text in texts for token in _tokens(_flat(text)))
+    files = (file for pattern in ("**/*.py", "**/*.j2", "**/*.csv") for file in package.glob(pattern))
+    return frozenset(token for file in files for token in _tokens(_flat(file.read_text(encoding="utf-8"))))
 
 
 def plain(text: str) -> str:
-    """Without markup, embedded images and terminal colours; of an SVG only what is written or named in it."""
+    """Without markup, embedded images and terminal colours; of an SVG only what is written in it, no coordinates."""
     text = re.sub(r"data:image/[^;]+;base64,[A-Za-z0-9+/=\s]+|\x1b\[[0-9;]*m", " ", text)
-    return html.unescape(re.sub(r"<style.*?</style>|<[^>]*>", " ", text, flags=re.DOTALL))
-
-
-def svg_words(svg: str) -> str:
-    """What is written in an SVG and what its parts are called: no paths, no coordinates."""
-    written = re.findall(r"<(?:text|tspan|title|desc)\b[^>]*>([^<]*)|<!--(.*?)-->", svg, re.DOTALL)
-    named = [name for name in re.findall(r'\b(?:id|gid|aria-label)="([^"]*)"', svg) if not _MADE_ID.fullmatch(name)]
-    return html.unescape(" \n ".join([*(part for pair in written for part in pair), *named]))
-
-
-_MADE_ID = re.compile(r"[a-z]+[A-Z]?[a-z]*_?\d*|[mpcC]\w{8,12}|DejaVu\w*-[\w-]*", re.ASCII)
+    text = re.sub(r"<!--(.*?)-->", r" \1 ", text, flags=re.DOTALL)  # matplotlib draws a text and notes it beside
+    return html.unescape(re.sub(r"<(style|metadata).*?</\1>|<[^>]*>", " ", text, flags=re.DOTALL))
 
 
 def _flat(text: str) -> str:
@@ -143,18 +128,16 @@ def _tokens(text: str) -> list[str]:
     return tokens
 
 
-def _runs(tokens: list[str], short: bool = False) -> Iterator[int]:
-    """Hashes of all runs of `WORDS` words; a text of four or five words counts whole (``short``: wherever it is)."""
-    for size in (4, 5) if short else (len(tokens),) if len(tokens) in (4, 5) else ():
-        yield from (hash(span) for span in _spans(tokens, {size}))
-    yield from (hash(span) for span in _spans(tokens, {WORDS}))
-
-
-def _spans(tokens: list[str], sizes: set[int]) -> Iterator[tuple[str, ...]]:
+def _spans(tokens: list[str], sizes: Collection[int]) -> Iterator[_Span]:
     return (tuple(tokens[i : i + size]) for size in sizes for i in range(len(tokens) - size + 1))
 
 
-def _marks(text: str) -> Iterator[tuple[str, ...]]:
+def _copies(tokens: list[str], sizes: Collection[int] = ()) -> set[int]:
+    """Hashes of all runs of `WORDS` words, or of so many as a short text has; or of all runs of these sizes."""
+    return set(map(hash, _spans(tokens, sizes or {min(max(len(tokens), FEWEST), WORDS)})))
+
+
+def _marks(text: str) -> Iterator[_Span]:
     """Tokens of what looks like a date, a telephone or a record number; of a date also the other order."""
     for found in _NUMBERS.findall(text):
         mark = tuple(_tokens(found))
@@ -164,9 +147,8 @@ def _marks(text: str) -> Iterator[tuple[str, ...]]:
                 yield mark[::-1]
 
 
-def _identifiers(columns: Any) -> Iterator[tuple[str, ...]]:
+def _identifiers(ids: set[str]) -> Iterator[_Span]:
     """Tokens of the cases' identifiers. Row numbers and numbers of up to three digits are nobody's."""
-    ids = {_flat(one) for row in columns for one in row}
     whole = sorted(int(one) for one in ids if one.isdigit())
     counted = len(whole) > 9 and whole[-1] - whole[0] < 2 * len(whole)
     for one in ids:

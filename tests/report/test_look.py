@@ -10,6 +10,7 @@ import pytest
 
 from medstudy.data.cases import DataError
 from medstudy.report import look
+from medstudy.runs import Run
 
 #: case -> right urgency, and what SFT and DPO said ("" could not be read).
 SAID = {"c1": ("routine", "routine", "soon"), "c2": ("urgent", "soon", "urgent"), "c3": ("soon", "soon", "")}
@@ -26,19 +27,15 @@ def run(tmp_path: Path) -> Path:
         for arm, said in zip(("sft", "dpo"), both, strict=True)
     ]
     pd.DataFrame(rows).to_parquet(private / "predictions.parquet")
-    pd.DataFrame({"case_id": list(SAID), "texts": [[f"note {case}"] for case in SAID]}).to_parquet(
-        private / "cases.parquet"
-    )
+    cases = pd.DataFrame({"case_id": list(SAID), "texts": [[f"note {case}"] for case in SAID]})
+    cases.to_parquet(private / "cases.parquet")
     (private / "source.json").write_text(json.dumps({"card": "synthetic_messages", "shareable": True}))
     return private.parent
 
 
-def test_wrong_answers_stand_beside_their_cases(run: Path) -> None:
+def test_answers_stand_beside_their_cases(run: Path) -> None:
     assert look.wrong_answers(run, "sft").data["text"].tolist() == ["note c2"]
     assert look.wrong_answers(run, "dpo").data["output"].tolist() == ["soon", "hm"]
-
-
-def test_two_arms_stand_side_by_side_where_they_differ(run: Path) -> None:
     table = look.side_by_side(run, "sft", "dpo", n=2).data
     assert table[["sft", "dpo"]].to_numpy().tolist() == [["routine", "soon"], ["soon", "urgent"]]
 
@@ -72,17 +69,9 @@ def test_two_runs_are_compared_by_what_was_asked_and_what_came_out(tmp_path: Pat
     table = look.compare_runs(tmp_path / "a", tmp_path / "b")
     assert table.to_dict("split")["data"] == [[0.1, 0.5], [0.5, 0.6]]
     assert list(table.index) == [("parameter", "dpo_beta"), ("dpo", "f1")]
-    columns = ["scope", "name", "outcome", "contrast", "difference", "low", "high", "verdict"]
-    for name, verdict in (("a", "inconclusive"), ("b", "DPO harms")):
-        row = ["study", "study", "mean", "dpo-sft", 0.1, 0.0, 0.2, verdict]
-        pd.DataFrame([row], columns=columns).to_csv(tmp_path / name / "verdicts.csv")
-    [row] = look.compare_runs(tmp_path / "a", tmp_path / "b").to_dict("records")
-    assert (row["verdict first"], row["verdict second"]) == ("inconclusive", "DPO harms")
 
 
 def test_an_arm_answers_a_text_of_ones_own_and_nothing_is_kept(params, card) -> None:
-    from medstudy.runs import Run
-
     run = Run(params)
     run.keep_source(card, [])
     before = sorted(run.folder.rglob("*"))

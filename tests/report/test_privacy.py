@@ -295,7 +295,7 @@ def test_each_rule_finds_what_it_is_for(known: Guard, text: str, rule: str) -> N
         "the keeper of an infection: accuracy 0.123456 [0.11, 0.20], p < 0.001, n 40, step 1720",
         "SFT is enough. DPO +0.010 [-0.020, +0.040] over SFT; 200 cases, 3 seeds",
         "<svg><path d='M 48213 17.03 2019 L 48213 0'/><text>DPO</text></svg>",
-        '{"finished": "2026-11-26T01:44:37", "seconds": 48.213, "key": "9fcafe17marble0"}'.replace("marble", "bed"),
+        '{"finished": "2026-11-26T01:44:37", "seconds": 48.213, "key": "9fcafe17bed0"}',
         "<table class='zebrafish'><td>of 48213</td></table>",
     ],
 )
@@ -346,7 +346,7 @@ def test_only_tagged_outputs_and_committed_sources_leave(known: Guard) -> None:
     assert not [word for word in ("zebra", "Ferdinand", "Zm9v", "Ulverston") if word in text]
     outputs = ["".join(str(o.get("data", o.get("text"))) for o in c.get("outputs", [])) for c in notebook.cells]
     assert "dpo" in outputs[1] and "KeyError: withheld" in outputs[4]
-    assert outputs[6] == f"4 casesoutput {RELEASED}\n"
+    assert outputs[6] == f"4 cases{{'text/plain': 'output {RELEASED}'}}"
     assert notebook.cells[6].source == "len(cases)"
     assert notebook.cells[8].source == "data_root = 'private'\nseed = 3"
     assert said[:3] == [f"cell 3, output {WITHHELD}", f"cell 3, source {SOURCE_WITHHELD}", f"cell 4, output {WITHHELD}"]

@@ -47,6 +47,7 @@ def finished(folder: Path, seed: int, gates: int = GATES, status: str = "ok") ->
     record |= {"medstudy": "0.1", "versions": {"torch": "2.13"}, "python": "3.11"}
     record |= {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "git_commit": "0123456789abcdef"}
     (run / "run.json").write_text(json.dumps(record))
+    (run / "private" / "source.json").write_text(json.dumps({"card": "synthetic_uti", "shareable": True}))
     checked = [{"gate": f"gate {i}", "passed": True, "value": 0, "expected": ""} for i in range(gates)]
     (run / "gates.json").write_text(json.dumps(checked))
     output = new_output("stream", text="F1 0.5 <script>alert(1)</script>")
