@@ -5,17 +5,21 @@ What is merely a result (DPO learnt little, the chosen answers became less likel
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import TRAINED
 from medstudy.data.audit import near_duplicates
-from medstudy.runs import Run
+from medstudy.runs import Run, fingerprint
 from medstudy.show import aggregate
 from medstudy.tasks.base import Task
-from medstudy.training import checks
-from medstudy.training.evidence import Gate, see
+from medstudy.tasks.reading import normalise
+from medstudy.training.chat import load_chat
+from medstudy.training.checks import CHECKS
+from medstudy.training.fit import LEARNT
+from medstudy.training.generation import OUTPUTS, adapter_hash
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,7 +28,63 @@ if TYPE_CHECKING:
     from medstudy.data.splits import Splits
 
 #: How many checks a run must have behind it.
-GATES = 18
+GATES = len(CHECKS)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One check: what was seen (``value``), what must hold (``expected``), what its failing means and what to do."""
+
+    gate: str
+    passed: bool
+    value: Any
+    expected: str
+    reason: str = ""
+
+
+class Seen:
+    """What a run left behind, read once, and what its cases say should be there.
+
+    Attributes:
+        facts: stage -> what was measured of it; ``trained``: of the arms that were trained for at least a step;
+            ``decoded``: of each arm's answers.
+        learnt: arm -> fingerprint of the prompt, and text, of each sequence that its trainer was given.
+        taught: arm -> case and answer (a text, or the gold of its outcomes) that each of these should be.
+        asked: arm -> fingerprint of each test prompt as the model read it; ``prompt``: case id -> what it should be.
+        samples: preference case -> what the SFT model answered to it.
+        adapters: arm -> hash of the adapter that it was trained to.
+        tried: arm -> its candidates and their scores on validation cases.
+    """
+
+    def __init__(
+        self, run: Run, task: Task, splits: Splits, data_audit: pd.DataFrame, pairs_audit: pd.DataFrame
+    ) -> None:
+        import pandas as pd
+
+        self.task, self.splits, self.pairs_audit, self.tried = task, splits, pairs_audit, run.tried
+        self.near, self.shareable = near_duplicates(data_audit), run.facts.get("shareable", False)
+        self.own_errors = run.params.pair_source == "own_errors"
+        stages = {name: stage for name, stage in run.stages.items() if stage.done}
+        self.facts = {name: stage.facts for name, stage in stages.items()}
+        self.trained = {arm: self.facts[arm] for arm in TRAINED if self.facts.get(arm, {}).get("steps")}
+        answers = {name.removeprefix("answers_"): name for name in stages if name.startswith("answers_")}
+        self.decoded = {arm: self.facts[name] for arm, name in answers.items()}
+        outputs = {arm: pd.read_parquet(stages[name].folder / OUTPUTS) for arm, name in answers.items()}
+        self.asked = {arm: list(table["asked"]) for arm, table in outputs.items()}
+        drawn = pd.read_parquet(stages["samples"].folder / OUTPUTS)["outputs"] if "samples" in stages else []
+        self.samples = {c.case_id: set(map(normalise, t)) for c, t in zip(splits.prefer, drawn, strict=False)}
+        self.adapters = {arm: adapter_hash(stages[arm]) for arm in TRAINED if arm in stages}
+        files = {arm: stages[arm].folder / LEARNT for arm in self.trained}
+        self.learnt = {arm: json.loads(file.read_text(encoding="utf-8")) for arm, file in files.items()}
+        chat, of = load_chat(run.params), {case.case_id: case for case in splits.all()}
+        self.prompt = {name: fingerprint(chat.prompt(task.messages(case))) for name, case in of.items()}
+        pairs = [(of[pair.case_id], pair) for pair in run.kept.get("pairs", []) if pair.case_id in of]
+        self.taught = {
+            "sft": [(case, case.recorded().gold) for case in splits.train],
+            "sft_more": [(case, case.gold) for case in splits.prefer],
+            "sft_chosen": [(case, pair.chosen) for case, pair in pairs],
+            "dpo": [(case, side) for case, pair in pairs for side in (pair.chosen, pair.rejected)],
+        }
 
 
 def check_gates(
@@ -39,35 +99,16 @@ def check_gates(
         data_audit: `data.audit.audit`.
         pairs_audit: `preferences.audit_pairs`.
     """
-    seen, source = see(run, task, splits), run.params.pair_source
-    shown = partial(checks.shown, shareable=run.facts.get("shareable", False))
-    answered = [f"answers_{arm}" for arm in ("base", *TRAINED)]
-    sampled = [*TRAINED, "samples"] if source == "own_errors" else TRAINED
-    named = [
-        ("reference is the SFT model", ["dpo"], lambda: checks.reference(seen.facts["dpo"])),
-        ("one BOS, trained end token", TRAINED, lambda: checks.tokens(seen.trained)),
-        ("asked as trained", [*TRAINED, *answered], lambda: checks.asked(seen)),
-        ("trained on its answers", TRAINED, lambda: checks.taught(task, seen)),
-        ("no row lost or cut", TRAINED, lambda: checks.nothing_lost(seen.trained)),
-        ("only the adapter moved", TRAINED, lambda: checks.weights(seen.trained)),
-        ("no dropout", TRAINED, lambda: checks.no_dropout(seen.trained)),
-        ("the controls learnt", TRAINED, lambda: checks.controls(seen)),
-        ("eval mode, greedy, left padding", answered, lambda: checks.decoding(seen.decoded)),
-        ("each arm answers by its own adapter", [*TRAINED, *answered], lambda: checks.adapters(seen)),
-        ("adapter reloads", answered, lambda: checks.reload(seen.decoded)),
-        ("batch size does not matter", answered, lambda: checks.batching(seen.decoded)),
-        ("samples are the SFT model's", sampled, lambda: checks.samples(seen)),
-        ("pairs from preference cases only", [], lambda: checks.pairs(pairs_audit)),
-        ("chosen is right, rejected is wrong", sampled, lambda: checks.sides(task, seen, source)),
-        ("splits are disjoint", [], lambda: checks.disjoint(splits)),
-        ("no test text is trained on", TRAINED, lambda: checks.copies(seen, near_duplicates(data_audit), shown)),
-        ("the prompt holds no answer", [], lambda: checks.hidden(task, splits.test)),
-    ]
-    judged = []
-    for name, stages, check in named:
-        lacking = ", ".join(stage for stage in stages if stage not in seen.facts)
-        reason = f"nothing can be said of it without {lacking}: run these cells, and this one again"
-        judged.append(Gate(name, False, f"not run: {lacking}", "every stage run", reason) if lacking else check())
+    seen, judged = Seen(run, task, splits, data_audit, pairs_audit), []
+    for name, (expected, needs, check) in CHECKS.items():
+        needed = [stage for stage in needs if stage != "samples" or seen.own_errors]
+        lacking = ", ".join(stage for stage in needed if stage not in seen.facts)
+        if lacking:
+            reason = f"nothing can be said of it without {lacking}: run these cells, and this one again"
+            judged.append(Gate(name, False, f"not run: {lacking}", "every stage run", reason))
+        else:
+            good, value, reason = check(seen)
+            judged.append(Gate(name, bool(good), value, expected, "" if good else reason))
     return judged
 
 

@@ -14,9 +14,9 @@ from medstudy.runs import fingerprint
 from medstudy.training.chat import Chat
 from medstudy.training.shared_prompt import FIRST_ROWS, row_length, share_prompts_if_equal
 
-REWARDS = ("rewards/chosen", "rewards/rejected", "logps/chosen")
-#: Pairs on which the reward margin is measured after DPO, rows on which the loss is before and after SFT.
-MARGIN_ROWS, LOSS_ROWS = 64, 16
+REWARDS = ("rewards/chosen", "rewards/rejected")
+#: Rows on which the loss is measured before and after SFT.
+LOSS_ROWS = 16
 
 
 @contextmanager
@@ -41,13 +41,7 @@ def measured(trainer: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     frozen, adapter = weights_now(trainer.model)
     yield facts
     frozen_after, adapter_after = weights_now(trainer.model)
-    if pairs:
-        last = means(trainer, MARGIN_ROWS, REWARDS)
-        gained, log_p = last["rewards/chosen"], last["logps/chosen"]
-        # the reference is the model before: what an answer gained over it is the reward without beta
-        facts |= {"last_log_p": log_p, "first_log_p": log_p - gained / trainer.beta}
-        facts["last_margin"] = gained - last["rewards/rejected"]
-    else:
+    if not pairs:
         facts["last_loss"] = means(trainer, LOSS_ROWS)["loss"]
     if unshare:
         unshare()
@@ -98,7 +92,7 @@ def facts_of_rows(trainer: Any, chat: Chat) -> dict[str, Any]:
         "tokens": sum(len(prompt) + len(completion) for prompt, completion in found),
         "longest": longest,
         "max_length": trainer.args.max_length or longest,
-        "bos_at_start": sorted({sum(1 for _ in takewhile(lambda i: i == bos, prompt)) for prompt, _ in found}),
+        "bos_at_start": max(sum(1 for _ in takewhile(lambda i: i == bos, prompt)) for prompt, _ in found),
         "rows_ending_with_stop": sum(completion[-1:] == [chat.end] for _, completion in found),
         "sequences": len(found),
         "learnt": [[fingerprint(prompt), chat.read(completion)] for prompt, completion in found],

@@ -15,7 +15,6 @@ from medstudy.data.cases import Case
 from medstudy.params import RunParams
 from medstudy.runs import Run
 from medstudy.tasks import get_task
-from medstudy.training import checks
 from medstudy.training.chat import Chat, load_chat
 from medstudy.training.checkpoint import ModelError
 
@@ -170,12 +169,6 @@ def test_the_built_in_models_are_asked_and_trained_in_the_tokens_they_were_made_
             assert prompt == chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **given)
             assert prompt + completion == whole
         assert chat.stops == (chat.tokenizer.eos_token_id,)
-
-
-def test_a_bos_is_counted_at_the_start_of_a_row_only() -> None:
-    facts = {"rows_ending_with_stop": 1, "sequences": 1}
-    assert checks.tokens({"sft": facts | {"bos_at_start": [0, 1]}}).passed
-    assert not checks.tokens({"sft": facts | {"bos_at_start": [2]}}).passed
 
 
 def test_tokens_without_an_embedding_are_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:

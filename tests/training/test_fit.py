@@ -99,15 +99,13 @@ def asked(params: RunParams, task: Task, cases: list[Case]) -> tuple[Any, Chat, 
 def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: Trained) -> None:
     run, sft, dpo = trained
     assert dpo.facts["first_loss"] == pytest.approx(math.log(2), abs=1e-4)
-    assert checks.reference(dpo.facts).passed
-    assert dpo.facts["last_margin"] != 0
+    assert dpo.facts["first_log_ratio"] < 1e-4
     for arm, stage in (("sft", sft), ("dpo", dpo)):
         log = pd.read_csv(run.folder / "training" / f"{arm}.csv")
         assert log["loss"].notna().all()
         assert len(log) == stage.facts["steps"] == 4
         assert log.equals(training_log(stage))
     assert {"rewards/margins", "logps/chosen", "logps/rejected"} <= set(training_log(dpo).columns)
-    assert all(gate({"sft": sft.facts, "dpo": dpo.facts}).passed for gate in (checks.tokens, checks.weights))
     assert not (dpo.folder / "adapter" / "ref").exists()
 
 
@@ -188,7 +186,7 @@ def rounded(trainer: Any) -> None:
 def test_a_rounded_adapter_is_the_reference_again(params: RunParams, card: DataCard, cases: list[Case]) -> None:
     run = Run(params)
     dpo = dpo_stage(run, card, cases, sft_stage(run, card, cases), spoilt_by(rounded))
-    assert checks.reference(dpo.facts).passed and checks.weights({"dpo": dpo.facts}).passed
+    assert dpo.facts["frozen_changed"] == 0 and dpo.facts["unmoved"] == []
     # an adapter in bf16 would lose most of a small step
     saved = load_file(dpo.folder / "adapter" / "adapter_model.safetensors")
     assert dpo.facts["first_log_ratio"] == 0 and {weight.dtype for weight in saved.values()} == {torch.float32}
@@ -204,24 +202,13 @@ def test_4bit_weights_pass_the_same_gates(params: RunParams, card: DataCard, cas
     assert any(type(module).__name__ == "Linear4bit" for module in model.modules())
     assert reload_difference(model, sft.folder) < ROUNDING[1]
     dpo = dpo_stage(run, card, cases, sft)
-    assert checks.reference(dpo.facts).passed
-    assert checks.weights({"sft": sft.facts, "dpo": dpo.facts}).passed
-
-
-def test_rows_that_trl_cuts_are_seen(params: RunParams, task: Task, cases: list[Case]) -> None:
-    run, chat = Run(params), load_chat(params)
-    longest = max(len(token_table(chat, task.messages(c), task.target(c))) for c in cases)
-    args = sft_config(params, run)
-    args.max_length = longest - 1
-    seen = {"sft": fit(run, "sft", SFTTrainer, args, [sft_row(task, case) for case in cases]).facts}
-    assert not (checks.nothing_lost(seen).passed and checks.tokens(seen).passed)
+    assert dpo.facts["first_log_ratio"] <= checks.LOG_RATIO_TOLERANCE
+    assert all(stage.facts["frozen_changed"] == 0 and stage.facts["unmoved"] == [] for stage in (sft, dpo))
 
 
 def test_the_saved_adapter_answers_as_the_trained_model_did(trained: Trained, task: Task, cases: list[Case]) -> None:
     run, sft, dpo = trained
     answers = {arm: answer_cases(run, arm, task, cases, stage) for arm, stage in (("sft", sft), ("dpo", dpo))}
-    facts = {name: s.facts for name, s in run.stages.items() if name.startswith("answers_")}
-    assert all(gate(facts).passed for gate in (checks.reload, checks.decoding, checks.batching))
     assert all(len(texts) == len(cases) for texts in answers.values())
     assert answer_cases(Run(run.params), "sft", task, cases, sft) == answers["sft"]  # read back by a second start
     model = load_model(run.params, sft.folder / "adapter")
@@ -230,7 +217,7 @@ def test_the_saved_adapter_answers_as_the_trained_model_did(trained: Trained, ta
         for name, weight in model.named_parameters():
             if "lora_B" in name:
                 weight += 1.0
-    assert not checks.reload({"answers_sft": {"reload_difference": reload_difference(model, sft.folder)}}).passed
+    assert reload_difference(model, sft.folder) > ROUNDING[1]
 
 
 def test_generation_refuses_a_model_in_training_mode(params: RunParams) -> None:
@@ -430,14 +417,9 @@ def test_pairs_come_from_own_errors_and_are_counted(params: RunParams, task: Tas
     counted = {"pairs": 2, "samples that were wrong": 4, "repeated wrong samples dropped": 2}
     counted |= {"rejected is longer": 0, "pairs from other cases": 0, "pairs from groups of other splits": 0}
     assert good["value"][list(counted)].to_dict() == counted
-    assert checks.pairs(good).passed
-    for splits in (Splits([], cases[:2], [], cases[2:]), Splits([], [], [], cases)):
-        assert not checks.pairs(audit_pairs(made, splits)).passed
-    same = Pairs([Pair("case1", "group1", [], "yes", "Yes.", "gold")], made.counts)
-    assert not checks.pairs(audit_pairs(same, Splits([], cases, [], []))).passed
 
 
-def test_margins_are_the_trainers_on_its_own_pairs_and_measured_on_others(
+def test_margins_are_measured_on_the_pairs_of_the_training_and_on_others(
     params: RunParams, card: DataCard, cases: list[Case]
 ) -> None:
     run = Run(params.model_copy(update={"dpo_learning_rate": 0.05}))
@@ -448,10 +430,17 @@ def test_margins_are_the_trainers_on_its_own_pairs_and_measured_on_others(
     table = margins(run, dpo, sets | {"none": Pairs([], {})})
     assert table["pairs"].to_dict() == {"training": 8, "validation": 3}
     assert margins(Run(run.params), dpo, {}).empty
-    gained = dpo.facts["last_log_p"] - dpo.facts["first_log_p"]
-    expected = [dpo.facts["last_margin"] / params.dpo_beta, gained]
-    assert table.loc["training", ["margin", "log p(chosen)"]].tolist() == pytest.approx(expected, rel=0.01)
-    assert expected[0] > 0.1 and table.loc["validation", "accuracy"] == 1
+    ends, (row, *_) = [], [load_chat(params).trained(pair.row()) for pair in pairs(card, cases)]
+    for stage in (dpo, dpo.start):  # one by one, without padding
+        model = load_model(run.params, stage.folder / "adapter")
+        for side in (row["chosen_ids"], row["rejected_ids"]):
+            ids = torch.tensor([row["prompt_ids"] + side])
+            scores = model(input_ids=ids).logits.log_softmax(-1)[0, -len(side) - 1 : -1]
+            ends.append(float(scores.gather(1, torch.tensor(side)[:, None]).sum()))
+    one = margins(Run(run.params), dpo, {"first": Pairs(pairs(card, cases)[:1], {})}).loc["first"]
+    expected = [ends[0] - ends[1] - ends[2] + ends[3], ends[0] - ends[2]]
+    assert one[["margin", "log p(chosen)"]].tolist() == pytest.approx(expected, rel=0.01)
+    assert table.loc["training", "margin"] > 0.1 and table.loc["validation", "accuracy"] == 1
     assert margins(Run(run.params), dpo, sets).equals(table)  # read back
 
 

@@ -8,6 +8,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,8 +28,8 @@ from medstudy.tasks.base import Task
 from medstudy.training import checks, decoding, gates, generation
 from medstudy.training.arguments import control_config, dpo_config, lora_config, sft_config
 from medstudy.training.checks import CONTROLS
-from medstudy.training.evidence import Gate
 from medstudy.training.fit import fit
+from medstudy.training.gates import Gate
 from medstudy.training.preferences import Pair, Pairs, audit_pairs, make_pairs
 from medstudy.training.prompts import sft_row
 
@@ -221,6 +222,19 @@ def lost(study: Study, _: Any) -> None:
     study.sft(spoilt(SFTTrainer, lambda t: setattr(t, "train_dataset", t.train_dataset.select(range(7)))))
 
 
+def cut(study: Study, _: Any) -> None:
+    """As TRL does with rows beyond its default length."""
+    args = sft_config(study.run.params, study.run)
+    args.max_length = study.run.stages["sft"].facts["longest"] - 1
+    rows = [sft_row(TASK, case) for case in study.splits.train]
+    study.run.stages["sft"] = fit(study.run, "sft", SFTTrainer, args, rows, lora_config(study.run.params))
+
+
+def twice_the_same(study: Study, _: Any) -> None:
+    same = dataclasses.replace(study.made.pairs[0], chosen="yes", rejected="Yes.")
+    study.made = dataclasses.replace(study.made, pairs=[same])
+
+
 def pair_of_test(study: Study, _: Any) -> None:
     study.made = dataclasses.replace(study.made, pairs=[dataclasses.replace(study.made.pairs[0], case_id="case200")])
 
@@ -299,6 +313,8 @@ FAULTS: dict[str, tuple[Callable[[Study, Any], Any], str]] = {
     "another reference": (lambda s, _: s.dpo(spoilt(DPOTrainer, other_reference)), "reference is the SFT model"),
     "a patient in two splits": (shared_patient, "splits are disjoint"),
     "a row lost": (lost, "no row lost or cut"),
+    "rows that TRL cuts": (cut, END),
+    "pairs of two equal sides": (twice_the_same, "pairs from preference cases only"),
     "pairs of test cases": (pair_of_test, "pairs from preference cases only"),
     "an adapter on another base": (other_weights, "adapter reloads"),
     "padding that counts": (lambda s, _: told(s, "answers_sft", changed_by_batching=8), "batch size does not matter"),
@@ -352,4 +368,5 @@ def test_an_answer_among_options_is_not_told(offered: bool) -> None:
         options = {"A": name, "B": f"no such {i}"}
         details = {"options": options} if offered else {}
         cases.append(Case(f"c{i}", f"g{i}", f"Which? {options['A']} or {options['B']}", {"label": name}, details))
-    assert checks.hidden(TASK, cases).passed is offered
+    passed, _, _ = checks.hidden(SimpleNamespace(task=TASK, splits=Splits([], [], [], cases)))
+    assert passed is offered
