@@ -1,8 +1,8 @@
 # The study as a graph of notebook jobs. `medstudy run params/demo` starts it; so does plain
 #   snakemake --config run=params/demo
-# Each run depends on its notebook, its parameters, its data (by a key) and the package; a change of one redoes it and
-# what follows, and a run takes from its folder the stages that did not change. Executed notebooks and run.json are not
-# declared as outputs: they outlive a failure. `medstudy run` sees to runs without a good run.json.
+# Each run depends on its parameters, its notebook's code cells, its data (all by keys) and the package; a change of one
+# redoes it and what follows, and a run takes from its folder the stages that did not change. Executed notebooks and
+# run.json are not declared as outputs: they outlive a failure. `medstudy run` sees to runs without a good run.json.
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from snakemake.logging import logger
 
 from medstudy.batch.progress import Progress
-from medstudy.batch.study import code_files, data_key, results_of
+from medstudy.batch.study import code_files, keys, results_of
 from medstudy.params import load_study
 from medstudy.runs import private_folder, slug
 
@@ -31,6 +31,10 @@ FAILURES = Path(R, "private", "failures.txt")
 progress = Progress(MODELS)
 if workflow.is_main_process:
     logger.addHandler(progress)
+
+
+def made_of(task):
+    return lambda w: keys(STUDY.run(task, MODELS[w.model], int(w.seed)), f"notebooks/{task}.ipynb")
 
 
 wildcard_constraints:
@@ -56,8 +60,7 @@ for task, resources_of_task in STUDY.tasks.items():
     rule:
         name: task
         input:
-            nb=f"notebooks/{task}.ipynb",
-            params=[str(STUDY.folder / "shared.yaml"), str(STUDY.folder / f"{task}.yaml")],
+            nb=ancient(f"notebooks/{task}.ipynb"),  # only its code cells count
             code=CODE,
         output:
             [RUN.replace("{task}", task) + file for file in CONTRACT],
@@ -67,7 +70,7 @@ for task, resources_of_task in STUDY.tasks.items():
             nb=RUN.replace("{task}", task) + "notebook.ipynb",
             task=task,
             model=lambda w: MODELS[w.model],
-            data=data_key(STUDY.run(task, STUDY.models[0], STUDY.seeds[0])),
+            made_of=made_of(task),
             gpu=lambda w, resources: resources.get("gpu", 0),
         threads: THREADS
         resources: **resources_of_task
@@ -78,8 +81,7 @@ for task, resources_of_task in STUDY.tasks.items():
 
 rule comparison:
     input:
-        nb="notebooks/comparison.ipynb",
-        study=str(STUDY.folder / "study.yaml"),  # holds the margin
+        nb=ancient("notebooks/comparison.ipynb"),
         runs=ALL_RUNS,
         code=CODE,
     output:
@@ -90,6 +92,7 @@ rule comparison:
         nb=R + "/comparison.ipynb",
         study=STUDY.name,
         margin=STUDY.margin,
+        made_of=keys(None, "notebooks/comparison.ipynb"),
     threads: THREADS
     shell:
         "exec " + JOB + " --set study={params.study:q} margin={params.margin} {ELSEWHERE:q} --name comparison &> {log:q}"

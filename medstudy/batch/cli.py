@@ -64,6 +64,13 @@ def _parser() -> argparse.ArgumentParser:
     share.add_argument("--results", type=Path, help="where the runs are (default: the checkout's results)")
     share.set_defaults(command=_share)
     _pairs_parser(commands)
+    text = "write the trained model of an arm, adapter and base in one, for use elsewhere"
+    model = commands.add_parser("model", help=text, description=text)
+    model.add_argument("run", type=Path, help="results/<study>/<model>/<task>/seed<k>")
+    model.add_argument("arm", help="sft, sft_more, sft_chosen or dpo")
+    model.add_argument("target", type=Path, help="the folder to write")
+    model.add_argument("--allow-private", action="store_true", help="also where the cases may not be shown")
+    model.set_defaults(command=_model)
     _ratings_parser(commands)
     return parser
 
@@ -217,6 +224,14 @@ def _pairs(args: argparse.Namespace) -> int:
     from medstudy.report.exports import export_pairs
 
     print(f"{args.target}: {export_pairs(args.run, args.form, args.target, args.allow_private)} pairs")
+    return 0
+
+
+def _model(args: argparse.Namespace) -> int:
+    from medstudy.report.export_model import export_model
+
+    export_model(args.run, args.arm, args.target, args.allow_private)
+    print(f"{args.target}: loads by AutoModelForCausalLM.from_pretrained, or as a model of vLLM")
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
 import sys
 import time
@@ -65,9 +66,10 @@ class Progress(logging.Handler):
         return f"{rule} {self.models[model]} seed {seed}" if model else rule
 
     def _note_change(self, rule: str, reason: str) -> None:
-        """Keep the changed files that are nobody's result, and the data where their key is another."""
-        if "Params have changed" in reason:
-            self.changed.add(f"the data of {rule}")
+        """Keep the changed files that are nobody's result, and which of the keys are others."""
+        told = set(re.findall(r"(code cells|parameters|data):([0-9a-f]+)", reason))  # as they were, and as they are
+        names = [name for name, _ in told]
+        self.changed |= {f"{name} of {rule}" for name in names if names.count(name) > 1}
         files = reason.partition("Updated input files: ")[2].partition("; ")[0].split(", ")
         self.changed |= {name.strip() for name in files if name.strip() and not name.endswith((".json", ".done"))}
 

@@ -72,18 +72,27 @@ def code_files() -> list[str]:
     return sorted(os.path.relpath(path) for path in found)
 
 
-def data_key(run: RunParams) -> str:
-    """Another one as soon as the run's data card, a local data file of it or its file of pairs is another.
+def keys(run: RunParams | None, notebook: str) -> list[str]:
+    """Others as soon as a run's parameters, the code cells of its notebook, or its data are others.
 
-    Names of data files may name a patient, and Snakemake would keep those of inputs in a folder of its own.
+    Text between cells, outputs and comments are not what a run is made of. Data are its card, local data files and its
+    file of pairs; their names may name a patient, and Snakemake would keep those of inputs in a folder of its own.
     """
+    cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    code = [
+        c["source"] for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
+    ]
+    found = [f"code cells:{fingerprint(code)}"]
+    if run is None:
+        return found
     from medstudy.data.card import load_card
     from medstudy.data.tables import source_files  # with pandas, which most commands do not need
 
     card = load_card(run.data)
     files = [*([Path(run.pair_file)] if run.pair_file else []), *source_files(card, run.data_root)]
     there = [(str(file), file.stat()) for file in files if file.is_file()]
-    return fingerprint([card, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in there]])
+    data = [card, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in there]]
+    return [*found, f"parameters:{fingerprint(run)}", f"data:{fingerprint(data)}"]
 
 
 def run(

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import mock_study
+import nbformat
 import pytest
 from mock_study import medstudy, record, runs, write
 
@@ -72,9 +73,28 @@ def test_changed_parameters_redo_their_task_only(root: Path) -> None:
     assert batch_plan(root) == {"clinical_triage": 2, "comparison": 1, "report": 1}
     done = medstudy(root, "run", "params/tiny", "--only", "clinical_triage")
     assert done.returncode == 0
-    assert "run again because of what changed: params/tiny/clinical_triage.yaml" in done.stdout
+    assert "run again because of what changed: parameters of clinical_triage" in done.stdout
     changed = {name for name, count in runs(root).items() if count > before[name]}
     assert changed == {"clinical_triage seed0", "clinical_triage seed1"}
+
+
+def test_only_code_cells_of_a_notebook_redo_its_runs(root: Path) -> None:
+    """A blank in a text, outputs that JupyterLab saved and a comment in a parameters file change no result."""
+    file = root / "notebooks" / "text_classification.ipynb"
+    notebook, before = nbformat.read(file, as_version=4), runs(root)
+    notebook.cells.insert(1, nbformat.v4.new_markdown_cell("A remark."))
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="seen")]
+    notebook.cells[2].execution_count = 7
+    nbformat.write(notebook, file)
+    with (root / "params" / "tiny" / "shared.yaml").open("a") as params:
+        params.write("# a remark\n")
+    assert batch_plan(root) == {"report": 1}  # never made here
+    notebook.cells[3].source += "\nanswer += 1"
+    nbformat.write(notebook, file)
+    done = medstudy(root, "run", "params/tiny", *NO_REPORT)
+    assert "run again because of what changed: code cells of text_classification" in done.stdout, done.stderr
+    changed = {name for name, count in runs(root).items() if count > before[name]}
+    assert changed == {"text_classification seed0", "text_classification seed1"}
 
 
 def test_run_without_its_end_marker_is_redone(root: Path) -> None:
@@ -198,7 +218,7 @@ def test_data_redo_their_task_and_are_named_nowhere(tmp_path: Path) -> None:
     assert medstudy(root, "run", "params/tiny", *NO_REPORT).returncode == 0
     (root / "Grobblestone-Ferdinand.csv").write_text("note,fever\nwarm,yes\ncold,no\n")
     done = medstudy(root, "run", "params/tiny", *NO_REPORT)
-    assert done.returncode == 0 and "run again because of what changed: the data of text_classification" in done.stdout
+    assert done.returncode == 0 and "run again because of what changed: data of text_classification" in done.stdout
     assert runs(root) == {"clinical_triage seed0": 1, "text_classification seed0": 2}
     told = [done.stdout + done.stderr]
     open_to_all = [p for p in (*root.glob(".snakemake/**/*"), *root.glob("results/**/*")) if p.is_file()]
