@@ -5,7 +5,7 @@
 `medstudy` is the code that the notebooks run, `trl` TRL with its defaults, `floor` a bare PyTorch loop over
 the library's model with a LoRA layer of its own: bf16 autocast, rows of similar length together, the output
 layer at labelled positions only, the reference computed once. `evaluate` is the judge of all: the loss of a
-saved adapter over all rows in fp32.
+saved adapter over all rows in fp32 (its path in the place of the seed).
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,30 @@ from peers import BATCH, BETA, RANK, RATES, WARMUP
 
 def main() -> None:
     """Train, or judge what was trained."""
-    name, kind, folder, seed = sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4])
-    rows = json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
-    contestant = {"medstudy": medstudy_loop, "trl": trl_loop, "floor": floor_loop, "evaluate": evaluate}[name]
-    print(json.dumps(contestant(kind, rows, folder, seed)))
+    name, kind, folder, last = sys.argv[1], sys.argv[2], Path(sys.argv[3]), sys.argv[4]
+    if name == "evaluate":
+        print(json.dumps({"loss": loss(kind, folder, last)}))
+    else:
+        train = {"medstudy": medstudy_loop, "trl": trl_loop, "floor": floor_loop}[name]
+        print(json.dumps({"loop": train(kind, folder, int(last))}))
 
 
-def prepared(folder: Path, **asked: Any) -> tuple[Any, Callable[[str], list[Any]]]:
-    """A run of clinical reasoning with everybody's settings, and the rows of a training as the notebooks make them."""
+def read(folder: Path, kind: str) -> list[dict[str, Any]]:
+    """The rows of a training as the notebooks make them."""
+    return json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
+
+
+def prepared(folder: Path, **asked: Any) -> Any:
+    """A run of clinical reasoning with everybody's settings."""
     from medstudy.params import resolve
     from medstudy.runs import Run
 
     told = {"task": "clinical_reasoning", "lora_rank": RANK, "batch_size": BATCH, "dpo_loss": "sigmoid"}
     told |= {"model": str(folder / "model"), "sft_learning_rate": RATES["sft"], "dpo_learning_rate": RATES["dpo"]}
-    run = Run(resolve(told | asked))
-    return run, lambda kind: json.loads((folder / f"{kind}.json").read_text(encoding="utf-8"))
+    return Run(resolve(told | {"results": str(folder / f"results-{time.time()}")} | asked))
 
 
-def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
+def medstudy_loop(kind: str, folder: Path, seed: int) -> float:
     """As the notebooks do; for DPO from an adapter that changes nothing yet, so that all start alike."""
     from trl import DPOTrainer, SFTTrainer
 
@@ -50,19 +55,19 @@ def medstudy_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int
     from medstudy.training.arguments import dpo_config, lora_config, sft_config
     from medstudy.training.fit import fit
 
-    run, made = prepared(folder, results=str(folder / f"results-{time.time()}"), seed=seed, sft_epochs=1)
+    run, rows = prepared(folder, seed=seed, sft_epochs=1), read(folder, kind)
     if kind == "sft":
-        stage = fit(run, "sft", SFTTrainer, sft_config(run.params, run), made("sft"), lora_config(run.params))
+        stage = fit(run, "sft", SFTTrainer, sft_config(run.params, run), rows, lora_config(run.params))
     else:
         start = Stage(run, "untrained", "nothing")
         shutil.copytree(folder / "untrained", start.folder / "adapter")
         start.finish()
-        stage = fit(run, "dpo", DPOTrainer, dpo_config(run.params, run), made("dpo"), start)
-    (folder / f"medstudy-{kind}.txt").write_text(str(stage.folder / "adapter"))
-    return {"loop": stage.facts["train_seconds"]}
+        stage = fit(run, "dpo", DPOTrainer, dpo_config(run.params, run), rows, start)
+    shutil.copytree(stage.folder / "adapter", folder / f"medstudy-{kind}")
+    return stage.facts["train_seconds"]
 
 
-def trl_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
+def trl_loop(kind: str, folder: Path, seed: int) -> float:
     """TRL with its defaults: bf16 autocast and activation checkpointing."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -85,25 +90,26 @@ def trl_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> 
     trainer = trainer_type(
         str(folder / "model"),
         args=args,
-        train_dataset=Dataset.from_list(rows),
+        train_dataset=Dataset.from_list(read(folder, kind)),
         peft_config=LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM"),
     )
     seconds = trainer.train().metrics["train_runtime"]
     trainer.save_model(str(out))
-    return {"loop": seconds}
+    return seconds
 
 
-def floor_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
+def floor_loop(kind: str, folder: Path, seed: int) -> float:
     """What this model costs on this processor when nothing but the training is done."""
     import torch
 
     torch.manual_seed(seed)
     model, tokenizer, layers = floor_model(folder)
     trained = [p for p in model.parameters() if p.requires_grad]
-    data = [encode(tokenizer, row) for row in rows]
+    data = [encode(tokenizer, row) for row in read(folder, kind)]
     begun = time.monotonic()
     batches = bucketed([max(map(len, (ids for ids, _ in turns))) for turns in data], seed)
-    reference = floor_reference(model, data) if kind == "dpo" else None
+    with torch.autocast("cpu", torch.bfloat16):  # the LoRA adds nothing yet
+        reference = log_p_of_all(model, data)[0] if kind == "dpo" else None
     optimizer = torch.optim.AdamW(trained, lr=RATES[kind], weight_decay=0.0, fused=True)
     warm = math.ceil(WARMUP * len(batches))
     for step, batch in enumerate(batches):
@@ -123,7 +129,7 @@ def floor_loop(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -
         optimizer.zero_grad()
     seconds = time.monotonic() - begun
     save_floor(layers, folder, folder / f"floor-{kind}")
-    return {"loop": seconds}
+    return seconds
 
 
 def floor_model(folder: Path) -> tuple[Any, Any, dict[str, Any]]:
@@ -168,22 +174,22 @@ def log_p(model: Any, turns: list[tuple[list[int], int]]) -> tuple[Any, Any]:
     logits = model.lm_head(hidden[:, :-1][labelled]).float()
     found = -torch.nn.functional.cross_entropy(logits, ids[:, 1:][labelled], reduction="none")
     rows = labelled.nonzero()[:, 0]
-    counts = labelled.sum(1)
+    counts = labelled.sum(1).float()
     return torch.zeros(len(turns)).index_add(0, rows, found), counts
 
 
-def floor_reference(model: Any, data: list[Any]) -> Any:
-    """Log-probabilities under the model before training, (2, rows): its LoRA adds nothing yet."""
+def log_p_of_all(model: Any, data: list[Any]) -> tuple[Any, Any]:
+    """`log_p` of all rows, (answers of a row, rows), without gradients."""
     import torch
 
-    found = torch.empty(2, len(data))
+    sums, counts = torch.empty(2, len(data[0]), len(data))
     order = sorted(range(len(data)), key=lambda i: len(data[i][0][0]))
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad():
         for start in range(0, len(order), 64):
             batch = order[start : start + 64]
-            for side in (0, 1):
-                found[side, batch] = log_p(model, [data[i][side] for i in batch])[0]
-    return found
+            for side in range(len(data[0])):
+                sums[side, batch], counts[side, batch] = log_p(model, [data[i][side] for i in batch])
+    return sums, counts
 
 
 def save_floor(layers: dict[str, Any], folder: Path, target: Path) -> None:
@@ -214,28 +220,23 @@ def bucketed(lengths: list[int], seed: int) -> list[list[int]]:
     return batches
 
 
-def evaluate(kind: str, rows: list[dict[str, Any]], folder: Path, seed: int) -> dict[str, float]:
-    """Loss of the adapter in ``FOLDER/judged.txt`` over all rows in fp32 (SFT: a token; DPO: sigmoid)."""
+def loss(kind: str, folder: Path, adapter: str) -> float:
+    """That of an adapter in ``folder`` over all rows in fp32 (SFT: a token; DPO: sigmoid)."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    adapter = (folder / "judged.txt").read_text(encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, adapter).eval()
-    data = [encode(tokenizer, row) for row in rows]
-    batches = [range(i, min(i + 64, len(data))) for i in range(0, len(data), 64)]
-    sides = range(len(data[0]))
-    with torch.inference_mode():
-        made = [[log_p(model.base_model.model, [data[i][s] for i in b]) for b in batches] for s in sides]
-        with model.disable_adapter():
-            before = [[log_p(model.base_model.model, [data[i][s] for i in b]) for b in batches] for s in sides]
-    policy, start = ([torch.cat([sums for sums, _ in side]) for side in several] for several in (made, before))
+    model = PeftModel.from_pretrained(model, folder / adapter).eval()
+    data = [encode(tokenizer, row) for row in read(folder, kind)]
+    policy, counts = log_p_of_all(model.base_model.model, data)
     if kind == "sft":
-        return {"loss": float(-policy[0].sum() / sum(int(n.sum()) for _, n in made[0]))}
-    margin = (policy[0] - start[0]) - (policy[1] - start[1])
-    return {"loss": float(-torch.nn.functional.logsigmoid(BETA * margin).mean())}
+        return float(-policy.sum() / counts.sum())
+    with model.disable_adapter():
+        gained = policy - log_p_of_all(model.base_model.model, data)[0]
+    margin = gained[0] - gained[1]
+    return float(-torch.nn.functional.logsigmoid(BETA * margin).mean())
 
 
 if __name__ == "__main__":

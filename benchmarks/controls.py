@@ -35,23 +35,18 @@ ACCURACY = Metric("accuracy", "share", "score_correct", primary=True)
 
 @dataclass(frozen=True)
 class Design:
-    """A study that is simulated many times.
-
-    ``labels`` and ``preferences``: what the same labels bring over SFT, and DPO over these, in logits (about a fifth
-    is .04 of accuracy); ``tasks``: how many of the five DPO gains in; ``spread``: SD of a training in logits;
-    ``group``: cases of a template; ``level``: logit of SFT; ``looks``: numbers of seeds at which a claim may be made.
-    """
+    """A study that is simulated many times; effects are in logits (about a fifth is .04 of accuracy)."""
 
     name: str
     seeds: int = 3
     cases: int = 200
-    labels: float = 0.0
-    preferences: float = 0.0
-    tasks: int = 5
-    spread: float = 0.1
-    group: int = 1
-    level: float = 0.5
-    looks: tuple[int, ...] = ()
+    labels: float = 0.0  # what the same labels bring over SFT
+    preferences: float = 0.0  # what DPO brings over these
+    tasks: int = 5  # how many of the five DPO gains in
+    spread: float = 0.1  # SD of a training
+    group: int = 1  # cases of a template
+    level: float = 0.5  # of SFT
+    looks: tuple[int, ...] = ()  # numbers of seeds at which a claim may be made
 
     def effect(self, task: int) -> float:
         return self.preferences if task < self.tasks else 0.0
@@ -84,10 +79,10 @@ def simulated(rng: np.random.Generator, design: Design) -> list[Cell]:
 def _first(cell: Cell, seeds: int) -> Cell:
     """The cell as it was at a look, with its first trainings."""
     measured = []
-    for one in cell.measured:
-        answers = replace(one.answers, frames=one.answers.frames[:seeds], units=one.answers.units[:seeds])
-        terms = {arm: of[:seeds] for arm, of in one.terms.items()}
-        measured.append(Measured(one.metric, answers, terms, {arm: of[:, :seeds] for arm, of in one.sums.items()}))
+    for m in cell.measured:
+        answers = replace(m.answers, frames=m.answers.frames[:seeds], units=m.answers.units[:seeds])
+        terms, sums = {a: x[:seeds] for a, x in m.terms.items()}, {a: x[:, :seeds] for a, x in m.sums.items()}
+        measured.append(Measured(m.metric, answers, terms, sums))
     return replace(cell, measured=measured, seeds=cell.seeds[:seeds])
 
 
@@ -114,7 +109,6 @@ def _measured(metric: Metric, answers: Answers, values: dict[str, list[np.ndarra
 
 def truth(design: Design, over: str, task: int) -> float:
     """DPO minus ``over`` in accuracy, over all cases and trainings, by quadrature of the normal mixture."""
-    gain = design.effect(task) + (design.labels if over == "sft" else 0.0)
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
 
     def mean(logit: float, trainings: int) -> float:
@@ -124,8 +118,8 @@ def truth(design: Design, over: str, task: int) -> float:
         inner = _share(logit + total[:, None] * nodes) @ weights
         return float(weights @ inner / weights.sum() ** 2)
 
-    shift = design.labels if over == "sft_more" else 0.0
-    return mean(design.level + shift + gain, 2) - mean(design.level + shift, 1 if over == "sft" else 2)
+    more = design.level + design.labels
+    return mean(more + design.effect(task), 2) - (mean(design.level, 1) if over == "sft" else mean(more, 2))
 
 
 def truths(design: Design, over: str) -> dict[tuple[str, str], float]:
@@ -159,24 +153,14 @@ def scenario(design: Design, studies: int) -> dict[str, float | str]:
     line |= {f"cover {scope}": round(covered[known["scope"] == scope].mean(), 3) for scope in SCOPES}
     names = known.drop_duplicates(["study", "scope", "name"])
     for label in (WORTH, HARMS):
-        said = names[names["verdict"] == label]
-        line[f"any {label}"] = round(said["study"].nunique() / studies, 3)
-    line |= {
-        f"{label} {scope}": round(_share_of(names, scope, label, design), 3)
-        for label in (WORTH, ENOUGH)
-        for scope in SCOPES
-    }
+        line[f"any {label}"] = round(names["study"][names["verdict"] == label].nunique() / studies, 3)
+    # of tasks and cells those in which DPO gains
+    gains = names["name"].str.split(", ").str[0].isin(list(TASK_TYPES)[: design.tasks])
+    asked = names[gains | names["scope"].isin(["study", "kind"])]
+    for label in (WORTH, ENOUGH):
+        shares = (asked["verdict"] == label).groupby(asked["scope"]).mean()
+        line |= {f"{label} {scope}": round(float(shares[scope]), 3) for scope in SCOPES}
     return line | {"half-width": round((known["high"] - known["low"])[known["scope"] == "study"].mean() / 2, 4)}
-
-
-def _share_of(names: pd.DataFrame, scope: str, label: str, design: Design) -> float:
-    """Share of the names of a scope with this verdict; of tasks and cells those in which DPO gains."""
-    gains = list(TASK_TYPES)[: design.tasks]
-    of = names[
-        (names["scope"] == scope)
-        & (~names["scope"].isin(["task", "cell"]) | names["name"].str.split(", ").str[0].isin(gains))
-    ]
-    return float((of["verdict"] == label).mean())
 
 
 def followed(design: Design, studies: int, most: int = 40) -> dict[str, float | str]:

@@ -17,48 +17,39 @@ from pathlib import Path
 from typing import Any
 
 import peers
-from contestants import medstudy_loop
+from contestants import medstudy_loop, read
 
-NEW, SAMPLES, PROMPTS, AT_ONCE = 48, 8, 300, 64
+ROWS, SAMPLES, PROMPTS, AT_ONCE = 800, 8, 300, 64
 
 
 def main() -> None:
     """Interleaved rounds; medians."""
-    args = peers.arguments(__doc__).parse_args()
-    with tempfile.TemporaryDirectory(prefix="generation-") as name:
-        folder = Path(name)
-        peers.prepare(folder, 800)
-        with contextlib.redirect_stdout(sys.stderr):  # its progress
-            medstudy_loop("sft", [], folder, 0)
-        model, chat, messages = ready(folder)
-        times: dict[str, list[float]] = {"one by one, greedy": [], "batched, greedy": [], "8 samples a prompt": []}
-        for _ in range(args.rounds):
-            found = [one_by_one(model, chat, messages)]
-            found += [batched(model, chat, messages, 1), batched(model, chat, messages, SAMPLES)]
-            for (seconds, ids), kept in zip(found, times.values(), strict=True):
-                kept.append(seconds / sum(map(len, ids)))
-            same = sum(alone == other for alone, other in zip(found[0][1], found[1][1], strict=True))
-        print(f"{PROMPTS} prompts, {same} greedy answers the same token for token\n")
-        print("| way | microseconds a token | x one by one |\n|---|---|---|")
-        slow = statistics.median(times["one by one, greedy"])
-        for way, seconds in times.items():
-            median = statistics.median(seconds)
-            print(f"| {way} | {1e6 * median:.0f} | {slow / median:.1f} |")
-
-
-def ready(folder: Path) -> tuple[Any, Any, list[Any]]:
-    """The model after SFT, its chat and the prompts."""
-    from medstudy.data.load import load_card, load_cases
     from medstudy.params import resolve
-    from medstudy.tasks import get_task
     from medstudy.training.chat import load_chat
     from medstudy.training.models import load_model
 
-    params = resolve({"task": "clinical_reasoning"})
-    card = load_card(params.data)
-    task, cases = get_task(params.task, card), load_cases(card).cases[:PROMPTS]
-    model = load_model(params, Path((folder / "medstudy-sft.txt").read_text()), merged=True)
-    return model, load_chat(params), [task.messages(case) for case in cases]
+    args = peers.arguments(__doc__).parse_args()
+    with tempfile.TemporaryDirectory(prefix="generation-") as name:
+        folder = Path(name)
+        peers.prepare(folder, ROWS)
+        with contextlib.redirect_stdout(sys.stderr):  # its progress
+            medstudy_loop("sft", folder, 0)
+        messages = [row["prompt"] for row in read(folder, "sft")[:PROMPTS]]
+        params = resolve({"task": "clinical_reasoning"})
+        model, chat = load_model(params, folder / "medstudy-sft", merged=True), load_chat(params)
+    times: dict[str, list[float]] = {"one by one, greedy": [], "batched, greedy": [], "8 samples a prompt": []}
+    for _ in range(args.rounds):
+        found = [one_by_one(model, chat, messages)]
+        found += [batched(model, chat, messages, 1), batched(model, chat, messages, SAMPLES)]
+        for (seconds, ids), kept in zip(found, times.values(), strict=True):
+            kept.append(seconds / sum(map(len, ids)))
+        same = sum(alone == other for alone, other in zip(found[0][1], found[1][1], strict=True))
+    print(f"{PROMPTS} prompts, {same} greedy answers the same token for token\n")
+    print("| way | microseconds a token | x one by one |\n|---|---|---|")
+    slow = statistics.median(times["one by one, greedy"])
+    for way, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"| {way} | {1e6 * median:.0f} | {slow / median:.1f} |")
 
 
 def batched(model: Any, chat: Any, messages: list[Any], samples: int) -> tuple[float, list[list[int]]]:
@@ -66,7 +57,7 @@ def batched(model: Any, chat: Any, messages: list[Any], samples: int) -> tuple[f
     from medstudy.training.decoding import Decoding, decode
 
     begun = time.monotonic()
-    made = decode(model, chat, messages, Decoding(NEW, AT_ONCE, samples, 1.0 if samples > 1 else 0.0))
+    made = decode(model, chat, messages, Decoding(peers.NEW, AT_ONCE, samples, 1.0 if samples > 1 else 0.0))
     return time.monotonic() - begun, [ids for several in made.ids for ids in several]
 
 
@@ -75,7 +66,7 @@ def one_by_one(model: Any, chat: Any, messages: list[Any]) -> tuple[float, list[
     import torch
 
     begun, answers, tokenizer = time.monotonic(), [], chat.tokenizer
-    how = {"max_new_tokens": NEW, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    how = {"max_new_tokens": peers.NEW, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     for one in messages:
         asked = tokenizer.apply_chat_template(one, add_generation_prompt=True, return_tensors="pt", return_dict=True)
         with torch.inference_mode():

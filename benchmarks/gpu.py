@@ -22,8 +22,6 @@ from typing import Any
 SHAPES = {
     "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8,
            "intermediate_size": 14336, "vocab_size": 128256},
-    "1b": {"hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
-           "intermediate_size": 8192, "vocab_size": 128256},
     "135m": {"hidden_size": 576, "num_hidden_layers": 30, "num_attention_heads": 9, "num_key_value_heads": 3,
              "intermediate_size": 1536, "vocab_size": 49152, "tie_word_embeddings": True},
     "tiny": {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -33,6 +31,7 @@ SHAPES = {
 
 def main() -> int:
     """Run the stages and print a line of JSON each."""
+    import torch
     from trl import DPOTrainer, SFTTrainer
 
     from medstudy.data.load import load_card, load_cases
@@ -55,7 +54,8 @@ def main() -> int:
         run, card = Run(params), load_card(params.data)
         task, cases = get_task(params.task, card), load_cases(card).cases[: args.rows]
         rate = matmul_rate()
-        say("machine", device=device(), weights=weights, matmul_tflops=round(rate / 1e12, 1))
+        device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+        say("machine", device=device, weights=weights, matmul_tflops=round(rate / 1e12, 1))
         sft = fit(run, "sft", SFTTrainer, sft_config(params, run), [sft_row(task, case) for case in cases])
         say("sft", **trained(sft, weights, rate))
         begun = time.monotonic()
@@ -88,8 +88,9 @@ def save_model(shape: str, folder: Path) -> int:
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-    shipped = Path(__file__).resolve().parents[1] / "medstudy" / "base_models" / "builtin-llama"
-    tokenizer = AutoTokenizer.from_pretrained(shipped)
+    from medstudy.training.checkpoint import BASE_MODELS
+
+    tokenizer = AutoTokenizer.from_pretrained(BASE_MODELS / "builtin-llama")
     ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     config = LlamaConfig(**{"tie_word_embeddings": False} | SHAPES[shape], **ends, max_position_embeddings=8192)
     torch.set_default_dtype(torch.bfloat16)
@@ -112,19 +113,12 @@ def trained(stage: Any, weights: int, rate: float) -> dict[str, Any]:
 def matmul_rate() -> float:
     """Operations a second of a large bf16 matrix product."""
     import torch
+    from torch.utils.benchmark import Timer
 
-    gpu = torch.cuda.is_available()
-    size = 8192 if gpu else 1024
-    a = torch.randn(size, size, dtype=torch.bfloat16, device="cuda" if gpu else "cpu")
-    for timed in (False, True):
-        begun = time.monotonic()
-        for _ in range(20):
-            a @ a
-        if gpu:
-            torch.cuda.synchronize()
-        if timed:
-            return 20 * 2 * size**3 / (time.monotonic() - begun)
-    raise AssertionError
+    size, device = (8192, "cuda") if torch.cuda.is_available() else (1024, "cpu")
+    a = torch.randn(size, size, dtype=torch.bfloat16, device=device)
+    timer = Timer("a @ a", globals={"a": a}, num_threads=torch.get_num_threads())  # warms up and waits for the GPU
+    return 2 * size**3 / timer.timeit(20).mean
 
 
 def memory() -> dict[str, Any]:
@@ -136,13 +130,6 @@ def memory() -> dict[str, Any]:
     peak = torch.cuda.max_memory_allocated() / 1e9
     torch.cuda.reset_peak_memory_stats()
     return {"peak_gb": round(peak, 1)}
-
-
-def device() -> str:
-    """Name of the GPU, or cpu."""
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
 def say(what: str, **facts: Any) -> None:

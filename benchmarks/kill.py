@@ -10,6 +10,7 @@ byte for byte those of an undisturbed run (on the same kind of machine).
 from __future__ import annotations
 
 import argparse
+import filecmp
 import os
 import random
 import signal
@@ -23,16 +24,22 @@ COMPARED = ("metrics.json", "contrasts.json", "gates.json", "baselines.json")
 
 def main() -> int:
     """Kill, start again, compare; 0 if nothing was lost."""
-    args = arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--times", type=int, default=20)
+    parser.add_argument("--between", type=float, nargs=2, default=(15, 75), help="seconds from start to kill")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reference", type=Path, help="results of the same study, undisturbed")
+    args = parser.parse_args()
     results = Path("results") / args.study.name
     if results.exists():
         sys.exit(f"{results} exists: start where the study has not run")
-    rng = random.Random(args.seed)
-    finished: dict[Path, int] = {}
+    rng, finished = random.Random(args.seed), {}
     for number in range(1, args.times + 1):
         seconds = rng.uniform(*args.between)
         killed_after(args.study, seconds)
-        finished |= {f: f.stat().st_mtime_ns for f in stages(results) if f not in finished}
+        markers = results.glob("*/*/seed*/private/stages/*/*/stage.json")  # of stages that have finished
+        finished |= {f: f.stat().st_mtime_ns for f in markers if f not in finished}
         runs = len(list(results.glob("*/*/seed*/run.json")))
         print(f"kill {number}: after {seconds:.0f} s; {len(finished)} stages, {runs} runs finished", flush=True)
     begun = time.monotonic()
@@ -44,17 +51,6 @@ def main() -> int:
     print("\n".join(f"differs: {name}" for name in other) or "all runs as undisturbed")
     left = [str(p) for p in results.rglob("checkpoint-*")]
     return int(bool(code or again or other or left))
-
-
-def arguments() -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", type=Path)
-    parser.add_argument("--times", type=int, default=20)
-    parser.add_argument("--between", type=float, nargs=2, default=(15, 75), help="seconds from start to kill")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--reference", type=Path, help="results of the same study, undisturbed")
-    return parser.parse_args()
 
 
 def command(study: Path) -> list[str]:
@@ -74,19 +70,12 @@ def killed_after(study: Path, seconds: float) -> None:
     time.sleep(4)  # what the kill leaves behind is to be gone by now
 
 
-def stages(results: Path) -> list[Path]:
-    """Markers of the stages that have finished."""
-    return list(results.glob("*/*/seed*/private/stages/*/*/stage.json"))
-
-
 def different(results: Path, reference: Path) -> list[str]:
     """Files of the contract that are not as in the undisturbed study, or missing on one side."""
     names = {f.relative_to(folder) for folder in (results, reference) for n in COMPARED for f in folder.rglob(n)}
-    return [str(n) for n in sorted(names) if _bytes(results / n) != _bytes(reference / n)]
-
-
-def _bytes(file: Path) -> bytes | None:
-    return file.read_bytes() if file.is_file() else None
+    both = [n for n in names if (results / n).is_file() and (reference / n).is_file()]
+    same = {n for n in both if filecmp.cmp(results / n, reference / n, shallow=False)}
+    return sorted(map(str, names - same))
 
 
 if __name__ == "__main__":

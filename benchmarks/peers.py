@@ -1,4 +1,4 @@
-"""The same rows in everybody's form, and the commands by which peers are started.
+"""The same rows in everybody's form, the commands by which peers are started, and what a process costs.
 
 A peer runs by its own command from an environment of its own (`pip install llamafactory`, `pip install ms-swift`;
 torchvision and torchaudio for CUDA must go, a stub of torchaudio may be needed).
@@ -20,6 +20,8 @@ from typing import Any
 
 #: The same for everyone: rank, rows a step, share of warm-up steps, learning rates (those of the demo), beta.
 RANK, BATCH, WARMUP, RATES, BETA = 32, 8, 0.05, {"sft": 3e-3, "dpo": 3e-4}, 0.1
+#: Tokens of an answer.
+NEW = 48
 Command = tuple[list[str], dict[str, str]]
 
 
@@ -33,12 +35,15 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def plain(threads: int) -> dict[str, str]:
-    """As a user would start it, without a network."""
-    return os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+def environment(threads: int, folder: Path | None = None) -> dict[str, str]:
+    """As a user would start it, without a network; with ``folder`` what a notebook job is started with."""
+    from medstudy.batch.run_notebook import job_environment
+
+    plain = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1", "TQDM_DISABLE": "1"}
+    return plain | (job_environment(folder / "scratch", folder / "private", threads, []) if folder else {})
 
 
-def prepare(folder: Path, train: int, pairs_per_case: int = 1, test: int = 0) -> None:
+def prepare(folder: Path, train: int, pairs_per_case: int = 1, test: int = 0, samples: int = 0) -> None:
     """The model, an adapter that changes nothing, and cases of synthetic_vignettes as rows of every form."""
     from peft import LoraConfig, get_peft_model
 
@@ -48,20 +53,15 @@ def prepare(folder: Path, train: int, pairs_per_case: int = 1, test: int = 0) ->
     from medstudy.training.checkpoint import locate
     from medstudy.training.models import load_model, load_tokenizer
     from medstudy.training.preferences import make_pairs
+    from medstudy.training.prompts import sft_row
 
     asked = {"task": "clinical_reasoning", "pair_source": "labels", "pairs_per_case": pairs_per_case}
     params = resolve(asked)
     card = load_card(params.data)
-    task, cases = get_task(params.task, card), load_cases(card).cases
-    answered = [
-        {"prompt": task.messages(case), "completion": [{"role": "assistant", "content": task.target(case)}]}
-        for case in cases[: train + test]
-    ]
-    rows: dict[str, Any] = {"sft": answered[:train], "test": answered[train:]}
-    rows["dpo"] = [
-        {"prompt": p.prompt, **{s: [{"role": "assistant", "content": getattr(p, s)}] for s in ("chosen", "rejected")}}
-        for p in make_pairs(params, task, cases[:train]).pairs
-    ]
+    task, cases = get_task(params.task, card), load_cases(card).cases[: train + test]
+    answered = [sft_row(task, case) for case in cases]
+    rows: dict[str, Any] = {"sft": answered[:train], "samples": answered[:train] * samples, "test": answered[train:]}
+    rows["dpo"] = [pair.row() for pair in make_pairs(params, task, cases[:train]).pairs]
     shutil.copytree(locate(params), folder / "model")
     lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
     get_peft_model(load_model(params, trainable=True), lora).save_pretrained(folder / "untrained")
@@ -71,13 +71,13 @@ def prepare(folder: Path, train: int, pairs_per_case: int = 1, test: int = 0) ->
         sides = {"chosen": "chosen", "rejected": "rejected"} if kind == "dpo" else {"response": "output"}
         info[kind] = {"file_name": f"lf-{kind}.json", "columns": columns | sides, "ranking": kind == "dpo"}
         write(folder / f"{kind}.json", some)
-        write(folder / f"lf-{kind}.json", [for_llamafactory(tokenizer, row) for row in some])
-        lines = [json.dumps(for_swift(row), ensure_ascii=False) for row in some]
+        write(folder / f"lf-{kind}.json", [_for_llamafactory(tokenizer, row) for row in some])
+        lines = [json.dumps(_for_swift(row), ensure_ascii=False) for row in some]
         (folder / f"swift-{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write(folder / "dataset_info.json", info)
 
 
-def for_llamafactory(tokenizer: Any, row: dict[str, Any]) -> dict[str, str]:
+def _for_llamafactory(tokenizer: Any, row: dict[str, Any]) -> dict[str, str]:
     """Rendered by the model's own template, as none of LLaMA-Factory's is the same."""
     prompt = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=False)
     sides = {"completion": "output", "chosen": "chosen", "rejected": "rejected"}
@@ -89,40 +89,58 @@ def for_llamafactory(tokenizer: Any, row: dict[str, Any]) -> dict[str, str]:
     return {"instruction": prompt, "input": ""} | whole
 
 
-def for_swift(row: dict[str, Any]) -> dict[str, Any]:
+def _for_swift(row: dict[str, Any]) -> dict[str, Any]:
     """Messages; the worse answer beside them."""
     answer = row.get("completion") or row["chosen"]
     worse = {"rejected_response": row["rejected"][0]["content"]} if "rejected" in row else {}
     return {"messages": [*row["prompt"], *answer]} | worse
 
 
-def llamafactory(venv: Path, folder: Path, threads: int, name: str, **asked: Any) -> Command:
-    """A training, or with ``do_predict`` answers; ``name`` is that of its output."""
-    told = {"model_name_or_path": str(folder / "model"), "finetuning_type": "lora", "template": "empty"}
+def llamafactory(
+    args: argparse.Namespace, folder: Path, step: str, seed: int, epochs: int = 1, start: Path | None = None
+) -> Command:
+    """A training (``sft``, ``dpo``) or answers (``samples``, ``test``) from the adapter ``start``."""
+    told = {"model_name_or_path": str(folder / "model"), "finetuning_type": "lora", "template": "empty", "seed": seed}
     told |= {"dataset_dir": str(folder), "cutoff_len": 256, "bf16": True, "use_cpu": True, "report_to": "none"}
     told |= {"overwrite_cache": True, "overwrite_output_dir": True, "preprocessing_num_workers": 1}
-    told |= {"disable_gradient_checkpointing": True, "output_dir": str(folder / name)}
-    if "do_predict" not in asked:
+    told |= {"disable_gradient_checkpointing": True, "output_dir": str(folder / f"llamafactory-{step}")}
+    told |= {"adapter_name_or_path": str(start)} if start else {}
+    if step in RATES:
+        told |= {"stage": step, "dataset": step, "num_train_epochs": epochs, "learning_rate": RATES[step]}
         told |= {"do_train": True, "lora_rank": RANK, "lora_alpha": 2 * RANK, "lora_target": "all"}
         told |= {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "warmup_ratio": WARMUP}
         told |= {"lr_scheduler_type": "linear", "save_strategy": "no", "logging_steps": 1, "pref_beta": BETA}
-    write(folder / f"{name}.yaml", told | asked)
-    return [str(venv / "bin/llamafactory-cli"), "train", str(folder / f"{name}.yaml")], plain(threads)
+    else:
+        told |= {"stage": "sft", "eval_dataset": step, "do_predict": True, "predict_with_generate": True}
+        told |= {"max_new_tokens": NEW, "per_device_eval_batch_size": 64}
+        told |= {"temperature": 1.0} if step == "samples" else {"do_sample": False}
+    write(folder / f"llamafactory-{step}.yaml", told)
+    program = str(args.llamafactory / "bin/llamafactory-cli")
+    return [program, "train", str(folder / f"llamafactory-{step}.yaml")], environment(args.threads)
 
 
-def swift(venv: Path, folder: Path, threads: int, verb: list[str], **asked: Any) -> Command:
-    """A training, or with the verb ``infer`` answers."""
+def swift(
+    args: argparse.Namespace, folder: Path, step: str, seed: int, epochs: int = 1, start: Path | None = None
+) -> Command:
+    """A training (``sft``, ``dpo``) or answers (``samples``, ``test``) from the adapter ``start``."""
     told = {"model": folder / "model", "model_type": "llama", "template": "dummy", "template_backend": "jinja"}
-    told |= {"torch_dtype": "float32", "max_length": 256}
-    if verb != ["infer"]:
+    told |= {"torch_dtype": "float32", "max_length": 256, "seed": seed} | ({"adapters": start} if start else {})
+    rows, verb = folder / f"swift-{step}.jsonl", {"sft": ["sft"], "dpo": ["rlhf", "--rlhf_type", "dpo"]}
+    if step in RATES:
+        told |= {"dataset": rows, "output_dir": folder / f"swift-{step}", "num_train_epochs": epochs}
+        told |= {"learning_rate": RATES[step]} | ({"beta": BETA} if step == "dpo" else {})
         told |= {"tuner_type": "lora", "lora_rank": RANK, "lora_alpha": 2 * RANK, "lora_dropout": 0}
         told |= {"target_modules": "all-linear", "bf16": "true", "fp16": "false", "use_cpu": "true"}
         told |= {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "save_strategy": "epoch"}
         told |= {"lr_scheduler_type": "linear", "warmup_ratio": WARMUP, "add_version": "false", "report_to": "none"}
         told |= {"gradient_checkpointing": "false", "split_dataset_ratio": 0, "save_only_model": "true"}
         told |= {"save_total_limit": 1, "dataset_num_proc": 1, "logging_steps": 1}
-    words = [str(word) for name, value in (told | asked).items() for word in (f"--{name}", value)]
-    return [str(venv / "bin/swift"), *verb, *words], plain(threads)
+    else:
+        told |= {"infer_backend": "transformers", "max_batch_size": 64, "max_new_tokens": NEW, "stream": "false"}
+        told |= {"load_data_args": "false", "write_batch_size": 1000, "val_dataset": rows}
+        told |= {"temperature": 1 if step == "samples" else 0}
+    words = [str(word) for name, value in told.items() for word in (f"--{name}", value)]
+    return [str(args.swift / "bin/swift"), *verb.get(step, ["infer"]), *words], environment(args.threads)
 
 
 def measured(command: list[str], env: dict[str, str]) -> dict[str, float]:

@@ -17,13 +17,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import peers
 
-HERE = Path(__file__).parent
 ROWS = 800
 
 
@@ -33,80 +30,52 @@ def main() -> None:
     parser.add_argument("--training", nargs="+", choices=("sft", "dpo"), default=["sft", "dpo"])
     parser.add_argument("--only", nargs="+", help="contestants to run; default: all that are there")
     args = parser.parse_args()
+    names = ["floor", "medstudy", "trl", *(name for name in ("llamafactory", "swift") if getattr(args, name))]
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         folder = Path(name)
         peers.prepare(folder, ROWS)
-        runners = contestants(args, folder)
         for kind in args.training:
-            found: dict[str, list[dict[str, float]]] = {name: [] for name in runners}
+            found: dict[str, list[dict[str, float]]] = {name: [] for name in args.only or names}
             for seed in range(args.rounds):
-                for name, runner in runners.items():
+                for name, results in found.items():
                     shutil.rmtree(folder / f"{name}-{kind}", ignore_errors=True)
-                    result = peers.measured(*runner(kind, seed))
+                    result = peers.measured(*command(args, folder, name, kind, seed))
                     result["loop"] = loop_seconds(folder / f"{name}-{kind}", result)
-                    result["loss"] = judged(kind, folder, name)
-                    found[name].append(result)
+                    result["loss"] = judged(folder / f"{name}-{kind}", kind)
+                    results.append(result)
                     print(kind, seed, name, json.dumps(result), file=sys.stderr, flush=True)
             print_table(kind, found)
 
 
-def contestants(args: argparse.Namespace, folder: Path) -> dict[str, Callable[[str, int], peers.Command]]:
-    """Everyone who is there: a function from training and seed to a command and its environment."""
-    from medstudy.batch.run_notebook import job_environment
-
-    plain = peers.plain(args.threads)
-
-    def ours(name: str) -> Callable[[str, int], peers.Command]:
-        # what a notebook job is started with; the floor gets it too
-        job = job_environment(folder / "scratch", folder / "private", args.threads, [])
-        program = [sys.executable, str(HERE / "contestants.py"), name]
-        return lambda kind, seed: ([*program, kind, str(folder), str(seed)], plain if name == "trl" else plain | job)
-
-    def llamafactory(kind: str, seed: int) -> peers.Command:
-        asked = {
-            "stage": kind,
-            "dataset": kind,
-            "num_train_epochs": 1,
-            "learning_rate": peers.RATES[kind],
-            "seed": seed,
-        }
-        return peers.llamafactory(args.llamafactory, folder, args.threads, f"llamafactory-{kind}", **asked)
-
-    def swift(kind: str, seed: int) -> peers.Command:
-        asked = {"dataset": folder / f"swift-{kind}.jsonl", "output_dir": folder / f"swift-{kind}", "seed": seed}
-        asked |= {"num_train_epochs": 1, "learning_rate": peers.RATES[kind]}
-        verb = ["rlhf", "--rlhf_type", "dpo"] if kind == "dpo" else ["sft"]
-        return peers.swift(
-            args.swift, folder, args.threads, verb, **asked | ({"beta": peers.BETA} if kind == "dpo" else {})
-        )
-
-    found: dict[str, Any] = {name: ours(name) for name in ("floor", "medstudy", "trl")}
-    found |= {"llamafactory": llamafactory} if args.llamafactory else {}
-    found |= {"swift": swift} if args.swift else {}
-    return {name: runner for name, runner in found.items() if name in (args.only or found)}
+def contestant(name: str, kind: str, folder: Path, last: str | int) -> list[str]:
+    """The command of one that is written in `contestants.py`."""
+    return [sys.executable, str(Path(__file__).with_name("contestants.py")), name, kind, str(folder), str(last)]
 
 
-def loop_seconds(folder: Path, result: dict[str, float]) -> float:
+def command(args: argparse.Namespace, folder: Path, name: str, kind: str, seed: int) -> peers.Command:
+    """A training by ``name`` and its environment; the floor gets that of a notebook job too."""
+    if name in ("llamafactory", "swift"):
+        return getattr(peers, name)(args, folder, kind, seed)
+    env = peers.environment(args.threads, None if name == "trl" else folder)
+    return contestant(name, kind, folder, seed), env
+
+
+def loop_seconds(out: Path, result: dict[str, float]) -> float:
     """The training loop, from what the contestant says or the trainer's own record of it."""
     if "loop" in result:
         return result["loop"]
-    if (folder / "train_results.json").is_file():
-        return float(json.loads((folder / "train_results.json").read_text())["train_runtime"])
-    lines = (folder / "logging.jsonl").read_text().splitlines()
+    if (out / "train_results.json").is_file():
+        return float(json.loads((out / "train_results.json").read_text())["train_runtime"])
+    lines = (out / "logging.jsonl").read_text().splitlines()
     return float(next(row["train_runtime"] for row in map(json.loads, lines) if "train_runtime" in row))
 
 
-def judged(kind: str, folder: Path, name: str) -> float:
+def judged(out: Path, kind: str) -> float:
     """Loss of the adapter that a contestant saved."""
-    out = folder / f"{name}-{kind}"
-    if name == "medstudy":
-        adapter = Path((folder / f"medstudy-{kind}.txt").read_text())
-    else:
-        adapter = max(out.rglob("adapter_config.json"), key=lambda path: path.stat().st_mtime).parent
-    (folder / "judged.txt").write_text(str(adapter), encoding="utf-8")
-    command = [sys.executable, str(HERE / "contestants.py"), "evaluate", kind, str(folder), "0"]
-    asked = subprocess.run(command, capture_output=True, text=True, check=True)
-    return float(json.loads(asked.stdout.splitlines()[-1])["loss"])
+    adapter = max(out.rglob("adapter_config.json"), key=lambda path: path.stat().st_mtime).parent
+    asked = contestant("evaluate", kind, out.parent, adapter.relative_to(out.parent))
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    return float(json.loads(done.stdout.splitlines()[-1])["loss"])
 
 
 def print_table(kind: str, found: dict[str, list[dict[str, float]]]) -> None:
