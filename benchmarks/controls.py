@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from medstudy.evaluation import verdict
-from medstudy.evaluation.answers import Answers
 from medstudy.evaluation.evaluate import Measured
 from medstudy.evaluation.plan import POCOCK
+from medstudy.evaluation.predictions import Answers
 from medstudy.evaluation.scopes import Cell
 from medstudy.evaluation.verdict import ENOUGH, HARMS, UNSURE, WORTH, Rules, verdict_table
 from medstudy.tasks import TASK_TYPES
@@ -99,12 +99,7 @@ def _share(logit: np.ndarray) -> np.ndarray:
 
 def _measured(metric: Metric, answers: Answers, values: dict[str, list[np.ndarray]]) -> Measured:
     terms = {arm: [np.stack([x, np.ones_like(x)], axis=-1)[:, None] for x in of] for arm, of in values.items()}
-    sums = {}
-    for arm, of in terms.items():
-        sums[arm] = np.zeros((len(answers.groups), len(of), 1, 2))
-        for seed, x in enumerate(of):
-            np.add.at(sums[arm][:, seed], answers.units[seed], x)
-    return Measured(metric, answers, terms, sums)
+    return Measured.summed(metric, answers, terms)
 
 
 def truth(design: Design, over: str, task: int) -> float:

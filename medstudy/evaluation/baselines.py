@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
     """Fit on the cases of train and prefer, answer the test cases; a table as `predictions_table` makes it.
 
-    For every task: the most frequent answer of training, outcome by outcome; for summaries also the first words of
-    the text (``lead``), as many as a gold summary of training has. Where one outcome has labels also
-    logistic regression on TF-IDF of words (texts) or on standardised numbers, and gradient boosting on numbers,
-    which it takes with missing values. Settings are scikit-learn's defaults.
+    The most frequent answer of training, outcome by outcome; for summaries also the first words of the text
+    (``lead``), as many as a gold summary has. Where one outcome has labels also logistic regression on TF-IDF of words
+    or on standardised numbers, and gradient boosting on numbers. Settings are scikit-learn's defaults.
     """
     outcome = single_outcome(task.card.labels)
     if outcome is None or outcome in task.open_outcomes:
@@ -36,10 +35,15 @@ def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
             answers["lead"] = [" ".join(case.text.split()[:words]) for case in splits.test]
         return predictions_table(task, splits.test, answers)
     labels, gold = task.card.labels[outcome], [case.gold[outcome] for case in splits.labelled]
-    numeric = "features" in splits.train[0].details
-    train, test = (_inputs(cases, numeric) for cases in (splits.labelled, splits.test))
+    names = list(splits.train[0].details.get("features", ()))
+    train, test = (
+        np.array([[case.details["features"][name] for name in names] for case in cases], dtype=float)
+        if names
+        else [case.text for case in cases]
+        for cases in (splits.labelled, splits.test)
+    )
     answers, probabilities = {}, {}
-    for name, model in _models(numeric, seed).items():
+    for name, model in _models(bool(names), seed).items():
         found = model.fit(train, gold).predict_proba(test)
         # a label that is not in training has no column, and no chance
         columns = [list(model.classes_).index(x) if x in model.classes_ else -1 for x in labels]
@@ -58,23 +62,11 @@ def _models(numeric: bool, seed: int) -> dict[str, Any]:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    majority = {"majority": DummyClassifier(strategy="prior")}
-    regression = LogisticRegression(max_iter=1000)
-    if not numeric:
-        words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-        return majority | {"logistic_regression": make_pipeline(words, regression)}
+    words = (TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True),)
     numbers = (SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-    return majority | {
-        "logistic_regression": make_pipeline(*numbers, regression),
-        "gradient_boosting": HistGradientBoostingClassifier(random_state=seed),
-    }
-
-
-def _inputs(cases: list[Case], numeric: bool) -> Any:
-    if not numeric:
-        return [case.text for case in cases]
-    names = list(cases[0].details["features"])
-    return np.array([[case.details["features"][name] for name in names] for case in cases], dtype=float)
+    regression = make_pipeline(*(numbers if numeric else words), LogisticRegression(max_iter=1000))
+    models = {"majority": DummyClassifier(strategy="prior"), "logistic_regression": regression}
+    return models | ({"gradient_boosting": HistGradientBoostingClassifier(random_state=seed)} if numeric else {})
 
 
 def _said(task: Task, case: Case, gold: dict[str, str]) -> str:

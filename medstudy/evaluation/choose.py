@@ -21,40 +21,25 @@ if TYPE_CHECKING:
 def choose(
     run: Run, arm: str, task: Task, validation: list[Case], trials: Sequence[tuple[RunParams, Stage]]
 ) -> tuple[Stage, pd.DataFrame]:
-    """The trial that answers validation cases best; of equal ones the first. It becomes the arm.
+    """The trial (parameters of `RunParams.tries`, and their training) that answers validation cases best: the arm.
 
-    The score is the mean of the task's primary metrics. A single trial is taken as it is, and answers nothing.
-    What was tried is kept for run.json under ``tried``.
-
-    Args:
-        run: notes what was chosen.
-        arm: whose trainings these are.
-        task: words the prompts and scores the answers.
-        validation: cases of the validation split.
-        trials: parameters (of `RunParams.tries`) and the training that was made with them.
-
-    Returns:
-        The chosen training, and a row a trial: its settings, score and number of cases.
+    The score is the mean of the task's primary metrics; of equal ones the first is taken. A single trial answers
+    nothing. Also returns a row a trial: settings, score and number of cases, which run.json keeps under ``tried``.
     """
     import pandas as pd
 
     scores = [_score(run, arm, task, validation, stage) for _, stage in trials] if len(trials) > 1 else [None]
     best = max(range(len(trials)), key=lambda i: scores[i] or 0.0)
-    tried = [
-        {"arm": arm, "settings": params.settings(arm), "score": value, "n": len(validation), "chosen": i == best}
-        for i, ((params, _), value) in enumerate(zip(trials, scores, strict=True))
-    ]
-    stage = trials[best][1]
-    run.settle(stage, tried)
-    settings = [row["settings"] | {k: v for k, v in row.items() if k != "settings"} for row in tried]
-    table = aggregate(pd.DataFrame(settings).set_index("arm"), ["arm", *tried[0]["settings"]])
+    found = [{"score": value, "n": len(validation), "chosen": i == best} for i, value in enumerate(scores)]
+    settings, stage = [params.settings(arm) for params, _ in trials], trials[best][1]
+    run.settle(stage, [{"arm": arm, "settings": s, **row} for s, row in zip(settings, found, strict=True)])
+    table = pd.DataFrame([{"arm": arm, **s, **row} for s, row in zip(settings, found, strict=True)]).set_index("arm")
+    table = aggregate(table, ["arm", *settings[0]])
     table.attrs[OWN] = True
     return stage, table
 
 
 def _score(run: Run, arm: str, task: Task, cases: list[Case], stage: Stage) -> float:
-    """Mean of the primary metrics of one training on the validation cases."""
-    answers = answer_cases(run, arm, task, cases, stage)
-    table, card = predictions_table(task, cases, {arm: answers}), task.card
+    table, card = predictions_table(task, cases, {arm: answer_cases(run, arm, task, cases, stage)}), task.card
     primary = [m for m in task_metrics(card.task, card.labels, card.positive) if m.primary]
     return round(sum(score(m, table, card.labels) for m in primary) / len(primary), 6)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from medstudy.arms import TRAINED
 from medstudy.data.cases import DataError
 from medstudy.evaluation.evaluate import evaluate, measure
-from medstudy.evaluation.plan import rules_at
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table, variances_table
 from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.params import MARGIN
@@ -59,11 +58,6 @@ class FinishedRun:
         """One of the run's JSON files."""
         return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
 
-    def evaluated(self) -> dict[str, Any]:
-        """metrics.json and contrasts.json, computed again from the predictions."""
-        task, labels, positive = self.parameters["task"], self.record["labels"], self.record["positive"]
-        return dict(zip(("metrics", "contrasts"), evaluate(self.predictions(), task, labels, positive), strict=True))
-
 
 def finished_runs(study: Path) -> list[FinishedRun]:
     """Runs under ``results/<study>`` that ended well, in the order task, model, seed."""
@@ -91,9 +85,14 @@ def rules_of(study: Path) -> Rules:
 
 
 def rules_for(study: Path, runs: list[FinishedRun], margin: float) -> Rules:
-    """What the study is judged by now: its frozen plan, if it has one, else the margin."""
-    counts = Counter(run.cell for run in runs)
-    return rules_at(study, [*counts.values()], margin)
+    """What the study is judged by now: its frozen plan, if it has one, at the look that its trainings make."""
+    file = study / "plan.json"
+    if not file.is_file():
+        return Rules(margin)
+    plan = json.loads(file.read_text(encoding="utf-8"))
+    now, looks = min(Counter(run.cell for run in runs).values(), default=0), plan["looks"]
+    note = "" if now in looks else f"{now} trainings a cell are no planned look ({', '.join(map(str, looks))})"
+    return Rules(plan["margin"], plan["alpha"], plan["hash"], note)
 
 
 def study_tables(cells: list[Cell], rules: Rules | float) -> dict[str, pd.DataFrame]:
@@ -128,8 +127,7 @@ def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
         if file.is_file() and file.read_text(encoding="utf-8") != text:
             changed.append(name)
         file.write_text(text, encoding="utf-8")
-        latex = table.to_latex(index=False, escape=True, float_format="%.3f")
-        (study / "tables" / f"{file.stem}.tex").write_text(latex, encoding="utf-8")
+        table.to_latex(study / "tables" / f"{file.stem}.tex", index=False, escape=True, float_format="%.3f")
     return changed
 
 
@@ -146,16 +144,20 @@ def recompute(study: Path, rules: Rules | float = MARGIN) -> tuple[dict[str, pd.
     runs = finished_runs(study)
     if not runs:
         raise DataError(f"{study} has no finished run; see: medstudy status {study}")
-    found = ((run, name, value) for run in runs for name, value in run.evaluated().items())
-    other = [str(run.folder / f"{name}.json") for run, name, value in found if run.saved(name) != value]
+    other = []
+    for run in runs:
+        found = evaluate(run.predictions(), run.cell[0], run.record["labels"], run.record["positive"])
+        for name, value in zip(("metrics", "contrasts"), found, strict=True):
+            other += [str(run.folder / f"{name}.json")] if run.saved(name) != value else []
     tables = study_tables(study_cells(runs), rules)
     return tables, other + [str(study / name) for name in save_tables(study, tables)]
 
 
 def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
-    predictions = {run.parameters["seed"]: run.predictions() for run in runs}
-    _refuse_unlike(runs, predictions)
-    measured = measure([*predictions.values()], task, runs[0].record["labels"], runs[0].record["positive"])
+    predictions = [run.predictions() for run in runs]
+    for run, table in zip(runs[1:], predictions[1:], strict=True):
+        _refuse_unlike(runs[0], run, set(table["case_id"]) == set(predictions[0]["case_id"]))
+    measured = measure(predictions, task, runs[0].record["labels"], runs[0].record["positive"])
     failed = sorted({name for run in runs for name in run.failed_gates})
     cost = {
         "pairs": mean(run.record["pairs"] for run in runs),
@@ -164,36 +166,23 @@ def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
     for step in (*TRAINED, "samples"):
         seconds = [run.record["seconds"][step] for run in runs if run.record["seconds"].get(step) is not None]
         cost |= {f"{step}_seconds": round(mean(seconds), 1)} if seconds else {}
-    return Cell(task, model, measured, tuple(predictions), failed, _baselines(runs), cost)
-
-
-def _baselines(runs: list[FinishedRun]) -> dict[str, dict[str, float]]:
-    """Baseline -> metric -> mean over the runs."""
-    found: dict[str, dict[str, list[float]]] = {}
+    baselines: dict[str, dict[str, list[float]]] = {}
     for run in runs:
-        saved = run.saved("baselines") if (run.folder / "baselines.json").is_file() else {}
-        for name, cells in saved.items():
+        for name, cells in run.saved("baselines").items() if (run.folder / "baselines.json").is_file() else ():
             for metric, cell in cells.items():
                 if cell["value"] is not None:
-                    found.setdefault(name, {}).setdefault(metric, []).append(cell["value"])
-    return {name: {metric: mean(values) for metric, values in of.items()} for name, of in found.items()}
+                    baselines.setdefault(name, {}).setdefault(metric, []).append(cell["value"])
+    means = {name: {metric: mean(values) for metric, values in of.items()} for name, of in baselines.items()}
+    return Cell(task, model, measured, tuple(run.parameters["seed"] for run in runs), failed, means, cost)
 
 
-def _refuse_unlike(runs: list[FinishedRun], predictions: dict[int, pd.DataFrame]) -> None:
-    """Seeds may be pooled only if nothing else differs: a run by hand may lie in the same folder.
-
-    Raises:
-        DataError: names what differs.
-    """
-    first, own = runs[0], {"seed", "results", "data_root"}
-    cases = {seed: set(table["case_id"]) for seed, table in predictions.items()}
-    seed = first.parameters["seed"]
-    for run in runs[1:]:
-        pairs = {k: (first.parameters[k], v) for k, v in run.parameters.items() if k not in own}
-        other = [f"{k} = {a!r} and {b!r}" for k, (a, b) in pairs.items() if a != b]
-        other += ["their test cases"] if cases[run.parameters["seed"]] != cases[seed] else []
-        if other:
-            raise DataError(
-                f"{', '.join(run.cell)}: seeds {seed} and {run.parameters['seed']} differ in {', '.join(other)}; "
-                f"move one of {first.folder} and {run.folder} away, or run the study again"
-            )
+def _refuse_unlike(first: FinishedRun, run: FinishedRun, same_cases: bool) -> None:
+    """Seeds may be pooled only if nothing else differs: a run by hand may lie in the same folder."""
+    pairs = {k: (first.parameters[k], v) for k, v in run.parameters.items() if k not in {"results", "data_root"}}
+    (one, two), other = pairs.pop("seed"), [f"{k} = {a!r} and {b!r}" for k, (a, b) in pairs.items() if a != b]
+    other += [] if same_cases else ["their test cases"]
+    if other:
+        raise DataError(
+            f"{', '.join(run.cell)}: seeds {one} and {two} differ in {', '.join(other)}; "
+            f"move one of {first.folder} and {run.folder} away, or run the study again"
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -10,10 +10,12 @@ import numpy as np
 
 from medstudy.arms import CONTRASTS, TRAINED
 from medstudy.data.cases import SMALLEST_COUNT
-from medstudy.evaluation.answers import Answers, Pair
 from medstudy.evaluation.metrics import Labels, auroc, case_sums, small_count, task_metrics, value_of
-from medstudy.evaluation.statistics import Estimate, Limits, Line, estimates, wilson
-from medstudy.show import aggregate
+from medstudy.evaluation.predictions import Answers, Pair
+from medstudy.evaluation.statistics import Estimate, Limits, Line, estimates
+from medstudy.evaluation.views import contrasts_view as contrasts_view
+from medstudy.evaluation.views import value_text as value_text
+from medstudy.evaluation.views import values_table as values_table
 from medstudy.tasks.base import Metric
 
 if TYPE_CHECKING:
@@ -36,7 +38,7 @@ def evaluate(
         PredictionsError: the table cannot be compared fairly (`validate_predictions`) or scored.
     """
     measured = measure([predictions], task, labels, positive)
-    rows = [m.row(pair, estimate) for m in measured for pair, estimate in m.contrasts().items()]
+    rows = [m.row(pair) for m in measured for pair in m.pairs]
     return values(measured), sorted(rows, key=lambda row: CONTRASTS.index(tuple(row["contrast"].split("-"))))
 
 
@@ -51,51 +53,12 @@ def measure(predictions: Sequence[pd.DataFrame], task: str, labels: Labels, posi
 def values(measured: Sequence[Measured]) -> Metrics:
     """Arm -> metric -> value with a 95 % interval (mean over seeds, where there are several)."""
     found: Metrics = {arm: {} for arm in measured[0].answers.arms}
+    # an untrained arm is the same whatever the seed, or nearly so
+    families = ["trained" if arm in TRAINED else arm for arm in found]
     for one in measured:
-        # an untrained arm is the same whatever the seed, or nearly so
-        families = ["trained" if arm in TRAINED else arm for arm in found]
         for arm, estimate in zip(found, estimates([one.line(arm) for arm in found], families), strict=True):
             found[arm][one.metric.name] = one.entry(arm, estimate)
     return found
-
-
-def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
-    """Contrasts as a reader sees them: rounded, and no p of 0."""
-    import pandas as pd
-
-    columns = ["contrast", "metric", "difference", "low", "high", "p", "test", "n"]
-    table = pd.DataFrame(contrasts)[columns].round(3)
-    p = [p_text(row["p"]) for row in contrasts]
-    return _of_enough(table.assign(p=p).set_index(columns[:2]), ["contrast", "metric", "test"])
-
-
-def values_table(metrics: Metrics) -> pd.DataFrame:
-    """The values alone: a row an arm or baseline, a column a metric, and the cases."""
-    import pandas as pd
-
-    texts = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
-    n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
-    return _of_enough(pd.DataFrame(texts).T.fillna("").assign(n=n), [""])
-
-
-def _of_enough(table: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
-    """Tagged, unless its values are of so few cases that they tell of single patients."""
-    return aggregate(table, words) if len(table) and table["n"].max() >= SMALLEST_COUNT else table
-
-
-def p_text(p: float | None) -> str:
-    """A p value with three digits, never 0; empty where there is none."""
-    return "" if p is None or np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def value_text(cell: Mapping[str, Any], digits: int = 3) -> str:
-    """A cell of metrics.json as it is read: rounded, a limit where a small count is masked, empty without value."""
-    if cell["value"] is not None and not np.isnan(cell["value"]):
-        return f"{cell['value']:.{digits}f}"
-    limits = cell["low"], cell["high"]
-    if None in limits or np.isnan(limits).any():
-        return ""
-    return f"< {limits[1]:.{digits}f}" if limits[0] == 0 else f"> {limits[0]:.{digits}f}"
 
 
 @dataclass(frozen=True)
@@ -110,6 +73,10 @@ class Measured:
     @classmethod
     def of(cls, metric: Metric, answers: Answers, labels: Labels) -> Measured:
         terms = {arm: [case_sums(metric, by_arm[arm], labels) for by_arm in answers.frames] for arm in answers.arms}
+        return cls.summed(metric, answers, terms)
+
+    @classmethod
+    def summed(cls, metric: Metric, answers: Answers, terms: dict[str, list[np.ndarray]]) -> Measured:
         sums = {}
         for arm, by_seed in terms.items():
             sums[arm] = np.zeros((len(answers.groups), len(by_seed), *by_seed[0].shape[1:]))
@@ -140,73 +107,64 @@ class Measured:
             return []
         return [pair for pair in self.answers.pairs if not any(map(self.masked, pair))]
 
-    def contrasts(self) -> dict[Pair, Estimate]:
-        """Of this model and task alone: nothing is learnt from other cells."""
-        return {pair: estimates([self.line(pair)])[0] for pair in self.pairs}
-
-    def entry(self, arm: str, estimate: Estimate) -> dict[str, Any]:
-        """One cell of metrics.json."""
-        hits, counted = self.sums[arm].sum(axis=(0, 1))[0, :2]
-        whole = self.metric.kind in ("f1", "auroc") or counted
-        parsed_only = self.metric.kind == "share_of_parsed"
-        n = self.answers.n_cases if whole and not parsed_only else round(counted / len(self.answers.frames))
-        limits = estimate.interval()
-        if self.metric.kind in ("share", "share_of_parsed") and self.answers.independent and n:
-            limits = wilson(hits, n)
-        if masked := self.masked(arm):
-            few = f"fewer than {SMALLEST_COUNT} cases on one side: not shown"
-            return {"value": None, "low": _number(masked[0]), "high": _number(masked[1]), "n": n, "note": few}
-        low, high = self._within(limits, 0.0)
-        note = {} if np.isfinite(limits).all() else {"note": "no case is counted, or one group: no interval"}
-        return {"value": _number(estimate.value), "low": low, "high": high, "n": n} | note
+    def counts(self, arm: str) -> tuple[float, float]:
+        """Hits and cases counted, of a share; over all seeds."""
+        return tuple(self.sums[arm].sum(axis=(0, 1))[0, :2])
 
     def masked(self, arm: str) -> Limits | None:
         """What is shown of a share that tells a small count of a private source; the primary outcome always is."""
         if self.answers.shareable or self.metric.primary or not self.metric.kind.startswith("share"):
             return None
-        hits, counted = self.sums[arm].sum(axis=(0, 1))[0, :2] / len(self.answers.frames)
-        return small_count(hits, counted)
+        return small_count(*(count / len(self.answers.frames) for count in self.counts(arm)))
 
-    def row(self, pair: Pair, estimate: Estimate) -> dict[str, Any]:
-        """One row of contrasts.json.
+    def entry(self, arm: str, estimate: Estimate) -> dict[str, Any]:
+        """One cell of metrics.json."""
+        hits, counted = self.counts(arm)
+        whole = self.metric.kind in ("f1", "auroc") or (counted and self.metric.kind != "share_of_parsed")
+        n = self.answers.n_cases if whole else round(counted / len(self.answers.frames))
+        if masked := self.masked(arm):
+            few = f"fewer than {SMALLEST_COUNT} cases on one side: not shown"
+            return {"value": None, "low": _number(masked[0]), "high": _number(masked[1]), "n": n, "note": few}
+        limits = estimate.interval()
+        if self.metric.kind.startswith("share") and self.answers.independent and n:
+            from statsmodels.stats.proportion import proportion_confint
+
+            limits = proportion_confint(hits, n, method="wilson")
+        note = {} if np.isfinite(limits).all() else {"note": "no case is counted, or one group: no interval"}
+        return {"value": _number(estimate.value)} | self._within(limits, 0.0) | {"n": n} | note
+
+    def row(self, pair: Pair, estimate: Estimate | None = None) -> dict[str, Any]:
+        """One row of contrasts.json; without an estimate by this model and task alone.
 
         From the error of a share the discordant answers can be counted: where they are few and the source is
         private, it is rounded up, and so are p and the limits that come from it.
         """
-        seeds = len(self.answers.frames)
-        counts = self._discordant(pair) if np.isfinite(estimate.value) else None
-        few = not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in counts or ())
-        if few:
-            estimate = estimate.coarse()
-        test, p = self._test(estimate, None if few else counts)
-        test += ", error rounded up" if few else ""
-        low, high = self._within(estimate.interval(), -1.0)
-        row = {"contrast": "-".join(pair), "metric": self.metric.name, "primary": self.metric.primary}
-        row |= {"difference": _number(estimate.value), "low": low, "high": high, "p": _number(p), "test": test}
-        row |= {"n": self.answers.n_cases, "units": len(self.answers.groups), "seeds": seeds}
-        row["by_seed"] = [_number(d) for d in self.line(pair).by_seed]
-        shown = counts and not few
-        return row | ({"discordant": sum(counts), "gained": counts[0], "lost": counts[1]} if shown else {})
-
-    def _test(self, estimate: Estimate, counts: tuple[int, int] | None) -> tuple[str, float | None]:
-        """Name of the test and its p."""
+        line, seeds = self.line(pair), len(self.answers.frames)
+        estimate = estimate or estimates([line])[0]
+        gained = lost = None
+        if self.metric.kind == "share" and np.isfinite(estimate.value):
+            first, second = (np.concatenate(self.terms[arm])[:, 0, 0] for arm in pair)
+            gained, lost = int((first > second).sum()), int((first < second).sum())
+        few = not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in (gained or 0, lost or 0))
+        estimate = estimate.coarse() if few else estimate
+        test, p = ("t over cases" if seeds == 1 else "t over seeds and cases"), estimate.p
         if not np.isfinite(estimate.value):
-            return "none: an arm has no value", None
-        if counts and self.answers.independent:
+            test, p = "none: an arm has no value", None
+        elif gained is not None and not few and self.answers.independent:
             from statsmodels.stats.contingency_tables import mcnemar
 
-            return "exact McNemar", float(mcnemar([[0, counts[0]], [counts[1], 0]], exact=True).pvalue)
-        return ("t over cases" if len(self.answers.frames) == 1 else "t over seeds and cases"), estimate.p
+            test, p = "exact McNemar", float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
+        row = {"contrast": "-".join(pair), "metric": self.metric.name, "primary": self.metric.primary}
+        row |= {"difference": _number(estimate.value), **self._within(estimate.interval(), -1.0)}
+        row |= {"p": _number(p), "test": test + (", error rounded up" if few else "")}
+        row |= {"n": self.answers.n_cases, "units": len(self.answers.groups), "seeds": seeds}
+        row["by_seed"] = [_number(d) for d in line.by_seed]
+        shown = gained is not None and not few
+        return row | ({"discordant": gained + lost, "gained": gained, "lost": lost} if shown else {})
 
-    def _discordant(self, pair: Pair) -> tuple[int, int] | None:
-        """Answers that only the first and only the second arm has (right, unparsed, …), over all seeds."""
-        if self.metric.kind != "share":
-            return None
-        first, second = (np.concatenate(self.terms[arm])[:, 0, 0] for arm in pair)
-        return int((first > second).sum()), int((first < second).sum())
-
-    def _within(self, limits: Limits, lowest: float) -> list[float | None]:
-        return [_number(np.clip(x, lowest, 1.0) if self.metric.bounded else x) for x in limits]
+    def _within(self, limits: Limits, lowest: float) -> dict[str, float | None]:
+        low, high = np.clip(limits, lowest, 1.0) if self.metric.bounded else limits
+        return {"low": _number(low), "high": _number(high)}
 
 
 def _number(x: float | None) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from medstudy.data.cases import DataError
 from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
 from medstudy.evaluation.statistics import Estimate, combined, smallest_detectable
-from medstudy.evaluation.verdict import ALPHA, Rules
+from medstudy.evaluation.verdict import ALPHA
 from medstudy.params import StudyParams
 from medstudy.runs import fingerprint
 from medstudy.tasks import TASK_TYPES
@@ -37,16 +36,12 @@ _RULES = (
 
 
 def earlier_variances(results: Path | None = None) -> pd.DataFrame:
-    """tables/variances.csv of an earlier study; by default that of the demo, which comes with the package.
-
-    Raises:
-        DataError: the file is not there.
-    """
+    """tables/variances.csv of an earlier study; by default that of the demo, which comes with the package."""
     import pandas as pd
 
-    if results is None:
-        return pd.read_csv(str(files("medstudy.evaluation") / "variances.csv"))
-    file = results / "tables" / "variances.csv"
+    file = (
+        results / "tables" / "variances.csv" if results else Path(str(files("medstudy.evaluation") / "variances.csv"))
+    )
     if not file.is_file():
         raise DataError(f"{file} does not exist; give the results folder of a study that was compared")
     return pd.read_csv(file)
@@ -58,11 +53,7 @@ def looks_of(study: StudyParams) -> list[int]:
 
 
 def test_cases(study: StudyParams) -> dict[str, int]:
-    """Task -> test cases that its parameters ask for.
-
-    Raises:
-        DataError: they ask for all there are, which nobody knows before the data are read.
-    """
+    """Task -> test cases that its parameters ask for; all there are (0) is a `DataError`."""
     cases = {task: study.run(task, study.models[0], study.seeds[0]).n_test for task in study.tasks}
     if unknown := [task for task, n in cases.items() if not n]:
         raise DataError(f"{study.folder}: n_test = 0 (all there are) in {', '.join(unknown)}; a plan needs a number")
@@ -77,7 +68,9 @@ def shows(
     Args:
         variances: as tables/variances.csv; a task that is not in it takes the mean of those that are.
         cases: test cases (units) of each task.
+        models: of the study.
         seeds: trainings a cell.
+        alpha: level of a look.
 
     Returns:
         Columns scope, name, cases, seeds, half_width (of the 95 % interval), gain (found with 80 % power against
@@ -85,46 +78,40 @@ def shows(
     """
     import pandas as pd
 
-    tasks = {task: _expected(variances, "task", task, n, seeds, len(cases), models) for task, n in cases.items()}
-    of_kind = {kind: [task for task in cases if TASK_TYPES[task].kind == kind] for kind in KINDS}
-    groups = {"study": {"study": list(cases)}, "kind": {k: v for k, v in of_kind.items() if v}}
-    groups["task"] = {task: [task] for task in cases}
+    known = variances[(variances["contrast"] == "dpo-sft_more") & (variances["outcome"] != WATCHED)]
+    found = {
+        scope: {task: _expected(known[known["scope"] == scope], task, n, seeds, lines) for task, n in cases.items()}
+        for scope, lines in (("task", len(cases)), ("cell", len(cases) * models))
+    }
+    kinds = {kind: [task for task in cases if TASK_TYPES[task].kind == kind] for kind in KINDS}
     rows = []
-    for scope, names in groups.items():
+    for scope, names, lines in (
+        ("study", {"study": list(cases)}, 1),
+        ("kind", {kind: of for kind, of in kinds.items() if of}, sum(map(bool, kinds.values()))),
+        ("task", {task: [task] for task in cases}, len(cases)),
+        ("cell", {f"{task}, one model": [task] for task in cases}, len(cases) * models),
+    ):
         for name, members in names.items():
-            parts = combined([tasks[task] for task in members], [1 / len(members)] * len(members))
-            rows.append(_shown(scope, name, sum(cases[t] for t in members), seeds, parts, alpha / 2 / len(names)))
-    for task, n in cases.items():
-        one = _expected(variances, "cell", task, n, seeds, len(cases), models)
-        rows.append(_shown("cell", f"{task}, one model", n, seeds, one, alpha / 2 / (len(cases) * models)))
+            parts = [found["cell" if scope == "cell" else "task"][task] for task in members]
+            of = combined(parts, [1 / len(parts)] * len(parts))
+            gain = smallest_detectable(of.error, alpha / 2 / lines, _POWER, of.df) if seeds > 1 else np.nan
+            row = {"scope": scope, "name": name, "cases": sum(cases[task] for task in members), "seeds": seeds}
+            rows.append(row | {"half_width": round(np.ptp(of.interval()) / 2, 3), "gain": round(gain, 3)})
     return pd.DataFrame(rows)
 
 
-def _expected(
-    variances: pd.DataFrame, scope: str, task: str, cases: int, seeds: int, tasks: int, models: int
-) -> Estimate:
-    known = variances[(variances["scope"] == scope) & (variances["contrast"] == "dpo-sft_more")]
-    known = known[~known["outcome"].isin([WATCHED, *([MEAN] if scope == "cell" else [])])]
-    own = known[known["task"] == task]
-    used = own if len(own) else known
-    if scope == "task" and (used["outcome"] == MEAN).any():
+def _expected(known: pd.DataFrame, task: str, cases: int, seeds: int, lines: int) -> Estimate:
+    """The error of a task or cell, one of ``lines`` that are moderated together."""
+    used = known[known["task"] == task] if (known["task"] == task).any() else known
+    if (used["outcome"] == MEAN).any():
         used = used[used["outcome"] == MEAN]
     alone, case = (float((used[name] ** 2 * used["n_cases"]).mean()) / cases for name in ("own_sd", "case_sd"))
     # few trainings tell little of their variance: it is drawn towards that of all tasks, as in the verdicts
     trainings = [float((rows["seed_sd"] ** 2 - rows["own_sd"] ** 2).mean()) for rows in (known, used)]
     weight = _PRIOR_DF / (_PRIOR_DF + used["n_seeds"].mean() - 1)
     seed = (max(0.0, weight * trainings[0] + (1 - weight) * trainings[1]) + alone) / seeds
-    lines = tasks * (models if scope == "cell" else 1)
     pooled = max(1.0, lines * (seeds - 1))
     return Estimate(0.0, seed, case, min(_PRIOR_DF + seeds - 1, pooled), cases - 1, pooled)
-
-
-def _shown(scope: str, name: str, cases: int, seeds: int, of: Estimate, alpha: float) -> dict[str, Any]:
-    gain = smallest_detectable(of.error, alpha, _POWER, of.df)
-    return {"scope": scope, "name": name, "cases": cases, "seeds": seeds} | {
-        "half_width": round(float(np.diff(of.interval())[0]) / 2, 3),
-        "gain": round(gain, 3) if seeds > 1 else float("nan"),
-    }
 
 
 def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
@@ -133,13 +120,12 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
     Raises:
         DataError: a run has finished, so the test set has been read; or another plan was frozen.
     """
-    looks = looks_of(study)
+    looks, file = looks_of(study), results / "plan.json"
     plan: dict[str, Any] = {"study": study.name, "question": study.question, "rules": _RULES, "margin": study.margin}
     plan |= {"looks": looks, "alpha": POCOCK[len(looks)], "models": study.models}
     runs = [study.run(task, model, study.seeds[0]) for task in study.tasks for model in study.models]
     plan["runs"] = [run.model_dump(exclude={"seed", "results", "data_root"}) for run in runs]
     plan["hash"] = fingerprint(plan)
-    file = results / "plan.json"
     if file.is_file():
         frozen = json.loads(file.read_text(encoding="utf-8"))
         if frozen["hash"] != plan["hash"]:
@@ -153,18 +139,3 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
     results.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return plan
-
-
-def rules_at(results: Path, seeds: Sequence[int], margin: float) -> Rules:
-    """What a study is judged by: its frozen plan, if it has one, at the look that its trainings make.
-
-    Args:
-        seeds: trainings of every cell.
-    """
-    file = results / "plan.json"
-    if not file.is_file():
-        return Rules(margin)
-    plan = json.loads(file.read_text(encoding="utf-8"))
-    now, looks = min(seeds, default=0), plan["looks"]
-    note = "" if now in looks else f"{now} trainings a cell are no planned look ({', '.join(map(str, looks))})"
-    return Rules(plan["margin"], plan["alpha"], plan["hash"], note)

@@ -1,25 +1,30 @@
-"""The predictions table: one row an arm and case, the source of every number of a run."""
+"""The predictions table: one row an arm and case, made, and checked before it is compared."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from medstudy.arms import ARMS
-from medstudy.data.audit import WORDING
-from medstudy.data.card import DataCard
-from medstudy.data.cases import SMALLEST_COUNT, Case
-from medstudy.evaluation.metrics import PredictionsError, single_outcome, small_count
-from medstudy.show import OWN, aggregate
+from medstudy.arms import ARMS, BASELINES, CONTRASTS
+from medstudy.data.cases import Case
+from medstudy.evaluation.metrics import PredictionsError, single_outcome
+from medstudy.evaluation.views import first_look as first_look
+from medstudy.evaluation.views import show_counts as show_counts
+from medstudy.evaluation.views import show_text as show_text
+from medstudy.evaluation.views import side_by_side as side_by_side
+from medstudy.show import NOT_SHOWN as NOT_SHOWN
 from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
-NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
+COLUMNS = ("case_id", "group_id", "arm", "output", "status", "answer", "gold")
+_ALLOWED = {"arm": (*ARMS, *BASELINES), "status": ("parsed", "unparsed", "out_of_range")}
+Pair = tuple[str, str]
 
 
 def predictions_table(
@@ -37,11 +42,10 @@ def predictions_table(
         probabilities: arm -> probability of each label (cases, labels), where one outcome has labels.
 
     Returns:
-        Columns case_id, group_id, arm, output, status, answer and gold (JSON text by outcome), ``score_*``.
-        Every case is there for every arm; an answer that was not parsed scores 0. ``score_rescued`` is 1 where
-        the answer could be read although it was not in the exact form. With ``probabilities`` also
-        ``score_brier`` (mean squared error over the labels) and, where the card names a positive label,
-        ``score_p_positive``. ``attrs["shareable"]`` is the card's: of other tables small counts are masked.
+        `COLUMNS` (answer and gold as JSON text by outcome) and ``score_*``; an answer that was not parsed scores 0.
+        ``score_rescued`` is 1 where an answer could be read although it was not in the exact form. With
+        ``probabilities`` also ``score_brier`` (mean squared error over the labels) and, where the card names a
+        positive label, ``score_p_positive``. ``attrs["shareable"]`` is the card's: else small counts are masked.
     """
     import pandas as pd
 
@@ -71,92 +75,79 @@ def _probability_scores(task: Task, case: Case, probabilities: np.ndarray) -> di
     return scores | ({"score_p_positive": p[task.card.positive]} if task.card.positive else {})
 
 
-def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Per arm: cases, shares answered right, not readable, and read though not in the asked-for form."""
-    by_arm = predictions.groupby("arm", sort=False)
-    counts = {
-        "right": by_arm["score_correct"].sum(),
-        "unparsed": by_arm["status"].agg(lambda status: (status != "parsed").sum()),
-        "rescued": by_arm["score_rescued"].sum(),
-    }
-    n = by_arm.size()
-    shareable = predictions.attrs.get("shareable", False)
-    shares = {name: [_share_text(*of, shareable) for of in zip(hits, n, strict=True)] for name, hits in counts.items()}
-    few = f"< {SMALLEST_COUNT}"
-    table = n.map(lambda n: n if shareable or n >= SMALLEST_COUNT else few).to_frame("n").assign(**shares)
-    return aggregate(table, ["arm"]) if set(table.index) <= set(ARMS) else table
-
-
-def _share_text(hits: float, n: float, shareable: bool) -> str:
-    limits = None if shareable else small_count(hits, n)
-    if limits is None:
-        return f"{hits / n:.3f}"
-    return f"< {limits[1]:.3f}" if limits[0] == 0 else f"> {limits[0]:.3f}"
-
-
-def side_by_side(card: DataCard, task: Task, cases: list[Case], answers: Mapping[str, list[str]], n: int = 3) -> str:
-    """The first ``n`` cases, gold and every arm's output, as Markdown; nothing of a source not shareable."""
-    if not card.shareable:
-        return NOT_SHOWN
-    lines = []
-    for i, case in enumerate(cases[:n]):
-        lines += [f"**Case {i + 1}**: {_inline(case.text)}", "", "| arm | answer |", "|---|---|"]
-        lines += [f"| *gold* | {_inline(task.target(case))} |"]
-        lines += [f"| {arm} | {_inline(outputs[i]) or '(empty)'} |" for arm, outputs in answers.items()] + [""]
-    return "\n".join(lines)
-
-
-def show_text(card: DataCard, text: str) -> str:
-    """``text`` if the card's source may be shown, else a line that says why not."""
-    return text if card.shareable else NOT_SHOWN
-
-
-def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``.
-
-    Only tables of the package (`show.OWN`) are tagged: a user's may be counts of names.
-    Where that hides one label of an outcome alone, the next smallest reads ``hidden``, as the first would
-    follow from the total.
-
-    ``columns``: where the counts of cases are; everywhere, if empty.
-    """
-
-    def shown(value: object) -> object:
-        if pd.isna(value):
-            return ""
-        number = isinstance(value, (int, float, np.number)) and float(value).is_integer()
-        few = not card.shareable and number and 0 < float(value) < SMALLEST_COUNT
-        return f"< {SMALLEST_COUNT}" if few else int(value) if number else value
-
-    import pandas as pd
-
-    counted = list(columns) or list(table)
-    # as objects: beside a mean, pandas would turn a count of 168 into 168.00
-    columns = {str(name): pd.Series(map(shown, table[name]), table.index, dtype=object) for name in counted}
-    table = table.astype(object).assign(**columns)
-    if not table.attrs.get(OWN):
-        return table
-    words = ["", "topic", "measure", "pairs audit"]  # the package's own: index and first columns of its tables
-    if card.shareable or "topic" not in table:
-        return aggregate(table, words)
-    wording = table["measure"].str.replace(rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True)
-    return aggregate(_labels_apart(table.assign(measure=wording), card, counted), words)
-
-
-def _labels_apart(table: pd.DataFrame, card: DataCard, columns: Sequence[str]) -> pd.DataFrame:
-    """Where one label's count alone is masked, the next smallest reads ``hidden``."""
-    for outcome in card.labels:
-        rows = table.index[table["topic"] == outcome]
-        for name in columns:
-            counts = {i: value for i in rows if isinstance(value := table.loc[i, name], int) and value > 0}
-            if sum(table.loc[rows, name] == f"< {SMALLEST_COUNT}") == 1 and counts:
-                table.loc[min(counts, key=counts.__getitem__), name] = "hidden"
-    return table
-
-
-def _inline(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", "<br>")
-
-
 def _json(value: Mapping[str, str]) -> str:
     return json.dumps(dict(value), ensure_ascii=False, sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of all seeds: a table a seed and arm, rows in one order, and the resampling unit of each row.
+
+    ``shareable``: every table's ``attrs`` says that its source may be shown, so that no count need be masked.
+    """
+
+    frames: list[dict[str, pd.DataFrame]]
+    units: list[np.ndarray]
+    arms: list[str]
+    groups: list[str]
+    n_cases: int
+    shareable: bool
+
+    @classmethod
+    def collect(cls, tables: list[pd.DataFrame]) -> Answers:
+        """Raises `PredictionsError` where the tables of the seeds cannot be compared."""
+        import pandas as pd
+
+        for table in tables:
+            validate_predictions(table)
+        whole = pd.concat([t[["case_id", "group_id", "gold"]] for t in tables])
+        _one_gold(whole)
+        present = [set(t["arm"]) for t in tables]
+        if any(arms != present[0] for arms in present):
+            raise PredictionsError(f"seeds have different arms: {[*map(sorted, present)]}; run the same arms")
+        arms = [arm for arm in _ALLOWED["arm"] if arm in present[0]]
+        groups = sorted(whole["group_id"].unique())
+        frames = [{arm: t[t["arm"] == arm] for arm in arms} for t in (t.sort_values("case_id") for t in tables)]
+        units = [np.searchsorted(groups, by_arm[arms[0]]["group_id"]) for by_arm in frames]
+        shareable = all(t.attrs.get("shareable", False) for t in tables)
+        return cls(frames, units, arms, groups, whole["case_id"].nunique(), shareable)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return [pair for pair in CONTRASTS if set(pair) <= set(self.arms)]
+
+    @property
+    def independent(self) -> bool:
+        """One answer a unit, so that Wilson and McNemar hold."""
+        return len(self.frames) == 1 and len(self.groups) == self.n_cases
+
+
+def validate_predictions(predictions: pd.DataFrame) -> None:
+    """Check that every arm answered the same cases once, with the same gold.
+
+    Raises:
+        PredictionsError: names the arms and case ids that differ; never shows case text.
+    """
+    if missing := [name for name in COLUMNS if name not in predictions]:
+        raise PredictionsError(f"predictions lack the column(s) {', '.join(missing)}; they have {list(predictions)}")
+    if predictions.empty:
+        raise PredictionsError("predictions have no rows; generate the answers of at least one arm")
+    for name, allowed in _ALLOWED.items():
+        if unknown := set(predictions[name]) - set(allowed):
+            raise PredictionsError(f"unknown {name} {sorted(map(str, unknown))}; allowed: {', '.join(allowed)}")
+    times = predictions.groupby("case_id")["arm"].agg(["size", "nunique"])
+    arms = predictions["arm"].nunique()
+    for wrong, what in (
+        (times["size"] > times["nunique"], "were answered twice by one arm; keep one answer per arm and case"),
+        (times["nunique"] < arms, "are missing in some arm: arms answered different cases; give all the same"),
+    ):
+        if wrong.any():
+            arm = predictions.loc[predictions["case_id"] == wrong.idxmax(), "arm"].iloc[0]
+            raise PredictionsError(f"{wrong.sum()} cases, e.g. '{wrong.idxmax()}' of arm {arm}, {what}")
+    _one_gold(predictions)
+
+
+def _one_gold(predictions: pd.DataFrame) -> None:
+    variants = predictions.groupby("case_id")[["gold", "group_id"]].nunique()
+    if torn := int((variants != 1).any(axis=1).sum()):
+        raise PredictionsError(f"{torn} case ids stand for several golds or groups; case ids must be unique")

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from medstudy.arms import CONTRASTS
-from medstudy.evaluation.answers import Pair
 from medstudy.evaluation.evaluate import Measured, values
 from medstudy.evaluation.metrics import FEWEST_READ, value_of
+from medstudy.evaluation.predictions import Pair
 from medstudy.evaluation.statistics import Estimate, Line, combined, estimates, mean_of
 from medstudy.tasks import TASK_TYPES
 
@@ -279,6 +279,6 @@ def contrasts_table(cells: Sequence[Cell]) -> pd.DataFrame:
     for number, cell in enumerate(cells):
         for one in cell.measured:
             for pair in one.pairs:
-                estimate = found.get((number, one.metric.name, pair)) or one.contrasts()[pair]
+                estimate = found.get((number, one.metric.name, pair))
                 rows.append({"task": cell.task, "model": cell.model, **one.row(pair, estimate)})
     return pd.DataFrame(rows)

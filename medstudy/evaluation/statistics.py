@@ -189,14 +189,6 @@ def combined(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
     return Estimate(value, float(seed.sum()), float(case.sum()), float(df), float(cases), parts[0].pooled_df)
 
 
-def wilson(successes: float, n: float, alpha: float = 0.05) -> Limits:
-    """Wilson's interval of a share (statsmodels)."""
-    from statsmodels.stats.proportion import proportion_confint
-
-    low, high = proportion_confint(successes, n, alpha=alpha, method="wilson")
-    return float(low), float(high)
-
-
 def smallest_detectable(error: float, alpha: float = 0.05, power: float = 0.8, degrees: float = np.inf) -> float:
     """The difference found with this power by a two-sided test whose standard error is ``error``.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
 from medstudy.evaluation.scopes import BETWEEN, KINDS, MEAN, WATCHED, Cell, Scoped, scoped
 from medstudy.evaluation.statistics import Estimate
+from medstudy.evaluation.views import published as published
 from medstudy.params import MARGIN
 from medstudy.tasks import TASK_TYPES
 
@@ -34,8 +34,6 @@ _CLAIM = {
 }
 #: Advice is given only where this share of simulated follow-ups decides, with one of these numbers of trainings.
 _LIKELY, _SEEDS = 0.8, (3, 5, 7, 10, 15, 20)
-#: Model family in our ids -> its name in published_results.csv.
-_PUBLISHED_MODELS = {"llama": "Llama3-8B", "mistral": "Mistral-7B-v2"}
 
 
 @dataclass(frozen=True)
@@ -291,15 +289,3 @@ def _between(lines: Sequence[Scoped]) -> str:
         f"Over {_SAID.get(line.pair[1], line.pair[1])}, open-ended tasks gained {line.estimate.value:+.3f} "
         f"[{low:+.3f}, {high:+.3f}] more from DPO than classification: {shown}."
     )
-
-
-def published(task: str, model: str) -> pd.DataFrame:
-    """Published values of Savage et al. (JMIR 2025;27:e76048) for a model of this family; may be empty.
-
-    Other data and larger models: for display beside a study's own numbers, never mixed with them.
-    """
-    import pandas as pd
-
-    table = pd.read_csv(str(files("medstudy") / "published_results.csv"))
-    names = [name for family, name in _PUBLISHED_MODELS.items() if family in model.lower()]
-    return table[(table["task"] == task) & table["model"].isin(names)].reset_index(drop=True)

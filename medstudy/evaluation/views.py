@@ -1,19 +1,140 @@
-"""What a reader of the comparison notebook sees: tables that are rounded, in order, and tagged as aggregates."""
+"""What a reader of a notebook sees: tables, rounded, masked where counts are small, and tagged as aggregates."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from medstudy.arms import ARMS, BASELINES
-from medstudy.evaluation.comparison import FinishedRun
-from medstudy.evaluation.evaluate import p_text, value_text
-from medstudy.evaluation.verdict import published
-from medstudy.show import aggregate
+from medstudy.data.audit import WORDING
+from medstudy.data.card import DataCard
+from medstudy.data.cases import SMALLEST_COUNT, Case
+from medstudy.evaluation.metrics import small_count
+from medstudy.show import NOT_SHOWN, OWN, aggregate
+from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from medstudy.evaluation.comparison import FinishedRun
+
 _CELL = ["task", "model"]
+#: Model family in our ids -> its name in published_results.csv.
+_PUBLISHED_MODELS = {"llama": "Llama3-8B", "mistral": "Mistral-7B-v2"}
+
+
+def p_text(p: float | None) -> str:
+    """A p value with three digits, never 0; empty where there is none."""
+    return "" if p is None or np.isnan(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def value_text(cell: Mapping[str, Any], digits: int = 3) -> str:
+    """A cell of metrics.json as it is read: rounded, a limit where a small count is masked, empty without value."""
+    if cell["value"] is not None and not np.isnan(cell["value"]):
+        return f"{cell['value']:.{digits}f}"
+    low, high = cell["low"], cell["high"]
+    if low is None or high is None or np.isnan([low, high]).any():
+        return ""
+    return f"< {high:.{digits}f}" if low == 0 else f"> {low:.{digits}f}"
+
+
+def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Contrasts as a reader sees them: rounded, and no p of 0."""
+    import pandas as pd
+
+    columns = ["contrast", "metric", "difference", "low", "high", "p", "test", "n"]
+    table = pd.DataFrame(contrasts)[columns].round(3).assign(p=[p_text(row["p"]) for row in contrasts])
+    return _of_enough(table.set_index(columns[:2]), ["contrast", "metric", "test"])
+
+
+def values_table(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
+    """The values alone: a row an arm or baseline, a column a metric, and the cases."""
+    import pandas as pd
+
+    texts = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
+    n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
+    return _of_enough(pd.DataFrame(texts).T.fillna("").assign(n=n), [""])
+
+
+def _of_enough(table: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
+    """Tagged, unless its values are of so few cases that they tell of single patients."""
+    return aggregate(table, words) if len(table) and table["n"].max() >= SMALLEST_COUNT else table
+
+
+def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
+    """Per arm: cases, shares answered right, not readable, and read though not in the asked-for form."""
+    import pandas as pd
+
+    shareable, rows = predictions.attrs.get("shareable", False), {}
+    for arm, of in predictions.groupby("arm", sort=False):
+        n, rows[arm] = len(of), {"n": len(of)}
+        if not shareable and n < SMALLEST_COUNT:
+            rows[arm] = {"n": f"< {SMALLEST_COUNT}"}
+        counts = {"right": of["score_correct"], "unparsed": of["status"] != "parsed", "rescued": of["score_rescued"]}
+        for name, hits in counts.items():
+            low, high = (None if shareable else small_count(hits.sum(), n)) or (None, None)
+            rows[arm][name] = value_text({"value": hits.sum() / n if low is None else None, "low": low, "high": high})
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
+    return aggregate(table, ["arm"]) if set(table.index) <= set(ARMS) else table
+
+
+def side_by_side(card: DataCard, task: Task, cases: list[Case], answers: Mapping[str, list[str]], n: int = 3) -> str:
+    """The first ``n`` cases, gold and every arm's output, as Markdown; nothing of a source not shareable."""
+
+    def inline(text: str) -> str:
+        return text.replace("|", "\\|").replace("\n", "<br>")
+
+    lines = []
+    for i, case in enumerate(cases[:n]):
+        lines += [f"**Case {i + 1}**: {inline(case.text)}", "", "| arm | answer |", "|---|---|"]
+        lines += [f"| *gold* | {inline(task.target(case))} |"]
+        lines += [f"| {arm} | {inline(outputs[i]) or '(empty)'} |" for arm, outputs in answers.items()] + [""]
+    return show_text(card, "\n".join(lines))
+
+
+def show_text(card: DataCard, text: str) -> str:
+    """``text`` if the card's source may be shown, else a line that says why not."""
+    return text if card.shareable else NOT_SHOWN
+
+
+def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``.
+
+    Where that masks one label of an outcome alone, the next smallest reads ``hidden``, as the first would follow from
+    the total. Only tables of the package (`show.OWN`) are tagged: a user's may be counts of names.
+
+    ``columns``: where the counts of cases are; everywhere, if empty.
+    """
+    import pandas as pd
+
+    few = f"< {SMALLEST_COUNT}"
+
+    def shown(value: Any) -> Any:
+        if pd.isna(value):
+            return ""
+        if not isinstance(value, (int, float, np.number)) or not float(value).is_integer():
+            return value
+        return few if not card.shareable and 0 < value < SMALLEST_COUNT else int(value)
+
+    counted = list(columns) or list(table)
+    # as objects: beside a mean, pandas would turn a count of 168 into 168.00
+    texts = {str(name): pd.Series(map(shown, table[name]), table.index, dtype=object) for name in counted}
+    table = table.astype(object).assign(**texts)
+    if not table.attrs.get(OWN):
+        return table
+    if not card.shareable and "topic" in table:
+        wording = table["measure"].str.replace(rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True)
+        table = table.assign(measure=wording)
+        for outcome in card.labels:
+            for name in counted:
+                column = table.loc[table["topic"] == outcome, name]
+                counts = {i: value for i, value in column.items() if isinstance(value, int) and value > 0}
+                if (column == few).sum() == 1 and counts:
+                    table.loc[min(counts, key=counts.__getitem__), name] = "hidden"
+    return aggregate(table, ["", "topic", "measure", "pairs audit"])  # the package's own words
 
 
 def verdicts(table: pd.DataFrame, *scopes: str) -> pd.DataFrame:
@@ -30,8 +151,7 @@ def sentences(table: pd.DataFrame, *scopes: str) -> Any:
     from IPython.display import Markdown
 
     named = table[table["scope"].isin(scopes)].drop_duplicates(["scope", "name"]).fillna({"verdict": ""})
-    lines = (f"- **{v.verdict or v.name}.** {v.sentence}" for v in named.itertuples())
-    return aggregate(Markdown("\n".join(lines)))
+    return aggregate(Markdown("\n".join(f"- **{v.verdict or v.name}.** {v.sentence}" for v in named.itertuples())))
 
 
 def values(table: pd.DataFrame) -> pd.DataFrame:
@@ -44,10 +164,8 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
 
 def baselines(table: pd.DataFrame) -> pd.DataFrame:
     """Rows of tables/metrics.csv of the baselines, which no model has a part in: a line a task and baseline."""
-    names = ["task", "arm"]
-    rows = table[
-        table["arm"].isin(BASELINES) & ~table["metric"].isin(["unparsed", "rescued", "length", "accuracy_parsed"])
-    ]
+    names, unlike = ["task", "arm"], ["unparsed", "rescued", "length", "accuracy_parsed"]
+    rows = table[table["arm"].isin(BASELINES) & ~table["metric"].isin(unlike)]
     wide = rows.pivot_table("value", names, "metric", sort=False).map("{:.3f}".format, na_action="ignore").fillna("")
     return aggregate(wide.join(rows.groupby(names).agg(n=("n", "max"), seeds=("seeds", "max"))), names)
 
@@ -71,13 +189,23 @@ def runs(finished: list[FinishedRun]) -> pd.DataFrame:
     return aggregate(table, [*_CELL, "data card", "failed gates"])
 
 
+def published(task: str, model: str) -> pd.DataFrame:
+    """Published values of Savage et al. (JMIR 2025;27:e76048) for a model of this family; may be empty.
+
+    Other data and larger models: for display beside a study's own numbers, never mixed with them.
+    """
+    import pandas as pd
+
+    table = pd.read_csv(str(files("medstudy") / "published_results.csv"))
+    names = [name for family, name in _PUBLISHED_MODELS.items() if family in model.lower()]
+    return table[(table["task"] == task) & table["model"].isin(names)].reset_index(drop=True)
+
+
 def published_values(finished: list[FinishedRun]) -> pd.DataFrame:
     """The published study's numbers for these tasks and model families."""
     import pandas as pd
 
     found = pd.concat([published(*cell) for cell in dict.fromkeys(run.cell for run in finished)]).drop_duplicates()
-    names = ["task", "outcome", "metric", "model"]
-    columns = ["arm", "value", "contrast", "p_value"]
-    return aggregate(
-        found[names + columns].astype(object).fillna("").set_index(names), [*names, "arm", "contrast", "p_value"]
-    )
+    names, words = ["task", "outcome", "metric", "model"], ["arm", "contrast", "p_value"]
+    columns = [*names, "arm", "value", "contrast", "p_value"]
+    return aggregate(found[columns].astype(object).fillna("").set_index(names), [*names, *words])

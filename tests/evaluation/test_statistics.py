@@ -9,17 +9,7 @@ from medstudy.evaluation.statistics import (
     mean_of,
     moderated,
     smallest_detectable,
-    wilson,
 )
-
-
-# Newcombe, Stat Med 1998;17:857, table I, method 3 (score, no continuity correction)
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_equals_newcombes_table(successes, n, low, high):
-    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
 
 
 def test_power_equals_statsmodels():
