@@ -25,11 +25,10 @@ if TYPE_CHECKING:
 A4_WIDTH, COLUMN = 7.5, 4.8
 _INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7.5
 _EDGE = {"s": 34, "edgecolor": _INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
-_OVER = "95 % intervals: other test cases, and other trainings where there are several seeds"
-#: What a forest plot draws, and of which scopes; above each scope stands what it is.
-_DRAWN = {"dpo-sft_more": ("study", "kind", "task", "cell"), "dpo-sft": ("study", "kind", "task", "cell")}
-_DRAWN |= {"dpo-sft_chosen": ("study", "kind")}
+_OVER = "95 % intervals: other test cases, and other trainings where there are several seeds."
+#: Scopes of a forest plot from the top, each with its heading; and what is drawn of which.
 _SCOPES = {"study": "Study", "kind": "Kinds of task", "task": "Tasks, over models", "cell": "Each model"}
+_DRAWN = {"dpo-sft_more": set(_SCOPES), "dpo-sft": set(_SCOPES), "dpo-sft_chosen": {"study", "kind"}}
 #: How far a forest plot reaches at most, in medians of the intervals' limits.
 _REACH = 3.0
 #: Panels of a training: title, what the arm is trained on, column of its log, what is added to the line's name.
@@ -51,26 +50,21 @@ def style() -> AbstractContextManager[None]:
     look |= {"axes.titleweight": "bold", "axes.titlelocation": "left"}
     look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888", "grid.color": _FAINT}
     look |= {"savefig.dpi": 200, "svg.hashsalt": "medstudy", "pdf.fonttype": 42}
-    seaborns = sns.axes_style("whitegrid") | sns.plotting_context("paper", rc={"axes.titlesize": 9})
-    return mpl.rc_context({**seaborns, **look})
+    return mpl.rc_context(sns.axes_style("whitegrid") | sns.plotting_context("paper", rc={"axes.titlesize": 9}) | look)
 
 
 def save(figure: Figure, path: str | Path) -> list[Path]:
-    """Write ``path`` (without suffix) as png, svg and pdf; the same figure gives the same bytes.
-
-    No date, program or host goes into the files.
-    """
-    metadata: dict[str, dict[str, Any]] = {
+    """Write ``path`` (without suffix) as png, svg and pdf; the same figure gives the same bytes, no date, no host."""
+    nameless = {
         ".png": {"Software": None},
         ".svg": {"Date": None, "Creator": None},
         ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files = [path.with_name(path.name + suffix) for suffix in metadata]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files = [Path(f"{path}{suffix}") for suffix in nameless]
     with style():
         for file in files:
-            figure.savefig(file, metadata=metadata[file.suffix])
+            figure.savefig(file, metadata=nameless[file.suffix])
     return files
 
 
@@ -87,35 +81,31 @@ def save_study(study: Path, tables: Mapping[str, pd.DataFrame], margin: float) -
 
 
 def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
-    """What DPO adds: the study and the kinds of task first, then tasks, then cells; the margin is shaded.
+    """What DPO adds, from rows of verdicts.csv: study and kinds of task first, then tasks and cells; margin shaded.
 
     Of outcomes where less is better the sign is turned, so that right is better everywhere. Published differences
     of the same tasks stand apart, hollow, at the end.
-
-    Args:
-        verdicts: rows of verdicts.csv.
     """
-    rows = [*_forest_rows(verdicts), *_published_rows(verdicts)]
-    lines = [line for _, _, of in rows for line in of]
-    limits = sorted(abs(line[key]) for line in lines for key in ("low", "high") if not math.isnan(line[key]))
+    rows = [*(row for scope in _SCOPES for row in _forest_rows(verdicts, scope)), *_published_rows(verdicts)]
+    limits = sorted(
+        abs(value) for _, lines in rows for value in lines[["low", "high"]].to_numpy().flat if value == value
+    )
     # one wide interval would press all others together: it runs off the edge, with an arrow
     median = limits[len(limits) // 2] if limits else 0.0
     reach = max(2 * margin, min(1.05 * max(limits, default=0.0), _REACH * median))
-    heights = [1.2 if head else max(2, len(of)) + 0.3 for head, _, of in rows]
+    heights = [max(2, len(lines)) + 0.3 if len(lines) else 1.2 for _, lines in rows]
     with style():
-        figure, axes = _grid(1, 1, COLUMN, 0.142 * sum(heights) + 1.3)
-        axis, y = axes[0, 0], 0.0
+        figure, [[axis]] = _grid(1, 1, COLUMN, 0.142 * sum(heights) + 1.3)
         axis.axvspan(-margin, margin, color=_FAINT, zorder=0, label=f"too small to matter (±{margin:g})")
         axis.axvline(0, color=_INK, linewidth=0.8)
         axis.set(xlim=(-reach, reach), ylim=(sum(heights), -0.8), yticks=[])
         axis.set_xlabel("← DPO worse      DPO better →", fontweight="bold")
-        for (head, name, of), height in zip(rows, heights, strict=True):
-            _forest_row(axis, y, name, of, reach, bold=head)
-            y += height
+        for i, (name, lines) in enumerate(rows):
+            _forest_row(axis, sum(heights[:i]), name, lines, reach)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=2, columnspacing=1, fontsize=8)
         n = f"n = {_range(verdicts['n_cases'])} cases, {_range(verdicts['n_seeds'])} seeds; both arms answer the same."
-        figure.supxlabel(f"{n}\n{_OVER}.", fontsize=_SMALL, x=0.01, ha="left")
+        figure.supxlabel(f"{n}\n{_OVER}", fontsize=_SMALL, x=0.01, ha="left")
         return aggregate(figure)
 
 
@@ -134,15 +124,11 @@ def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
 def study_figure(table: pd.DataFrame) -> Figure:
     """The study: a panel per outcome (rows) and model (columns), every arm with its 95 % interval.
 
-    Args:
-        table: one row per task, model, metric, arm with value, low, high, n, seeds (`scopes.metrics_table`),
-            already cut down to the metrics to draw.
+    ``table``: rows of tables/metrics.csv, already cut down to the metrics to draw.
     """
-    titles = [
-        f"{task.replace('_', ' ')}: {metric_name(m)}" for task, m in zip(table["task"], table["metric"], strict=True)
-    ]
-    width = COLUMN if table["model"].nunique() == 1 else max(A4_WIDTH, 1.3 + 3.1 * table["model"].nunique())
-    return _panels(table.assign(title=titles), width, f"{_OVER}.")
+    titles = table["task"].str.replace("_", " ") + ": " + table["metric"].map(metric_name)
+    models = table["model"].nunique()
+    return _panels(table.assign(title=titles), COLUMN if models == 1 else max(A4_WIDTH, 1.3 + 3.1 * models), _OVER)
 
 
 def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) -> Figure:
@@ -165,8 +151,7 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
     if not predictions.attrs.get("shareable", False):
         shown = shown[[small_count(share * n, n) is None for share, n in zip(shown["share"], shown["n"], strict=True)]]
     with style():
-        figure, axes = _grid(1, 1, COLUMN, 3.6)
-        axis = axes[0, 0]
+        figure, [[axis]] = _grid(1, 1, COLUMN, 3.6)
         axis.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.8)
         if len(shown):
             sns.lineplot(shown, x="said", y="share", ax=axis, dashes=False, markeredgecolor=_INK, **_look())
@@ -181,29 +166,19 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
 def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Training curves from training/<arm>.csv: SFT loss, and loss, reward margin and log-probabilities of DPO."""
     import matplotlib.pyplot as plt
-    import pandas as pd
     import seaborn as sns
 
-    lines, looks = [], {}
-    for arm, log in logs.items():
-        kind = "pairs" if ARMS[arm].rows == "pairs" else "cases"
-        before = logs.get(ARMS[arm].start) if kind == "cases" else None  # SFT goes on where SFT ended
-        steps = log["step"] + (0 if before is None else before["step"].max())
-        for panel, rows, column, suffix in _TRAINING:
-            if rows == kind and column in log:
-                line = ARMS[arm].label + suffix
-                looks[line] = (ARMS[arm].colour, (3, 2) if suffix else "")
-                lines.append(pd.DataFrame({"step": steps, "value": log[column], "panel": panel, "line": line}))
-    if not lines:
+    lines = _training_lines(logs)
+    if lines is None:
         with style():
-            figure, axes = _grid(1, 1, COLUMN, 1)
-            axes[0, 0].set(title="no training was logged", xticks=[], yticks=[])
+            figure, [[axis]] = _grid(1, 1, COLUMN, 1)
+            axis.set(title="no training was logged", xticks=[], yticks=[])
             return aggregate(figure)
-    colours, dashes = ({line: look[i] for line, look in looks.items()} for i in (0, 1))
-    look = {"col": "panel", "col_wrap": 2, "hue": "line", "style": "line", "palette": colours, "dashes": dashes}
+    looks = lines.drop_duplicates("line").set_index("line")
+    look = {"hue": "line", "palette": looks["colour"].to_dict(), "style": "line", "dashes": looks["dashes"].to_dict()}
     look |= {"kind": "line", "errorbar": None, "linewidth": 1.2, "facet_kws": {"sharex": False, "sharey": False}}
     with style():
-        grid = sns.relplot(pd.concat(lines), x="step", y="value", **look)
+        grid = sns.relplot(lines, x="step", y="value", col="panel", col_wrap=2, **look)
         grid.set_titles("{col_name}").set_axis_labels("optimiser step", "")
         grid.figure.set_size_inches(6.2, 4.4)
         grid.figure.set_layout_engine("constrained")
@@ -220,6 +195,23 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
         dpo.text(1, math.log(2), "ln 2: no preference yet", **right)
     with style():
         return aggregate(grid.figure)
+
+
+def _training_lines(logs: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
+    """What was logged of `_TRAINING`, a row a step: panel, line and its look, step, value."""
+    import pandas as pd
+
+    lines = []
+    for arm, log in logs.items():
+        kind = "pairs" if ARMS[arm].rows == "pairs" else "cases"
+        before = logs.get(ARMS[arm].start) if kind == "cases" else None  # SFT goes on where SFT ended
+        steps = log["step"] + (0 if before is None else before["step"].max())
+        for panel, rows, column, suffix in _TRAINING:
+            if rows == kind and column in log:
+                line = {"panel": panel, "line": ARMS[arm].label + suffix, "colour": ARMS[arm].colour}
+                dashes = pd.Series([(3, 2) if suffix else ""] * len(log), log.index)
+                lines.append(pd.DataFrame({"step": steps, "value": log[column], **line, "dashes": dashes}))
+    return pd.concat(lines) if lines else None
 
 
 def _look() -> dict[str, Any]:
@@ -239,7 +231,7 @@ def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
 
 def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
     """A panel per title (rows) and model (columns): a row per arm, first on top, with its numbers on the right."""
-    titles, models = list(dict.fromkeys(table["title"])), list(dict.fromkeys(table["model"]))
+    titles, models = table["title"].unique(), table["model"].unique()
     arms = [arm for arm in ARMS | BASELINES if arm in set(table["arm"])]
     with style():
         figure, axes = _grid(len(titles), len(models), width, len(titles) * (0.65 + 0.17 * len(arms)) + 0.6)
@@ -249,8 +241,8 @@ def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
                 _arm_rows(axis, here)
                 axis.set_title(_capital(title), pad=11)
                 seeds = here["seeds"].max()
-                count = "not run" if math.isnan(seeds) else f"n = {_range(here['n'])} cases, {_seeds(seeds)}"
-                _above(axis, count, 3, fontsize=_SMALL, color="#555555")
+                counts = f"n = {_range(here['n'])} cases, {seeds:.0f} seed{'s' if seeds > 1 else ''}"
+                _above(axis, "not run" if math.isnan(seeds) else counts, 3, fontsize=_SMALL, color="#555555")
             for axis in row[1:]:
                 axis.set_yticklabels([])
         for axis, model in zip(axes[0], models, strict=True):
@@ -279,43 +271,38 @@ def _arm_rows(axis: Axes, cells: pd.DataFrame) -> None:
     axis.set(xlabel="", ylabel="", xlim=(0, 1.1 * numbers["high"].max() if length else 1))
 
 
-_Row = tuple[bool, str, list[dict[str, Any]]]
+def _forest_rows(verdicts: pd.DataFrame, scope: str) -> Iterator[tuple[str, pd.DataFrame]]:
+    """The heading of a scope, then its names, each with its contrasts from the top; a heading has none."""
+    drawn = [contrast for contrast, scopes in _DRAWN.items() if scope in scopes]
+    rows = verdicts[(verdicts["scope"] == scope) & verdicts["contrast"].isin(drawn)].dropna(subset=["low", "high"])
+    if len(rows):
+        yield _SCOPES[scope], rows[:0]
+    for (name, outcome), lines in rows.groupby(["name", "outcome"], sort=False):
+        if outcome in LOWER_IS_BETTER:
+            lines = lines.assign(difference=-lines["difference"], low=-lines["high"], high=-lines["low"])
+        numbers = lines[["difference", "low", "high"]].astype(float).round(2) + 0.0  # turns -0.0 into 0.0
+        text = ["{:+.2f} [{:+.2f}, {:+.2f}]".format(*row) for row in numbers.to_numpy()]
+        lines = lines.assign(text=text).sort_values("contrast", key=lambda contrasts: contrasts.map(drawn.index))
+        yield _forest_name(str(name), str(outcome), scope), lines
 
 
-def _forest_rows(verdicts: pd.DataFrame) -> Iterator[_Row]:
-    """(is a heading, its words, its intervals) from the top; an interval has difference, low, high, other and text."""
-    for scope, heading in _SCOPES.items():
-        rows = verdicts[(verdicts["scope"] == scope) & verdicts["contrast"].isin(_DRAWN)].dropna(subset=["low", "high"])
-        if len(rows):
-            yield True, heading, []
-        for (name, outcome), here in rows.groupby(["name", "outcome"], sort=False):
-            lines, sign = here.set_index("contrast"), -1 if outcome in LOWER_IS_BETTER else 1
-            found = []
-            for contrast in (c for c in _DRAWN if c in lines.index and scope in _DRAWN[c]):
-                middle, low, high = (sign * float(lines.at[contrast, key]) for key in ("difference", "low", "high"))
-                line = {"difference": middle, "low": min(low, high), "high": max(low, high)}
-                # + 0.0 turns a rounded -0.0 into 0.0
-                texts = [f"{round(value, 2) + 0.0:+.2f}" for value in line.values()]
-                found.append(line | {"other": contrast.split("-")[1], "text": "{} [{}, {}]".format(*texts)})
-            yield False, _forest_name(str(name), str(outcome), scope), found
+def _published_rows(verdicts: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Published differences of DPO and SFT for a study's tasks; ratings, on another scale, as text alone."""
+    import pandas as pd
 
-
-def _published_rows(verdicts: pd.DataFrame) -> Iterator[_Row]:
-    """Published differences of DPO and SFT for the tasks of a study; ratings, on another scale, as text alone."""
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for task in verdicts.loc[verdicts["scope"] == "task", "name"].unique():
-        for model in ("llama", "mistral"):
-            known = published(task, model)
-            wide = known.pivot_table("value", ["outcome", "metric", "model"], "arm", sort=False)
-            for (outcome, metric, name), value in wide.reindex(columns=["sft", "dpo"]).dropna().iterrows():
-                gain, rated = value["dpo"] - value["sft"], metric == "likert_1_5"
-                line = {"difference": math.nan if rated else gain, "low": math.nan, "high": math.nan}
-                text = f"{gain:+.2f} {name}{', 1 to 5' if rated else ''}"
-                part = f": {outcome}" if outcome in ("provider", "urgency") else ""
-                rows.setdefault(_task_name(task) + part, []).append(line | {"other": "published", "text": text})
-    if rows:
-        yield True, "Published, over SFT", []
-    yield from ((False, name, lines) for name, lines in rows.items())
+    tasks = verdicts.loc[verdicts["scope"] == "task", "name"].unique()
+    known = pd.concat([published(task, "llama mistral") for task in tasks] or [published("", "")])
+    wide = known.pivot_table("value", ["task", "outcome", "metric", "model"], "arm", sort=False)
+    wide = wide.reindex(columns=["sft", "dpo"]).dropna().reset_index()
+    if wide.empty:
+        return
+    rated, gain = wide["metric"] == "likert_1_5", wide["dpo"] - wide["sft"]
+    text = gain.map("{:+.2f} ".format) + wide["model"] + rated.map({True: ", 1 to 5", False: ""})
+    wide = wide.assign(contrast="published", difference=gain.mask(rated), low=math.nan, high=math.nan, text=text)
+    yield "Published, over SFT", wide[:0]
+    for (task, outcome), lines in wide.groupby(["task", "outcome"], sort=False):
+        parts = {"provider": "provider_macro_f1", "urgency": "urgency_macro_f1"}
+        yield _forest_name(task, parts.get(outcome, outcome), "task"), lines
 
 
 def _forest_name(name: str, outcome: str, scope: str) -> str:
@@ -325,38 +312,33 @@ def _forest_name(name: str, outcome: str, scope: str) -> str:
         return words.get(name, _capital(name))
     task, _, model = name.partition(", ")
     part = outcome.removesuffix("_macro_f1").replace("_", "-") if outcome.endswith(("_macro_f1", "_triage")) else ""
-    first = f"{_task_name(task)}{f': {part}' if part else ''}"
+    first = _capital(task.removeprefix("clinical_")) + (f": {part}" if part else "")
     return f"{first}\n{_model_name(model)}" if model else first
 
 
-def _forest_row(axis: Axes, y: float, name: str, lines: Sequence[Mapping[str, Any]], reach: float, bold: bool) -> None:
-    if bold:
+def _forest_row(axis: Axes, y: float, name: str, lines: pd.DataFrame, reach: float) -> None:
+    tall = max(2, len(lines))
+    if lines.empty:
         axis.axhline(y - 0.55, color="#BBBBBB", linewidth=0.6, zorder=0)
         _aside(axis, -0.04, y, name, ha="right", fontsize=8.5, fontweight="bold")
-        return
-    tall = max(2, len(lines))
-    _aside(axis, -0.04, y + (tall - 1) / 2, name, ha="right", fontsize=8.5, linespacing=1)
-    for place, line in enumerate(lines):
-        _forest_line(axis, y + place + (tall - len(lines)) / 2, line, reach)
-
-
-def _forest_line(axis: Axes, at: float, line: Mapping[str, Any], reach: float) -> None:
-    if line["other"] == "published":
-        colour, marker, label = "none", "o", "published, over SFT"
     else:
-        arm = ARMS[line["other"]]
-        colour, marker, label = arm.colour, arm.marker, f"against {arm.label}"
-    axis.plot([line["low"], line["high"]], [at, at], color=colour, linewidth=1.6)
-    for beyond, edge, arrow in ((line["low"] < -reach, -reach, "<"), (line["high"] > reach, reach, ">")):
-        if beyond:
-            axis.plot(edge, at, arrow, color=colour, markersize=5, clip_on=False)
-    if abs(line["difference"]) <= reach:
-        axis.scatter(line["difference"], at, color=colour, marker=marker, label=label, **_EDGE)
-    _aside(axis, 1.03, at, line["text"], fontsize=8)
+        _aside(axis, -0.04, y + (tall - 1) / 2, name, ha="right", fontsize=8.5, linespacing=1)
+    for place, line in enumerate(lines.to_dict("records")):
+        at, arm = y + place + (tall - len(lines)) / 2, ARMS.get(line["contrast"].partition("-")[2])
+        colour, marker, label = ("none", "o", "published, over SFT")
+        if arm:
+            colour, marker, label = arm.colour, arm.marker, f"against {arm.label}"
+        axis.plot([line["low"], line["high"]], [at, at], color=colour, linewidth=1.6)
+        for beyond, edge, arrow in ((line["low"] < -reach, -reach, "<"), (line["high"] > reach, reach, ">")):
+            if beyond:
+                axis.plot(edge, at, arrow, color=colour, markersize=5, clip_on=False)
+        if abs(line["difference"]) <= reach:
+            axis.scatter(line["difference"], at, color=colour, marker=marker, label=label, **_EDGE)
+        _aside(axis, 1.03, at, line["text"], fontsize=8)
 
 
-def _above(axis: Axes, text: str, points: float, x: float = 0, **options: Any) -> None:
-    axis.annotate(text, (x, 1), (0, points), "axes fraction", textcoords="offset points", **options)
+def _above(axis: Axes, text: str, points: float, **options: Any) -> None:
+    axis.annotate(text, (0, 1), (0, points), "axes fraction", textcoords="offset points", **options)
 
 
 def _aside(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
@@ -370,16 +352,8 @@ def _range(values: pd.Series) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _seeds(count: float) -> str:
-    return f"{count:.0f} seed{'s' if count > 1 else ''}"
-
-
 def _capital(name: str) -> str:
     return name[:1].upper() + name[1:].replace("_", " ")
-
-
-def _task_name(task: str) -> str:
-    return _capital(task.removeprefix("clinical_"))
 
 
 def _model_name(model: str) -> str:

@@ -1,4 +1,8 @@
-"""The report: one self-contained HTML page a notebook and an index, readable without any network."""
+"""The report: self-contained HTML pages, readable without any network, and what goes with a study when it is handed on.
+
+A page a notebook, an index, methods paragraph, checklist, model cards and data sheets. Templates say what is said;
+what a run cannot know is a named blank in them.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,14 @@ import re
 import shutil
 from functools import cache
 from pathlib import Path
-from statistics import mean
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import ARMS, BASELINES, TRAINED
-from medstudy.data.cases import SMALLEST_COUNT
+from medstudy.arms import ARMS, BASELINES
+from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
 from medstudy.evaluation.evaluate import value_text
 from medstudy.evaluation.metrics import metric_name
-from medstudy.report.privacy import Review
+from medstudy.report.privacy import Review, card_of
 from medstudy.runs import slug
 
 if TYPE_CHECKING:
@@ -30,11 +33,10 @@ _KINDS = {"DPO worth it": "good", "DPO harms": "bad", "not valid": "bad"}
 _GLOSS = {"macro-F1": "F1 (mean over classes)", "failed gates": "failed checks", "gates failed": "checks failed"}
 _GLOSS |= {"answers of sft_more": "answers of SFT with the same labels", "answers of sft ": "answers of SFT "}
 _GLOSS |= {"task x model": "of the single results", "majority baseline": "commonest answer"}
+#: Among the outcomes of triage, whatever a verdict looks at.
 _TRIAGE = ("under_triage", "over_triage")
-
-
-class ReportError(RuntimeError):
-    """The study has nothing to report yet; the message names what is missing and the remedy."""
+#: The study has nothing to report yet; the message names what is missing and the remedy.
+ReportError = DataError
 
 
 def build(study: str | Path) -> Path:
@@ -45,9 +47,6 @@ def build(study: str | Path) -> Path:
     Raises:
         ReportError: the comparison notebook has not been executed.
     """
-
-    from medstudy.report.documents import write_documents
-
     study = Path(study)
     if not (study / "comparison.ipynb").is_file():
         raise ReportError(
@@ -55,19 +54,20 @@ def build(study: str | Path) -> Path:
         )
     report = study / "report"
     shutil.rmtree(report, ignore_errors=True)
-    report.mkdir()
+    (report / "cards").mkdir(parents=True)
     runs, review = finished_runs(study), Review(study)
     for run in runs:
         asked = run.parameters
         title = f"{_words(asked['task'])} · {asked['model']} · seed {asked['seed']}"
         _write_page(review, run.folder / "notebook.ipynb", report / page_of(run), title)
     _write_page(review, study / "comparison.ipynb", report / "comparison.html", f"{study.name}: comparison")
-    tables = read_tables(study)
-    cells = cells_of(runs, tables)
-    write_documents(report, runs, cells, rules_of(study).margin)
-    index = report / "index.html"
-    index.write_text(_index(study, runs, tables["verdicts.csv"], cells, review), encoding="utf-8")
-    return index
+    facts = study_facts(study, runs, review)
+    for name in ("index.html", "checklist.html", "methods.md"):
+        _write(report / name, name, **facts)
+    for cell in facts["cells"]:
+        for kind in ("model", "data"):
+            _write(report / "cards" / f"{cell['task']}-{slug(cell['model'])}-{kind}.md", f"{kind}_card.md", **cell)
+    return report / "index.html"
 
 
 @cache
@@ -75,16 +75,12 @@ def environment() -> jinja2.Environment:
     """The report's templates."""
     import jinja2
 
-    loader = jinja2.FileSystemLoader(TEMPLATES)
-    made = jinja2.Environment(loader=loader, autoescape=jinja2.select_autoescape(["html.j2"]), trim_blocks=True)
-    made.filters |= {
-        "words": _words,
-        "page": page_of,
-        "slug": slug,
-        "gloss": _gloss,
-        "first_capital": lambda text: text[:1].upper() + text[1:],
-        "kind": lambda verdict: _KINDS.get(verdict, "plain"),
-    }
+    loader, escape = jinja2.FileSystemLoader(TEMPLATES), jinja2.select_autoescape(["html.j2"])
+    made = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"words": _words, "page": page_of, "slug": slug, "gloss": _gloss, "each": _each}
+    made.filters["first_capital"] = lambda text: text[:1].upper() + text[1:]
+    made.filters["kind"] = lambda verdict: _KINDS.get(verdict, "plain")
+    made.globals |= {"arms": ARMS, "blank": "TO BE FILLED IN BY THE AUTHORS"}
     return made
 
 
@@ -94,45 +90,55 @@ def page_of(run: FinishedRun) -> str:
     return f"{asked['task']}-{slug(asked['model'])}-seed{asked['seed']}.html"
 
 
-def cells_of(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> list[dict[str, Any]]:
-    """What the index says of each task and model: verdict, sentence and, an outcome a line, differences and values.
+def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[str, Any]:
+    """What the templates are told of a study."""
+    tables, plan = read_tables(study), study / "plan.json"
+    verdicts = tables["verdicts.csv"].fillna({"verdict": ""}).drop_duplicates(["scope", "name"])
+    said = verdicts[verdicts["scope"].isin(("study", "kind"))]
+    words = f"Differences that DPO makes, with 95 % intervals. {' '.join(said['sentence'])}"
+    return {
+        "study": study.name,
+        "findings": said.to_dict("records"),
+        "runs": runs,
+        "cells": [
+            cell_facts([run for run in runs if run.cell == cell], tables)
+            for cell in dict.fromkeys(run.cell for run in runs)
+        ],
+        "margin": rules_of(study).margin,
+        "forest": _inline_svg(study / "figures" / "forest.svg", words),
+        "scores": _inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),
+        "failed": _failed(runs),
+        "plan": json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None,
+        "private_cases": len(review.guard.cases),
+        "smallest": SMALLEST_COUNT,
+        "kept_back": review.kept_back,
+        "cards": list({run.parameters["data"]: card_of(run.folder) for run in runs}.values()),
+        "hours": sum(value or 0 for run in runs for value in run.record["seconds"].values()) / 3600,
+        "built_in": all(run.parameters["model"].startswith("builtin/") for run in runs),
+        "commits": ", ".join(sorted({_commit(run.record) for run in runs})),
+        "rated": any((run.folder / "ratings.json").is_file() for run in runs),
+    }
 
-    Under- and over-triage are among the outcomes of triage, whatever a verdict looks at.
-    """
-    contrasts, metrics = tables["tables/contrasts.csv"], tables["tables/metrics.csv"]
-    judged = tables["verdicts.csv"].query("scope == 'cell'").drop_duplicates("name").set_index("name")
-    cells = []
-    for task, model in dict.fromkeys(run.cell for run in runs):
-        one = contrasts[(contrasts["task"] == task) & (contrasts["model"] == model)]
-        values = metrics[(metrics["task"] == task) & (metrics["model"] == model)].set_index(["metric", "arm"])
-        baselines = _baselines([run for run in runs if run.cell == (task, model)])
-        outcomes = []
-        for metric in dict.fromkeys(one.loc[one["primary"] | one["metric"].isin(_TRIAGE), "metric"]):
-            differences = one[one["metric"] == metric].set_index("contrast").to_dict("index")
-            shown = {arm: value_text(cell, 2) for arm, cell in values.loc[metric].to_dict("index").items()}
-            found = {"name": metric, "against": {name: _interval(row) for name, row in differences.items()}}
-            outcomes.append(found | {"values": shown, "baselines": baselines.get(metric, [])})
-        about = {"task": task, "model": model, "outcomes": outcomes}
-        cells.append(about | judged.loc[f"{task}, {model}", ["verdict", "sentence"]].to_dict())
-    return cells
 
-
-def _interval(row: dict[str, Any]) -> str:
-    numbers = [row[key] for key in ("difference", "low", "high")]
-    return "" if any(x != x for x in numbers) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(x + 0.0 for x in numbers))
-
-
-def _baselines(runs: list[FinishedRun]) -> dict[str, list[str]]:
-    """Outcome -> what each baseline reaches, with its name, means over seeds."""
-    saved = [run.saved("baselines") for run in runs if (run.folder / "baselines.json").is_file()]
-    found: dict[str, list[str]] = {}
-    for name in dict.fromkeys(name for one in saved for name in one):
-        for metric in saved[0].get(name, {}):
-            values = [one[name][metric]["value"] for one in saved if metric in one.get(name, {})]
-            if values and None not in values:
-                label = BASELINES[name].label if name in BASELINES else _words(name)
-                found.setdefault(metric, []).append(f"{label} {mean(values):.2f}")
-    return found
+def cell_facts(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> dict[str, Any]:
+    """What is said of a task and model: its verdict and, an outcome a line, differences, values and baselines."""
+    task, model = runs[0].cell
+    contrasts, metrics = (
+        table[(table["task"] == task) & (table["model"] == model)]
+        for table in (tables["tables/contrasts.csv"], tables["tables/metrics.csv"])
+    )
+    outcomes = []
+    for name in dict.fromkeys(contrasts.loc[contrasts["primary"] | contrasts["metric"].isin(_TRIAGE), "metric"]):
+        differences = contrasts[contrasts["metric"] == name].set_index("contrast").to_dict("index")
+        cells = metrics[metrics["metric"] == name].set_index("arm").to_dict("index")
+        shown = {arm: value_text(cell, 2) for arm, cell in cells.items()}
+        baselines = [f"{BASELINES[arm].label} {text}" for arm, text in shown.items() if arm in BASELINES]
+        against = {contrast: _interval(row) for contrast, row in differences.items()}
+        outcomes.append({"name": name, "against": against, "values": shown, "baselines": baselines})
+    verdicts = tables["verdicts.csv"]
+    judged = verdicts[(verdicts["scope"] == "cell") & (verdicts["name"] == f"{task}, {model}")].iloc[0]
+    facts = {"task": task, "model": model, "runs": runs, "outcomes": outcomes, "flow": _flow(runs[0])}
+    return facts | {"verdict": judged["verdict"], "sentence": judged["sentence"], "card": card_of(runs[0].folder)}
 
 
 def figure_words(svg: str) -> str:
@@ -142,54 +148,27 @@ def figure_words(svg: str) -> str:
     return f"Figure: {', '.join(words)}"
 
 
+def _write(target: Path, template: str, **facts: Any) -> None:
+    target.write_text(environment().get_template(f"{template}.j2").render(**facts).rstrip() + "\n", encoding="utf-8")
+
+
 def _write_page(review: Review, notebook: Path, target: Path, title: str) -> None:
     from nbconvert import HTMLExporter
-    from traitlets.config import Config
 
-    exporter = HTMLExporter(
-        config=Config(),
-        template_name="page",
-        extra_template_basedirs=[str(TEMPLATES)],
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
-    )
+    plain = {"exclude_input_prompt": True, "exclude_output_prompt": True}
+    exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(TEMPLATES)], **plain)
     exporter.register_filter("figure_words", figure_words)
     body, _ = exporter.from_notebook_node(review.notebook(notebook))
-    page = environment().get_template("shell.html.j2").render(title=title, body=body)
-    target.write_text(page, encoding="utf-8")
+    _write(target, "shell.html", title=title, body=body)
 
 
-def _index(
-    study: Path, runs: list[FinishedRun], verdicts: pd.DataFrame, cells: list[dict[str, Any]], review: Review
-) -> str:
-    said = verdicts.fillna({"verdict": ""}).drop_duplicates(["scope", "name"])
-    said = said[said["scope"].isin(("study", "kind"))]
-    dates = sorted({run.record["finished"][:10] for run in runs})
-    words = f"Differences that DPO makes, with 95 % intervals. {' '.join(said['sentence'])}"
-    plan = study / "plan.json"
-    return (
-        environment()
-        .get_template("index.html.j2")
-        .render(
-            title=f"{study.name}: labels or preferences?",
-            study=study.name,
-            findings=said.to_dict("records"),
-            cells=cells,
-            arms=ARMS,
-            margin=rules_of(study).margin,
-            forest=_inline_svg(study / "figures" / "forest.svg", words),
-            scores=_inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),
-            failed=_failed(runs),
-            plan=json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None,
-            facts=[_facts([run for run in runs if run.cell == cell]) for cell in dict.fromkeys(r.cell for r in runs)],
-            runs=runs,
-            dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))),
-            commits=_listed(map(_commit, runs)),
-            cases=len(review.guard.cases),
-            smallest=SMALLEST_COUNT,
-            kept_back=review.kept_back,
-        )
-    )
+def _commit(record: dict[str, Any]) -> str:
+    return (record.get("git_commit") or "unknown")[:10] + " with uncommitted changes" * bool(record.get("git_dirty"))
+
+
+def _interval(row: dict[str, Any]) -> str:
+    numbers = [row[key] for key in ("difference", "low", "high")]
+    return "" if any(x != x for x in numbers) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(x + 0.0 for x in numbers))
 
 
 def _failed(runs: list[FinishedRun]) -> list[dict[str, Any]]:
@@ -197,37 +176,8 @@ def _failed(runs: list[FinishedRun]) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         for gate in (gate for gate in run.gates if not gate["passed"]):
-            where = f"{_words(run.parameters['task'])}, {run.parameters['model']}, seed {run.parameters['seed']}"
-            found.setdefault(gate["gate"], gate | {"runs": []})["runs"].append(where)
+            found.setdefault(gate["gate"], gate | {"runs": []})["runs"].append(run)
     return list(found.values())
-
-
-def _facts(runs: list[FinishedRun]) -> dict[str, Any]:
-    """What a reviewer asks of one task and model: flow of cases, the model, what was chosen, how DPO trained."""
-    first, asked = runs[0].record, runs[0].parameters
-    tried = {arm: [one for one in first.get("tried", []) if one["arm"] == arm] for arm in TRAINED}
-    chosen = (f"{ARMS[arm].label}: {_choice(of)}" for arm, of in tried.items() if of)
-    margins = first.get("stages", {}).get("margins", {})
-    learnt = [f"{name}: {v['margin']:.2f}, {v['accuracy']:.0%}" for name, v in margins.items() if isinstance(v, dict)]
-    arithmetic = first.get("compute_dtype") or first.get("dtype") or "not recorded"
-    return {
-        "task": asked["task"],
-        "model": asked["model"],
-        "flow": _flow(runs[0]),
-        "weights": f"revision {str(first.get('model_revision') or 'not recorded')[:12]}",
-        "arithmetic": f"{first['device']}, {arithmetic}",
-        "synthetic": asked["model"].startswith("builtin/"),
-        "chosen": "; ".join(chosen) or "fixed beforehand",
-        "pairs": f"{first['pairs']}; margin that DPO gained and share of pairs where it did: "
-        f"{'; '.join(learnt) or 'not measured'}",
-    }
-
-
-def _choice(tried: list[dict[str, Any]]) -> str:
-    """Of one arm: how many settings were tried on how many validation cases, and the one that was chosen."""
-    best = next((one for one in tried if one["chosen"]), tried[0])
-    settings = ", ".join(f"{_words(name)} {value}" for name, value in best["settings"].items())
-    return f"{settings} (of {len(tried)} tried on {best['n']} validation cases)"
 
 
 def _flow(run: FinishedRun) -> str:
@@ -247,15 +197,6 @@ def _flow(run: FinishedRun) -> str:
     return f"{count(len(kept))} cases of {count(kept['group_id'].nunique())} groups kept; {parts}"
 
 
-def _listed(values: Any) -> str:
-    return ", ".join(sorted(set(values)))
-
-
-def _commit(run: FinishedRun) -> str:
-    changed = " with uncommitted changes" if run.record.get("git_dirty") else ""
-    return (run.record.get("git_commit") or "unknown")[:10] + changed
-
-
 def _inline_svg(file: Path, label: str) -> str:
     svg = re.sub(r"^.*?(?=<svg)", "", file.read_text(encoding="utf-8"), flags=re.DOTALL)
     said = html.escape(f"{label}. {figure_words(svg)}")
@@ -269,6 +210,13 @@ def _gloss(text: str) -> str:
     for word, plain in _GLOSS.items():
         said = said.replace(word, plain)
     return said
+
+
+def _each(runs: list[FinishedRun], name: str) -> str:
+    """The values of a parameter in these runs."""
+    values = [run.parameters[name] for run in runs]
+    texts = [" + ".join(v) if isinstance(v, list) else f"{v:g}" if isinstance(v, float) else str(v) for v in values]
+    return ", ".join(dict.fromkeys(texts))
 
 
 def _words(name: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from made_up import labelled
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from medstudy.evaluation.comparison import finished_runs, save_tables, study_cells, study_tables
@@ -18,32 +19,23 @@ from medstudy.report import pages as report
 from medstudy.report.figures import save_study
 from medstudy.training.gates import GATES
 
-ARMS = ("base", "sft", "sft_more", "dpo")
-
 
 def finished(folder: Path, seed: int, gates: int = GATES, status: str = "ok") -> Path:
-    """A run of twelve cases in which DPO is right where SFT is not."""
+    """A run of twelve cases and four arms."""
     run = folder / "builtin-llama" / "text_classification" / f"seed{seed}"
     (run / "private").mkdir(parents=True)
-    rows = [
-        {
-            "case_id": f"c{i}",
-            "group_id": f"g{i}",
-            "arm": arm,
-            "output": "x",
-            "status": "parsed",
-            "answer": json.dumps({"label": "yes" if (i + ARMS.index(arm)) % 4 else "no"}),
-            "gold": json.dumps({"label": "yes" if i % 2 else "no"}),
-            "score_correct": 1.0,
-        }
-        for arm in ARMS
-        for i in range(12)
-    ]
-    pd.DataFrame(rows).to_parquet(run / "private" / "predictions.parquet")
+    gold = ["yes" if i % 2 else "no" for i in range(12)]
+    said = {
+        arm: ["yes" if (i + turn) % 4 else "no" for i in range(12)]
+        for turn, arm in enumerate(("base", "sft", "sft_more", "dpo"))
+    }
+    table = pd.concat(labelled("label", gold, answers, arm) for arm, answers in said.items())
+    table.to_parquet(run / "private" / "predictions.parquet")
     asked = {"task": "text_classification", "model": "builtin/llama", "seed": seed, "data": "synthetic_uti"}
     record = {"status": status, "parameters": resolve(asked).model_dump(), "pairs": 4, "shareable": True}
     record |= {"seconds": {"sft": 1.0, "dpo": 2.0}, "labels": {"label": ["no", "yes"]}, "positive": "yes"}
-    record |= {"stages": {"dpo": {"tokens": 400}}}
+    record |= {"stages": {"dpo": {"tokens": 400}, "margins": {"train": {"margin": 0.4, "accuracy": 0.7}}}}
+    record |= {"tried": [{"arm": "sft", "chosen": True, "n": 50, "settings": {"sft_epochs": 2}}]}
     record |= {"medstudy": "0.1", "versions": {"torch": "2.13"}, "python": "3.11"}
     record |= {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "git_commit": "0123456789abcdef"}
     (run / "run.json").write_text(json.dumps(record))
@@ -64,15 +56,15 @@ def test_only_runs_that_ended_well_count_and_a_run_without_gates_has_failed_them
     assert [run.parameters["seed"] for run in runs] == [0, 1]
     assert [run.failed_gates for run in runs] == [[], ["no gate was checked"]]
     [cell] = study_cells(runs)
-    assert cell.seeds == (0, 1)
-    assert cell.n_cases == 12
+    assert cell.seeds == (0, 1) and cell.n_cases == 12
     assert verdict_table([cell])["verdict"].unique().tolist() == ["not valid"]
 
 
 def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path) -> None:
     study = tmp_path / "mine"
-    for seed in (0, 1):
-        finished(study, seed)
+    with pytest.raises(report.ReportError, match="medstudy run params/mine"):
+        report.build(study)
+    asked = [finished(study, seed) for seed in (0, 1)] and finished_runs(study)[0].parameters
     tables = study_tables(study_cells(finished_runs(study)), 0.03)
     save_tables(study, tables)
     save_study(study, tables, 0.03)
@@ -83,27 +75,20 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
     pages = {page.name: page.read_text() for page in folder.glob("*.html")}
     runs = {f"text_classification-builtin-llama-seed{seed}.html" for seed in (0, 1)}
     assert set(pages) == {"index.html", "comparison.html", "checklist.html"} | runs
-    assert "to be filled in by the authors" in pages["checklist.html"]
-    paragraph = (folder / "methods.md").read_text()
-    asked = finished_runs(study)[0].parameters
-    said = f"SFT rate {asked['sft_learning_rate']:g}, SFT epochs {asked['sft_epochs']:g}"
-    assert said in paragraph and "(0, 1)" in paragraph and "intersection-union" in paragraph
-    assert "not valid" not in (folder / "cards/text_classification-builtin-llama-model.md").read_text()
-    assert "no patient is in it" in (folder / "cards/text_classification-builtin-llama-data.md").read_text()
     for text in pages.values():
         loads = re.findall(r"""(?:src|href)\s*=\s*["']([^"']+)|url\(([^)]+)\)|@import""", text)
         assert all(not re.match(r"(https?:)?//", "".join(found)) for found in loads)
-        assert "<script" not in text
-        assert str(tmp_path) not in text
+        assert "<script" not in text and str(tmp_path) not in text
+    assert "to be filled in by the authors" in pages["checklist.html"]
+    paragraph = (folder / "methods.md").read_text()
+    said = f"SFT rate {asked['sft_learning_rate']:g}, SFT epochs {asked['sft_epochs']:g}"
+    assert said in paragraph and "(0, 1)" in paragraph and "0 of 2 runs failed" in paragraph
+    assert "not valid" not in (folder / "cards/text_classification-builtin-llama-model.md").read_text()
+    assert "no patient is in it" in (folder / "cards/text_classification-builtin-llama-data.md").read_text()
     index = pages["index.html"]
     places = [index.index(words) for words in ("Over the whole study", "<svg", 'class="cells"', "Runs")]
     assert places == sorted(places)
+    for words in ("No plan was frozen", "None, in 2 runs", "sft epochs 2 (of 1 tried on 50", "train: 0.40, 70%", *runs):
+        assert words in index
     assert "macro-F1" not in index and "Holm" not in index
-    assert "No plan was frozen" in index and "None, in 2 runs" in index
-    assert all(page in index for page in runs)
     assert "<details" in pages["text_classification-builtin-llama-seed0.html"]
-
-
-def test_a_study_without_comparison_says_what_to_run(tmp_path: Path) -> None:
-    with pytest.raises(report.ReportError, match="medstudy run params/mine"):
-        report.build(tmp_path / "mine")
