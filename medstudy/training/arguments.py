@@ -35,46 +35,40 @@ def lora_config(params: RunParams) -> LoraConfig:
     """LoRA on every linear layer, alpha twice the rank, no dropout (DPO would switch it off, SFT not)."""
     from peft import LoraConfig
 
-    rank = params.lora_rank
     where = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, **where)
+    return LoraConfig(r=params.lora_rank, lora_alpha=2 * params.lora_rank, lora_dropout=0.0, **where)
 
 
 def sft_config(params: RunParams, run: Run) -> SFTConfig:
     """Arguments of `SFTTrainer` for the arm ``sft``."""
-    from trl import SFTConfig
-
-    return _config(SFTConfig, params, run, "sft")
+    return _config(params, run, "sft")
 
 
 def control_config(params: RunParams, run: Run, arm: str, rows: int, steps: int) -> SFTConfig:
     """Arguments of `SFTTrainer` for ``sft_more`` or ``sft_chosen``: SFT that goes on beside DPO.
 
-    They last for the arm's epochs over its ``rows``, and for as many optimiser ``steps`` as DPO had at the least, so
-    that neither more training nor more examples can be what DPO gained. Batches are as large as DPO's.
+    For the arm's epochs over its ``rows``, and as many optimiser ``steps`` as DPO had at the least, so that neither
+    more training nor more examples can be what DPO gained.
     """
-    from trl import SFTConfig
-
     batch = params.batch_size * params.gradient_accumulation
     own = math.ceil(getattr(params, f"{arm}_epochs") * math.ceil(rows / batch))
-    return _config(SFTConfig, params, run, arm, max_steps=max(own, steps))
+    return _config(params, run, arm, max_steps=max(own, steps))
 
 
 def dpo_config(params: RunParams, run: Run) -> DPOConfig:
     """Arguments of `DPOTrainer`; its reference is the SFT adapter that the policy starts from."""
-    from trl import DPOConfig
-
     # the column of lengths, by which batches are made, is none that DPOTrainer knows
-    return _config(DPOConfig, params, run, "dpo", remove_unused_columns=False)
+    return _config(params, run, "dpo", remove_unused_columns=False)
 
 
-def _config(kind: Any, params: RunParams, run: Run, arm: str, **others: Any) -> Any:
+def _config(params: RunParams, run: Run, arm: str, **others: Any) -> Any:
     import torch
+    from trl import DPOConfig, SFTConfig
 
     named = BOTH | {"learning_rate": f"{arm}_learning_rate", "num_train_epochs": f"{arm}_epochs"}
     named |= DPO if arm == "dpo" else {}
     gpu = torch.cuda.is_available()
-    config = kind(
+    config = (DPOConfig if arm == "dpo" else SFTConfig)(
         # an empty list is none: TRL then weighs all losses alike
         **{argument: None if (value := getattr(params, name)) == [] else value for argument, name in named.items()},
         **others,
@@ -100,10 +94,7 @@ def _config(kind: Any, params: RunParams, run: Run, arm: str, **others: Any) -> 
 
 
 def arguments_table(*configs: Any) -> pd.DataFrame:
-    """What trainer arguments and LoRA configs say, a row an argument: value, the library's default, our parameter.
-
-    Left out are those that nobody set, and those of this machine.
-    """
+    """A row for each argument of trainers or LoRA that somebody set: value, the library's default, our parameter."""
     import pandas as pd
 
     rows = [(type(config).__name__, *row) for config in configs for row in set_arguments(config)]
@@ -112,13 +103,11 @@ def arguments_table(*configs: Any) -> pd.DataFrame:
 
 
 def set_arguments(config: Any) -> list[tuple[str, Any, Any, str]]:
-    """Argument, value, default and parameter of what a parameter sets or is not the default."""
-    named = getattr(config, "set_by", {"r": "lora_rank"})
-    rows = []
+    """Argument, value, default and parameter of what a parameter sets or is not the default; not of this machine."""
+    named, rows = getattr(config, "set_by", {"r": "lora_rank"}), []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        # of layers, peft makes a set
-        value = ", ".join(sorted(value)) if isinstance(value, set) else value
+        value = ", ".join(sorted(value)) if isinstance(value, set) else value  # peft's layers
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         if field.name in named or (field.init and value != default and field.name not in COSMETIC | _OF_THE_MACHINE):
             rows.append((field.name, value, default, named.get(field.name, "")))

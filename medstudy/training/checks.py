@@ -1,8 +1,7 @@
-"""The gates: each compares what was seen of a run with what must hold, and says what its failing means.
+"""The gates: each returns whether it passed, what was seen, and what its failing means and what to do.
 
 What they measure is far from every threshold in a sound run: exact counts and hashes, or differences of another order
-than rounding, so that no gate depends on the machine. A check is given what was `Seen` and returns whether it passed,
-what was seen, and what its failing means and what to do.
+than rounding, so that no gate depends on the machine.
 """
 
 from __future__ import annotations
@@ -11,6 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import zip_longest
+from operator import eq
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import TRAINED
@@ -54,7 +55,7 @@ def gate(name: str, expected: str, *stages: str) -> Callable[[Any], Any]:
 
 
 @gate("reference is the SFT model", "no difference (in plain DPO a loss of ln 2 = 0.6931)", "dpo")
-def reference(seen: Seen) -> Judged:
+def _reference(seen: Seen) -> Judged:
     """By log-probabilities before the first step: the routers of a mixture of experts add a loss of their own."""
     dpo = seen.facts["dpo"]
     if not dpo["steps"]:
@@ -66,7 +67,7 @@ def reference(seen: Seen) -> Judged:
 
 
 @gate("one BOS, trained end token", "BOS at most 1, all rows end", *TRAINED)
-def tokens(seen: Seen) -> Judged:
+def _tokens(seen: Seen) -> Judged:
     """Further in a row BOS may be any token: some checkpoints begin every turn with it, or end turns with it."""
     bos = max(f["bos_at_start"] for f in seen.trained.values())
     ends, rows = (sum(f[name] for f in seen.trained.values()) for name in ("rows_ending_with_stop", "sequences"))
@@ -77,80 +78,69 @@ def tokens(seen: Seen) -> Judged:
 
 
 @gate("asked as trained", "every row: the case's prompt, then loss", *TRAINED, *ANSWERED)
-def asked(seen: Seen) -> Judged:
+def _asked(seen: Seen) -> Judged:
     """Tokens without loss, and tokens read when answering; few-shot prompts hold examples besides."""
-    test = [seen.prompt[case.case_id] for case in seen.splits.test]
-    both = {
-        "trained": {
-            arm: ([prompt for prompt, _ in seen.learnt[arm]], [seen.prompt[c.case_id] for c, _ in seen.taught[arm]])
-            for arm in seen.trained
-        },
-        "asked": {arm: (prompts, test) for arm, prompts in seen.asked.items() if arm != "few_shot"},
-    }
-    value = {
-        kind: {arm: f"{sum(map(str.__eq__, *lists))} of {max(map(len, lists))}" for arm, lists in arms.items()}
-        for kind, arms in both.items()
-    }
-    good = all(found == wanted for arms in both.values() for found, wanted in arms.values())
+    learnt = {arm: [prompt for prompt, _ in seen.learnt[arm]] for arm in seen.trained}
+    read = {arm: prompts for arm, prompts in seen.asked.items() if arm != "few_shot"}
+    wanted = {arm: [seen.prompt[case.case_id] for case, _ in seen.taught[arm]] for arm in learnt}
+    tested = dict.fromkeys(read, [seen.prompt[case.case_id] for case in seen.splits.test])
+    value = {"trained": _same(learnt, wanted), "asked": _same(read, tested)}
     reason = "loss lies on other tokens than the answer's, or the prompt was changed between training and answering: "
-    return good, value, reason + "make both by task.messages, and run training and answers again"
+    reason += "make both by task.messages, and run training and answers again"
+    return (learnt, read) == (wanted, tested), value, reason
+
+
+def _same(found: dict[str, list[str]], wanted: dict[str, list[str]]) -> dict[str, str]:
+    lists = {arm: (rows, wanted[arm]) for arm, rows in found.items()}
+    return {arm: f"{sum(map(eq, *both))} of {max(map(len, both))}" for arm, both in lists.items()}
 
 
 @gate("trained on its answers", "every sequence, decoded and parsed, is the answer of its case or pair", *TRAINED)
-def taught(seen: Seen) -> Judged:
-    """Read back from the tokens: the answer of its case, or the side of its pair."""
-    wrong: Counter[str] = Counter()
-    for arm in seen.trained:
-        said, wanted = seen.learnt[arm], seen.taught[arm]
-        wrong["missing"] += abs(len(said) - len(wanted))
-        wrong.update(_says(seen.task, text, it) for (_, text), (_, it) in zip(said, wanted, strict=False))
-    rows, right = sum(wrong.values()), wrong.pop("", 0)
-    wrong = +wrong
-    reason = f"read back as {', '.join(f'{what} ({n})' for what, n in wrong.items())}: the arms learn other answers "
-    reason += "than their cases and pairs hold; make rows by prompts.sft_row and Pair.row, in the order of the cases"
-    return right and not wrong, f"{right} of {rows}", reason
+def _taught(seen: Seen) -> Judged:
+    rows = [both for arm in seen.trained for both in zip_longest(seen.learnt[arm], seen.taught[arm])]
+    right = sum(bool(row and it) and _says(seen.task, row[1], it[1]) for row, it in rows)
+    reason = "the arms learn other answers than their cases and pairs hold, or none that can be read: "
+    reason += "make rows by prompts.sft_row and Pair.row, in the order of the cases"
+    return rows and right == len(rows), f"{right} of {len(rows)}", reason
 
 
-def _says(task: Task, text: str, wanted: str | Mapping[str, str]) -> str:
-    """What is wrong with a text that should say this; empty where nothing is."""
+def _says(task: Task, text: str, wanted: str | Mapping[str, str]) -> bool:
     if isinstance(wanted, str):
-        return "" if normalise(text) == normalise(wanted) else "another side"
+        return normalise(text) == normalise(wanted)
     read = task.parse(text)
-    if read.status != "parsed":
-        return read.status
-    said, gold = ({name: normalise(value) for name, value in one.items()} for one in (read.value, wanted))
-    return "" if said == gold else "another answer"
+    gold = {outcome: normalise(value) for outcome, value in wanted.items()}
+    return read.status == "parsed" and {outcome: normalise(value) for outcome, value in read.value.items()} == gold
 
 
 @gate("no row lost or cut", "rows in = rows kept", *TRAINED)
-def nothing_lost(seen: Seen) -> Judged:
+def _nothing_lost(seen: Seen) -> Judged:
     """TRL drops or cuts rows that reach ``max_length`` with hardly a word."""
-    of = seen.trained
-    value = {"rows": {arm: f"{f['rows']} of {f['rows_in']}" for arm, f in of.items()}}
-    value["tokens"] = {arm: f"{f['longest']} of {f['max_length']}" for arm, f in of.items()}
-    good = all(f["rows"] == f["rows_in"] and f["longest"] <= f["max_length"] for f in of.values())
+    good = all(f["rows"] == f["rows_in"] and f["longest"] <= f["max_length"] for f in seen.trained.values())
+    value = {"rows": _shares(seen, "rows", "rows_in"), "tokens": _shares(seen, "longest", "max_length")}
     reason = "max_length is shorter than a row, so that cases or ends of answers are not trained: set it to None"
     return good, value, reason
 
 
+def _shares(seen: Seen, part: str, whole: str) -> dict[str, str]:
+    return {arm: f"{facts[part]} of {facts[whole]}" for arm, facts in seen.trained.items()}
+
+
 @gate("only the adapter moved", "0 frozen changed, every kind of adapter tensor moved", *TRAINED)
-def weights(seen: Seen) -> Judged:
+def _weights(seen: Seen) -> Judged:
     """Frozen weights unchanged to the bit; of the adapter every kind of tensor moved, if not in every layer."""
-    of, all_of = seen.trained, list(seen.trained.values())
-    frozen, still = sum(f["frozen_changed"] for f in all_of), sorted({kind for f in all_of for kind in f["unmoved"]})
-    value = {"frozen tensors changed": frozen}
-    value["adapter tensors moved"] = {arm: f"{f['adapter_changed']} of {f['adapter_tensors']}" for arm, f in of.items()}
-    value["weights without an adapter"] = sorted({kind for f in all_of for kind in f["not_adapted"]}) or "none"
+    facts = list(seen.trained.values())
+    frozen, still = sum(f["frozen_changed"] for f in facts), sorted({kind for f in facts for kind in f["unmoved"]})
+    moved = _shares(seen, "adapter_changed", "adapter_tensors")
     reasons = ["weights below the adapter were trained too, so that the saved adapter is not the model"] * (frozen > 0)
-    if still and any(f["steps"] == 1 for f in all_of):
+    if still and any(f["steps"] == 1 for f in facts):
         reasons += ["one step alone moves half of a new adapter: train longer"]
     elif still:
         reasons += [f"no gradient reached {', '.join(still[:5])}: leave these layers out of target_modules"]
-    return not reasons, value, "; ".join(reasons)
+    return not reasons, {"frozen tensors changed": frozen, "adapter tensors moved": moved}, "; ".join(reasons)
 
 
 @gate("no dropout", "two passes in training are the same", *TRAINED)
-def no_dropout(seen: Seen) -> Judged:
+def _no_dropout(seen: Seen) -> Judged:
     """DPO's reference has none, and SFT's arms would be trained otherwise than DPO's."""
     found = {arm: f["dropout"] for arm, f in seen.trained.items() if f["dropout"]}
     reason = "what is dropped differs from one pass to the next, so that arms, or policy and reference, are not alike: "
@@ -162,7 +152,7 @@ def no_dropout(seen: Seen) -> Judged:
     f"loss not risen, moved at least {MOVED} times as far as DPO, not worse than SFT on validation",
     *TRAINED,
 )
-def controls(seen: Seen) -> Judged:
+def _controls(seen: Seen) -> Judged:
     """SFT that goes on beside DPO was neither left where it was nor destroyed, or DPO would win against nothing."""
     value, reasons = {}, []
     dpo_moved = seen.trained.get("dpo", {}).get("moved")  # 0 after one step of a warm-up
@@ -187,28 +177,24 @@ def controls(seen: Seen) -> Judged:
 
 
 @gate("eval mode, greedy, left padding", "training mode False, greedy True, left or none", *ANSWERED)
-def decoding(seen: Seen) -> Judged:
-    """Every arm answered in eval mode, greedily, with padding nowhere but on the left."""
-    found = list(seen.decoded.values())
-    good = all(f["greedy"] and not f["training_mode"] and f["padding"] != "right" for f in found)
-    value = {name: sorted({str(f[name]) for f in found}) for name in ("training_mode", "greedy", "padding")}
+def _decoding(seen: Seen) -> Judged:
+    names = ("training_mode", "greedy", "padding")
+    value = {name: sorted({str(f[name]) for f in seen.decoded.values()}) for name in names}
+    good = value["training_mode"] == ["False"] and value["greedy"] == ["True"] and "right" not in value["padding"]
     reason = "answers would be others the next time, or begin behind padding: answer by generation.answer_cases"
     return good, value, reason
 
 
 @gate("each arm answers by its own adapter", "the hash of the trained adapter", *TRAINED, *ANSWERED)
-def adapters(seen: Seen) -> Judged:
-    """The weights that an arm's answers were made with are those that it was trained to."""
-    used, of = {arm: f["adapter"] for arm, f in seen.decoded.items()}, {h: arm for arm, h in seen.adapters.items()}
-    wrong = [f"answers of {a} come from the adapter of {of.get(h, 'none')}" for a, h in used.items()]
-    wrong = [words for words, (arm, h) in zip(wrong, used.items(), strict=True) if h != seen.adapters.get(arm, "")]
-    reason = f"{', '.join(wrong)}, so that they are another arm's: give answer_cases the stage that trained the arm"
+def _adapters(seen: Seen) -> Judged:
+    used = {arm: f["adapter"] for arm, f in seen.decoded.items()}
+    wrong = ", ".join(arm for arm, adapter in used.items() if adapter != seen.adapters.get(arm, ""))
+    reason = f"answers of {wrong} come from another arm's adapter: give answer_cases the stage that trained the arm"
     return not wrong, {arm: adapter[:8] or "none" for arm, adapter in used.items()}, reason
 
 
 @gate("adapter reloads", f"largest logit difference <= {ROUNDING[1]} of the largest logit", *ANSWERED)
-def reload(seen: Seen) -> Judged:
-    """The saved adapter, loaded on the plain base, gives the logits of the model that was trained."""
+def _reload(seen: Seen) -> Judged:
     found = {arm: f["reload_difference"] for arm, f in seen.decoded.items() if "reload_difference" in f}
     value = {arm: float(f"{difference:.1e}") for arm, difference in found.items()}
     reason = "the model that answers is not the one that was trained: the adapter was changed or lies on another base"
@@ -216,16 +202,14 @@ def reload(seen: Seen) -> Judged:
 
 
 @gate("batch size does not matter", f"<= {BATCHING_TOLERANCE:.0%}", *ANSWERED)
-def batching(seen: Seen) -> Judged:
-    """Answers that change, by more than rounding, when a case is answered alone."""
+def _batching(seen: Seen) -> Judged:
     changed, n = (sum(f[name] for f in seen.decoded.values()) for name in ("changed_by_batching", "rechecked"))
     reason = "answers depend on which cases are answered together: this model does not leave padding out of account; "
     return changed <= BATCHING_TOLERANCE * n, f"{changed} of {n} changed", reason + "eval_batch_size = 1"
 
 
 @gate("samples are the SFT model's", str(DRAWN), *TRAINED, "samples")
-def samples(seen: Seen) -> Judged:
-    """How they were drawn, as told by the generation itself: from all that the SFT model may say."""
+def _samples(seen: Seen) -> Judged:
     if "samples" not in seen.facts:
         return True, "none drawn", ""
     drawn = seen.facts["samples"]
@@ -236,8 +220,7 @@ def samples(seen: Seen) -> Judged:
 
 
 @gate("pairs from preference cases only", "0 of each")
-def pairs(seen: Seen) -> Judged:
-    """No identical pair, none from other cases."""
+def _pairs(seen: Seen) -> Judged:
     names = ["identical pairs left", "pairs from other cases", "pairs from groups of other splits"]
     value = {name: int(seen.pairs_audit.loc[name, "value"]) for name in names}
     reason = "pairs teach nothing, or DPO has seen cases that it is tested on: make pairs of splits.prefer alone"
@@ -245,7 +228,7 @@ def pairs(seen: Seen) -> Judged:
 
 
 @gate("chosen is right, rejected is wrong", "own errors: all; else most", *TRAINED, "samples")
-def sides(seen: Seen) -> Judged:
+def _sides(seen: Seen) -> Judged:
     """What DPO was given as chosen is right and as rejected wrong, by the task's own scorer.
 
     Of own errors all, and each rejected side is a sample of the model's. Raters may prefer what is not right, but not
@@ -274,7 +257,7 @@ def sides(seen: Seen) -> Judged:
 
 
 @gate("splits are disjoint", "0 shared")
-def disjoint(seen: Seen) -> Judged:
+def _disjoint(seen: Seen) -> Judged:
     """No case and no group in two splits."""
     parts, shared = list(vars(seen.splits).values()), 0
     for key in ("case_id", "group_id"):
@@ -289,7 +272,7 @@ def disjoint(seen: Seen) -> Judged:
     f"0 the same, near-duplicates of at most {NEAR_TOLERANCE:.0%} of the test cases",
     *TRAINED,
 )
-def copies(seen: Seen) -> Judged:
+def _copies(seen: Seen) -> Judged:
     """No test prompt was trained, and hardly a test text is like one that was; small counts of patients are hidden."""
     trained = {prompt for arm in seen.trained for prompt, _ in seen.learnt[arm]}
     same = sum(seen.prompt[case.case_id] in trained for case in seen.splits.test)
@@ -301,7 +284,7 @@ def copies(seen: Seen) -> Judged:
 
 
 @gate("the prompt holds no answer", "neither")
-def hidden(seen: Seen) -> Judged:
+def _hidden(seen: Seen) -> Judged:
     """A prompt stays the same when its case's answer is another, and does not name the right label alone.
 
     Labels count where a prompt names them more often than all prompts do; options that it sets out count too.

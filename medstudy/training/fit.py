@@ -1,17 +1,18 @@
-"""`fit`: one training, from rows to a saved and measured adapter."""
+"""`fit`: one training, from rows to a saved and measured adapter; after a kill it goes on from its last state."""
 
 from __future__ import annotations
 
 import copy
 import json
 import shutil
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.runs import Run, Stage, write_json
 from medstudy.training.architectures import without_adapter
 from medstudy.training.arguments import lora_config, set_arguments
-from medstudy.training.callbacks import ELAPSED, beside, whole_checkpoint
-from medstudy.training.chat import Chat, Row, load_chat
+from medstudy.training.chat import Row, load_chat
 from medstudy.training.checkpoint import note_model
 from medstudy.training.measure import measured, save_probe
 from medstudy.training.models import compute_dtype, load_model, load_tokenizer
@@ -28,28 +29,26 @@ LOG = "log.csv"
 LEARNT = "learnt.json"
 #: A training keeps its state so often, and goes on from there after a kill.
 CHECKPOINT_MINUTES = 10.0
+#: Seconds that a training had taken at a checkpoint; written last, so it marks a whole one.
+ELAPSED = "elapsed.json"
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
 
-The weights of this adapter were fitted to cases whose data card does not say `shareable: true`.
-They may give parts of them away.
+The data card does not say `shareable: true`. These weights may give parts of the cases away.
 """
 
 
 def fit(
-    run: Run, name: str, trainer_class: Any, args: Any, rows: list[Any], start: Stage | LoraConfig | None = None
+    run: Run, name: str, trainer_class: Any, args: Any, rows: list[Row], start: Stage | LoraConfig | None = None
 ) -> Stage:
     """Train, save the adapter and the log, and measure what the gates need; what was trained before is read back.
 
     Args:
-        run: keeps the training, its parameters name the base model.
+        run: keeps the training; its parameters name the base model.
         name: of the stage: an arm, or any other name for a trial.
         trainer_class: `SFTTrainer`, `DPOTrainer`, or a subclass.
-        args: its arguments; nothing but folders and progress bars is changed.
+        args: its arguments; only folders and progress bars are changed.
         rows: what `sft_row` or `Pair.row` make; without a row, or for 0 steps, the adapter of ``start`` is kept.
         start: the training that is gone on with, or how the new adapter looks (`lora_config`).
-
-    Returns:
-        The finished stage, with ``adapter/`` and a logit probe in its folder.
     """
     before = start if isinstance(start, Stage) else None
     lora = None if before else start or lora_config(run.params)
@@ -66,7 +65,7 @@ def fit(
         shutil.copy(before.folder / "probe.pt", stage.folder)
         stage.finish(rows=0, steps=0, train_seconds=0.0)
     elif not stage.done:
-        _train(stage, _trainer(stage, trainer_class, copy.copy(args), tokens, lora), chat, rows)
+        _train(stage, _trainer(stage, trainer_class, copy.copy(args), tokens, lora), len(rows))
     training_log(stage)
     run.facts["dtype"] = str(compute_dtype(run.params)).removeprefix("torch.")
     run.facts["compute_dtype"] = "bfloat16" if args.bf16 else run.facts["dtype"]
@@ -76,14 +75,19 @@ def fit(
 def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora: LoraConfig | None) -> Any:
     from datasets import Dataset
     from transformers import PrinterCallback
+    from trl import SFTTrainer
 
+    if not issubclass(trainer_class, SFTTrainer):  # unlike it, `DPOTrainer` 1.16 knows no rows in tokens
+        as_they_are = {"_prepare_dataset": lambda self, dataset, *others: dataset}
+        names = {name: getattr(trainer_class, name) for name in ("__module__", "__qualname__")}
+        trainer_class = type(trainer_class.__name__, (trainer_class,), names | as_they_are)
     args.output_dir = str(stage.folder / "checkpoints")
     model = load_model(stage.run.params, stage.start and stage.start.folder / "adapter", trainable=True)
     if lora and (others := without_adapter(model)):
         lora = copy.copy(lora)
         lora.exclude_modules = others
     given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(stage.run.params)}
-    trainer = _takes_tokens(trainer_class)(model, args=args, peft_config=lora, **given)
+    trainer = trainer_class(model, args=args, peft_config=lora, **given)
     lengths = [row_length(row) for row in trainer.train_dataset]
     trainer.train_dataset = trainer.train_dataset.add_column(args.length_column_name, lengths)
     trainer.remove_callback(PrinterCallback)
@@ -91,24 +95,13 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
     return trainer
 
 
-def _takes_tokens(trainer_class: Any) -> Any:
-    """A trainer that renders nothing of its own: `DPOTrainer` 1.16 knows no rows in tokens, as `SFTTrainer` does."""
-    from trl import SFTTrainer
-
-    as_they_are = {"_prepare_dataset": lambda self, dataset, *others: dataset, "__module__": trainer_class.__module__}
-    own = {"__qualname__": trainer_class.__qualname__, **as_they_are}
-    return (
-        trainer_class if issubclass(trainer_class, SFTTrainer) else type(trainer_class.__name__, (trainer_class,), own)
-    )
-
-
-def _train(stage: Stage, trainer: Any, chat: Chat, rows: list[Row]) -> None:
+def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
     import pandas as pd
 
     checkpoints = stage.folder / "checkpoints"
-    kept = whole_checkpoint(checkpoints)
+    kept = _whole_checkpoint(checkpoints)
     stage.earlier = json.loads((kept / ELAPSED).read_text(encoding="utf-8")) if kept else 0.0
-    with measured(trainer, chat) as facts:
+    with measured(trainer, load_chat(stage.run.params)) as facts:
         result = trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     write_json(stage.folder / LEARNT, facts.pop("learnt"))
     trainer.model.save_pretrained(stage.folder / "adapter", selected_adapters=["default"])
@@ -116,18 +109,67 @@ def _train(stage: Stage, trainer: Any, chat: Chat, rows: list[Row]) -> None:
         (stage.folder / "adapter" / "README.md").write_text(PRIVATE_ADAPTER, encoding="utf-8")
     save_probe(trainer, stage.folder)
     log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
-    first = ["step", "epoch", "loss"]
-    log[[*first, *(c for c in log.columns if c not in first)]].to_csv(stage.folder / LOG, index=False)
+    log = log[["step", "epoch", "loss", *log.columns.drop(["step", "epoch", "loss"])]]
+    log.to_csv(stage.folder / LOG, index=False)
     shutil.rmtree(checkpoints, ignore_errors=True)
     stage.finish(
         **facts,
         trainer=f"{type(trainer).__module__}.{type(trainer).__qualname__}",
         arguments={name: str(value) for name, value, *_ in set_arguments(trainer.args)},
-        rows_in=len(rows),
+        rows_in=rows_in,
         steps=trainer.state.global_step,
         resumed_at_step=int(kept.name.split("-")[1]) if kept else 0,
         train_seconds=round(stage.earlier + result.metrics["train_runtime"], 2),
     )
+
+
+def beside(stage: Stage, minutes: float) -> Any:
+    """A callback: a line of output kept up to date, the trainer's state kept every so many minutes, order by seed."""
+    import torch
+    from IPython.display import display
+    from transformers import TrainerCallback
+
+    class Beside(TrainerCallback):
+        begun = kept = time.monotonic()
+        shown, first, line = 0.0, 0, None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            self.begun, self.first = time.monotonic(), state.global_step
+
+        def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any, **others: Any) -> None:
+            # a sampler by length draws from the state of the process: after a kill, another order of the same epoch
+            sampler = train_dataloader.batch_sampler.sampler
+            if hasattr(sampler, "lengths"):
+                sampler.generator = torch.Generator().manual_seed(1_000_003 * args.seed + int(state.epoch or 0))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            if time.monotonic() - self.kept >= 60 * minutes:
+                self.kept, control.should_save = time.monotonic(), True
+
+        def on_save(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+            file = Path(args.output_dir, f"checkpoint-{state.global_step}", ELAPSED)
+            write_json(file, stage.earlier + time.monotonic() - self.begun)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any], **others: Any) -> None:
+            step, steps, now = state.global_step, state.max_steps, time.monotonic()
+            if "loss" not in logs or (now - self.shown < 1 and step < steps):
+                return
+            left = round((now - self.begun) / max(1, step - self.first) * (steps - step))
+            stage.run.status(stage.name, state="running", step=step, steps=steps, loss=logs["loss"], seconds_left=left)
+            line = {"text/plain": f"{stage.name}: step {step} of {steps}, loss {float(logs['loss']):.3f}"}
+            self.shown = now
+            if self.line is None:
+                self.line = display(line, raw=True, display_id=True)
+            else:
+                self.line.update(line, raw=True)
+
+    return Beside()
+
+
+def _whole_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [path.parent for path in folder.glob(f"checkpoint-*/{ELAPSED}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def training_log(stage: Stage) -> pd.DataFrame:

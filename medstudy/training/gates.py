@@ -46,14 +46,12 @@ class Seen:
     """What a run left behind, read once, and what its cases say should be there.
 
     Attributes:
-        facts: stage -> what was measured of it; ``trained``: of the arms that were trained for at least a step;
-            ``decoded``: of each arm's answers.
+        facts: stage -> what was measured; ``trained`` of arms trained for a step or more, ``decoded`` of their answers.
         learnt: arm -> fingerprint of the prompt, and text, of each sequence that its trainer was given.
         taught: arm -> case and answer (a text, or the gold of its outcomes) that each of these should be.
         asked: arm -> fingerprint of each test prompt as the model read it; ``prompt``: case id -> what it should be.
         samples: preference case -> what the SFT model answered to it.
         adapters: arm -> hash of the adapter that it was trained to.
-        tried: arm -> its candidates and their scores on validation cases.
     """
 
     def __init__(
@@ -90,15 +88,7 @@ class Seen:
 def check_gates(
     run: Run, task: Task, splits: Splits, data_audit: pd.DataFrame, pairs_audit: pd.DataFrame
 ) -> list[Gate]:
-    """All gates of a run, from what its stages measured and kept; one whose stage was not run fails.
-
-    Args:
-        run: with the stages of the arms and their answers, and the pairs.
-        task: words the prompts and reads what was taught.
-        splits: the cases of the splits.
-        data_audit: `data.audit.audit`.
-        pairs_audit: `preferences.audit_pairs`.
-    """
+    """All gates, of what stages measured and kept and the two audits found; one whose stage was not run fails."""
     seen, judged = Seen(run, task, splits, data_audit, pairs_audit), []
     for name, (expected, needs, check) in CHECKS.items():
         needed = [stage for stage in needs if stage != "samples" or seen.own_errors]

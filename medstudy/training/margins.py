@@ -16,16 +16,10 @@ if TYPE_CHECKING:
 
 #: Pairs of a set that are looked at.
 LOOKED_AT = 32
-CODE = ("training.margins", "training.models")
 
 
 def margins(run: Run, dpo: Stage, sets: Mapping[str, Pairs]) -> pd.DataFrame:
-    """What DPO changed against the SFT model that it began as, from the saved adapters.
-
-    Args:
-        run: keeps what was measured, also in run.json.
-        dpo: the training; it goes on from SFT.
-        sets: name -> pairs, of which the first `LOOKED_AT` are measured.
+    """What DPO changed against the SFT model that it began as, on up to `LOOKED_AT` pairs of each set.
 
     Returns:
         A row a set that has pairs: ``pairs``; ``margin``, by how much (mean, in nats) log p(chosen) - log p(rejected)
@@ -34,29 +28,28 @@ def margins(run: Run, dpo: Stage, sets: Mapping[str, Pairs]) -> pd.DataFrame:
     """
     import pandas as pd
 
-    chat, size = load_chat(run.params), run.params.batch_size
-    looked_at = {name: made.pairs[:LOOKED_AT] for name, made in sets.items() if made.pairs}
-    rows = {name: [chat.trained(pair.row()) for pair in pairs] for name, pairs in looked_at.items()}
-    stage = run.stage("margins", CODE, dpo, rows=rows)
+    chat = load_chat(run.params)
+    rows = {name: [chat.trained(pair.row()) for pair in made.pairs[:LOOKED_AT]] for name, made in sets.items()}
+    rows = {name: some for name, some in rows.items() if some}
+    stage = run.stage("margins", ("training.margins", "training.models"), dpo, rows=rows)
     if not stage.done:
         gained = dict.fromkeys(rows, 0.0)
         for sign, adapter in ((-1, dpo.start), (1, dpo)):
             model = load_model(run.params, adapter.folder / "adapter", merged=True)
-            gained = {name: gained[name] + sign * log_p(model, rows[name], size) for name in rows}
-        stage.finish(**{name: _measured(values) for name, values in gained.items()})
+            gained = {name: gained[name] + sign * log_p(model, rows[name], run.params.batch_size) for name in rows}
+        stage.finish(**{name: _means(chosen, chosen - rejected) for name, (chosen, rejected) in gained.items()})
     columns = ["pairs of", "pairs", "margin", "accuracy", "log p(chosen)"]
     table = pd.DataFrame([{"pairs of": name} | stage.facts[name] for name in rows], columns=columns)
     return aggregate(table.set_index("pairs of"), ["pairs of"])
 
 
-def _measured(gained: Any) -> dict[str, float]:
-    margin, chosen = gained[:, 0] - gained[:, 1], gained[:, 0]
+def _means(chosen: Any, margin: Any) -> dict[str, float]:
     means = {"margin": margin.mean(), "accuracy": (margin > 0).double().mean(), "log p(chosen)": chosen.mean()}
-    return {"pairs": len(gained), **{name: float(f"{value:.3g}") for name, value in means.items()}}
+    return {"pairs": len(chosen), **{name: float(f"{value:.3g}") for name, value in means.items()}}
 
 
 def log_p(model: Any, rows: list[dict[str, list[int]]], size: int) -> Any:
-    """Log-probability of both answers of each pair in nats, shape (pairs, 2), float64; ``size`` pairs at a time."""
+    """Log-probability in nats of the chosen and the rejected answers, shape (2, pairs), float64; ``size`` at a time."""
     import torch
     from torch.nn.utils.rnn import pad_sequence
 
@@ -71,4 +64,4 @@ def log_p(model: Any, rows: list[dict[str, list[int]]], size: int) -> Any:
             scores = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float().log_softmax(-1)
         each = scores.gather(2, ids[:, 1:, None])[..., 0].double().cpu()
         found += [each[i, len(p) - 1 : len(p) + len(a) - 1].sum() for i, (p, a) in enumerate(batch)]
-    return torch.stack(found).reshape(-1, 2)
+    return torch.stack(found).reshape(-1, 2).T

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import takewhile
 from pathlib import Path
@@ -14,44 +14,43 @@ from medstudy.runs import fingerprint
 from medstudy.training.chat import Chat
 from medstudy.training.shared_prompt import FIRST_ROWS, row_length, share_prompts_if_equal
 
-REWARDS = ("rewards/chosen", "rewards/rejected")
 #: Rows on which the loss is measured before and after SFT.
 LOSS_ROWS = 16
 
 
 @contextmanager
 def measured(trainer: Any, chat: Chat) -> Iterator[dict[str, Any]]:
-    """Around ``trainer.train()``: what the gates need, in a dictionary that is filled on the way.
-
-    Args:
-        trainer: an `SFTTrainer` or `DPOTrainer` that has not trained yet.
-        chat: of its model.
-    """
+    """Around ``trainer.train()`` of an SFT or DPO trainer: what the gates need, filled in on the way."""
     score_labels_only()
     adapters_in_fp32(trainer.model)
     facts, unshare = facts_of_rows(trainer, chat) | {"dropout": dropout(trainer)}, None
     pairs = "chosen_ids" in trainer.train_dataset.column_names
     if pairs:
         unshare = share_prompts_if_equal(trainer)
-        first = means(trainer, FIRST_ROWS, REWARDS)
-        largest = max(abs(first["rewards/chosen"]), abs(first["rewards/rejected"])) / trainer.beta
-        facts |= {"shared_prompts": unshare is not None, "first_loss": first["loss"], "first_log_ratio": largest}
+        first, *rewards = means(trainer, FIRST_ROWS, "rewards/chosen", "rewards/rejected")
+        # the reference is the model before: a reward without beta is what log p gained over it
+        facts |= {"shared_prompts": unshare is not None, "first_log_ratio": max(map(abs, rewards)) / trainer.beta}
     else:
-        facts["first_loss"] = means(trainer, LOSS_ROWS)["loss"]
+        [first] = means(trainer, LOSS_ROWS)
+    facts["first_loss"] = first
     frozen, adapter = weights_now(trainer.model)
     yield facts
     frozen_after, adapter_after = weights_now(trainer.model)
-    if not pairs:
-        facts["last_loss"] = means(trainer, LOSS_ROWS)["loss"]
     if unshare:
         unshare()
-    changed = [name for name, value in frozen.items() if frozen_after[name] != value]
+    if not pairs:
+        [facts["last_loss"]] = means(trainer, LOSS_ROWS)
     far = {name: float((adapter_after[name] - value).norm()) for name, value in adapter.items()}
     moved = {name for name, distance in far.items() if distance > 0}
-    still = set(_kinds(set(far) - moved)) - set(_kinds(moved))
-    facts |= {"frozen_changed": len(changed), "adapter_changed": len(moved), "adapter_tensors": len(far)}
-    facts |= {"moved": math.hypot(*far.values()), "unmoved": sorted(still), "not_adapted": _not_adapted(trainer.model)}
+    facts["frozen_changed"] = sum(frozen_after[name] != value for name, value in frozen.items())
+    facts |= {"adapter_changed": len(moved), "adapter_tensors": len(far), "moved": math.hypot(*far.values())}
+    facts["unmoved"] = sorted(set(map(_kind, far)) - set(map(_kind, moved)))
     trainer.model.eval()
+
+
+def _kind(name: str) -> str:
+    """The name of a weight without the number of its layer."""
+    return re.sub(r"\.\d+(?=\.)", ".*", name)
 
 
 def score_labels_only() -> None:
@@ -67,16 +66,13 @@ def score_labels_only() -> None:
 
 
 def adapters_in_fp32(model: Any) -> None:
-    """Whatever the weights below them are.
+    """On quantized weights TRL 1.16 rounds the adapter to bf16, and not its frozen copy, the reference.
 
-    On quantized weights TRL 1.16 rounds the adapter to bf16, and not its frozen copy, the reference: the two
-    would differ from the start, and of a step of 1e-5 most would be rounded away.
+    The two would differ from the start, and of a step of 1e-5 most would be rounded away.
     """
-    import torch
-
     weights = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
     for name, weight in weights.items():
-        if weight.dtype != torch.float32:
+        if weight.dtype.itemsize < 4:
             weight.data = weights.get(name.replace(".default.", ".ref."), weight).data.float().clone()
 
 
@@ -85,14 +81,14 @@ def facts_of_rows(trainer: Any, chat: Chat) -> dict[str, Any]:
 
     ``learnt`` holds a sequence's prompt, as a fingerprint of its tokens, and what is said behind it.
     """
-    data, bos, found = list(trainer.train_dataset), chat.tokenizer.bos_token_id, list(_sequences(trainer))
-    longest = max(map(row_length, data))
+    bos, found = chat.tokenizer.bos_token_id, list(_sequences(trainer))
+    longest = max(map(row_length, trainer.train_dataset))
     return {
-        "rows": len(data),
+        "rows": len(trainer.train_dataset),
         "tokens": sum(len(prompt) + len(completion) for prompt, completion in found),
         "longest": longest,
         "max_length": trainer.args.max_length or longest,
-        "bos_at_start": max(sum(1 for _ in takewhile(lambda i: i == bos, prompt)) for prompt, _ in found),
+        "bos_at_start": max(len(list(takewhile(lambda i: i == bos, prompt))) for prompt, _ in found),
         "rows_ending_with_stop": sum(completion[-1:] == [chat.end] for _, completion in found),
         "sequences": len(found),
         "learnt": [[fingerprint(prompt), chat.read(completion)] for prompt, completion in found],
@@ -112,10 +108,7 @@ def _sequences(trainer: Any) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def dropout(trainer: Any) -> list[str]:
-    """What makes two passes over the same row differ in training; the reference has none of it.
-
-    Layers by their kind; ``function`` where the model's code drops without a layer, as seen by two passes.
-    """
+    """Kinds of dropout layers; ``function`` where the model drops without a layer, as seen by two passes over a row."""
     import torch
 
     model = trainer.model.train()
@@ -129,42 +122,24 @@ def dropout(trainer: Any) -> list[str]:
     return sorted(layers) or ([] if same else ["function"])
 
 
-def _kinds(names: Iterable[str]) -> list[str]:
-    """Names of weights without the numbers of their layers: what kinds of weights they are."""
-    return sorted({re.sub(r"\.\d+(?=\.)", ".*", name) for name in names})
-
-
-def _not_adapted(model: Any) -> list[str]:
-    """Matrices of the layers that carry no adapter, such as fused experts."""
-    own = [(name, p) for name, p in model.named_parameters() if "lora_" not in name and ".base_layer." not in name]
-    layers = [name for name, p in own if p.dim() >= 2 and re.search(r"\.\d+\.", name)]
-    return _kinds(name.removeprefix("base_model.model.") for name in layers)[:5]
-
-
-def means(trainer: Any, rows: int, metrics: Sequence[str] = ()) -> dict[str, float]:
-    """Loss and ``metrics`` of the trainer over its first ``rows`` rows, as the model is now.
-
-    Of pairs the loss is plain DPO's, whatever loss they are trained with.
-    """
+def means(trainer: Any, rows: int, *metrics: str) -> list[float]:
+    """Loss and ``metrics`` over the first ``rows`` rows, as the model is now; of pairs the loss is plain DPO's."""
     import torch
 
-    rows = min(rows, len(trainer.train_dataset))
-    size = trainer.args.per_device_train_batch_size
+    size, data = trainer.args.per_device_train_batch_size, list(trainer.train_dataset)[:rows]
     trained = getattr(trainer, "loss_types", None), getattr(trainer, "loss_weights", None)
     trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
-    total = dict.fromkeys(("loss", *metrics), 0.0)
-    try:
-        for start in range(0, rows, size):
-            batch = [trainer.train_dataset[i] for i in range(start, min(start + size, rows))]
-            inputs, share = trainer._prepare_inputs(trainer.data_collator(batch)), len(batch) / rows
-            with torch.no_grad(), trainer.compute_loss_context_manager():
-                total["loss"] += share * float(trainer.compute_loss(trainer.model, inputs))
-            for name in metrics:
-                total[name] += share * trainer._metrics["train"][name][-1]
-    finally:
-        trainer.loss_types, trainer.loss_weights = trained
-        trainer._metrics["train"].clear()
-        trainer._total_train_tokens = 0
+    total = [0.0] * (1 + len(metrics))
+    for start in range(0, len(data), size):
+        batch = data[start : start + size]
+        inputs = trainer._prepare_inputs(trainer.data_collator(batch))
+        with torch.no_grad(), trainer.compute_loss_context_manager():
+            found = [float(trainer.compute_loss(trainer.model, inputs))]
+        found += [trainer._metrics["train"][name][-1] for name in metrics]
+        total = [old + len(batch) / len(data) * new for old, new in zip(total, found, strict=True)]
+    trainer.loss_types, trainer.loss_weights = trained
+    trainer._metrics["train"].clear()
+    trainer._total_train_tokens = 0
     return total
 
 

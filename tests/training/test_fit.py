@@ -14,7 +14,6 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerState
 from trl import DPOTrainer, SFTTrainer
 
 from medstudy.data.card import DataCard
@@ -26,10 +25,9 @@ from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
 from medstudy.training import checks, preferences
 from medstudy.training.arguments import arguments_table, control_config, dpo_config, lora_config, sft_config
-from medstudy.training.callbacks import beside
 from medstudy.training.chat import Chat, load_chat
 from medstudy.training.decoding import ROUNDING
-from medstudy.training.fit import fit, training_log
+from medstudy.training.fit import beside, fit, training_log
 from medstudy.training.generation import (
     Decoding,
     answer_cases,
@@ -47,9 +45,7 @@ Trained = tuple[Run, Stage, Stage]
 
 
 def sft_stage(run: Run, card: DataCard, cases: list[Case], trainer: Any = SFTTrainer) -> Stage:
-    """Train the SFT arm on ``cases``."""
-    task = get_task("text_classification", card)
-    rows = [sft_row(task, case) for case in cases]
+    rows = [sft_row(get_task("text_classification", card), case) for case in cases]
     return fit(run, "sft", trainer, sft_config(run.params, run), rows, start=lora_config(run.params))
 
 
@@ -61,13 +57,12 @@ def pairs(card: DataCard, cases: list[Case]) -> list[Pair]:
 
 
 def dpo_stage(run: Run, card: DataCard, cases: list[Case], sft: Stage, trainer: Any = DPOTrainer) -> Stage:
-    """Train DPO from ``sft`` on."""
     rows = [pair.row() for pair in pairs(card, cases)]
     return fit(run, "dpo", trainer, dpo_config(run.params, run), rows, start=sft)
 
 
-def spoilt_by(spoil: Callable[[Any], None], kind: type = DPOTrainer) -> type:
-    """A trainer in which something is wrong before it trains."""
+def spoilt(kind: type, spoil: Callable[[Any], Any]) -> type:
+    """A trainer in which something is changed before it trains."""
 
     class Spoilt(kind):
         def __init__(self, *args: Any, **given: Any) -> None:
@@ -83,10 +78,8 @@ def task(card: DataCard) -> Task:
 
 
 @pytest.fixture
-def trained(params: RunParams, card: DataCard, cases: list[Case]) -> Trained:
-    """A run with its SFT and DPO stages."""
-    run = Run(params)
-    sft = sft_stage(run, card, cases)
+def trained(params: RunParams, card: DataCard, cases: list[Case]) -> tuple[Run, Stage, Stage]:
+    sft = sft_stage(run := Run(params), card, cases)
     return run, sft, dpo_stage(run, card, cases, sft)
 
 
@@ -109,15 +102,18 @@ def test_dpo_goes_on_from_sft_and_its_reference_is_the_sft_model(trained: Traine
     assert not (dpo.folder / "adapter" / "ref").exists()
 
 
-def test_arguments_are_those_of_the_parameters_and_shown_with_them(params: RunParams) -> None:
+def test_arguments_are_those_of_the_parameters_and_shown_with_them(
+    params: RunParams, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 4))
     params = params.model_copy(update={"dpo_beta": 0.7, "dpo_learning_rate": 1e-4, "gradient_accumulation": 3})
     args = dpo_config(params, Run(params))
+    assert args._n_gpu == 1  # a kernel never spreads over several GPUs
     args.lr_scheduler_type = "cosine"
     shown = arguments_table(args, lora_config(params)).reset_index("argument").set_index("argument")
     assert shown.loc["beta", ["value", "default", "parameter"]].tolist() == [0.7, 0.1, "dpo_beta"]
-    assert shown.loc["gradient_accumulation_steps", "value"] == 3
-    assert (shown.loc["r", "value"], shown.loc["lora_alpha", "value"]) == (2, 4)
-    assert shown.loc["lr_scheduler_type", "value"] == "cosine"
+    expected = {"gradient_accumulation_steps": 3, "r": 2, "lora_alpha": 4, "lr_scheduler_type": "cosine"}
+    assert shown["value"][list(expected)].to_dict() == expected
     assert {"loss_type", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "bf16"} <= set(shown.index)
 
 
@@ -128,11 +124,6 @@ def test_a_control_trains_for_as_many_steps_as_dpo_or_more(
     params = params.model_copy(update={"sft_more_learning_rate": 5e-4, "sft_more_epochs": 1})
     args = control_config(params, Run(params), "sft_more", rows, of_dpo)
     assert (args.max_steps, args.learning_rate) == (steps, 5e-4)
-
-
-def test_one_kernel_never_spreads_over_several_gpus(params: RunParams, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("transformers.TrainingArguments.n_gpu", property(lambda self: 4))
-    assert sft_config(params, Run(params))._n_gpu == dpo_config(params, Run(params))._n_gpu == 1
 
 
 @pytest.mark.parametrize("arm", ["sft", "dpo"])
@@ -149,9 +140,9 @@ def test_batches_are_of_similar_length(arm: str, params: RunParams, card: DataCa
 
     run = Run(params.model_copy(update={"batch_size": 4}))
     if arm == "sft":
-        sft_stage(run, card, many, spoilt_by(look, SFTTrainer))
+        sft_stage(run, card, many, spoilt(SFTTrainer, look))
     else:
-        dpo_stage(run, card, many, sft_stage(run, card, cases), spoilt_by(look))
+        dpo_stage(run, card, many, sft_stage(run, card, cases), spoilt(DPOTrainer, look))
     whole = [length for lengths in seen for length in lengths]
     assert len(seen) == 24
     assert np.mean([max(lengths) - min(lengths) for lengths in seen]) < 0.25 * (max(whole) - min(whole))
@@ -177,19 +168,18 @@ def test_another_trainer_or_value_trains_anew_and_the_earlier_one_is_found(
     assert (back.folder / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == saved
 
 
-def rounded(trainer: Any) -> None:
-    """As TRL does on quantized weights."""
-    for weight in (w for w in trainer.model.parameters() if w.requires_grad):
-        weight.data = weight.data.to(torch.bfloat16)
-
-
 def test_a_rounded_adapter_is_the_reference_again(params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    """TRL rounds it on quantized weights, where it would lose most of a small step."""
+
+    def rounded(trainer: Any) -> None:
+        for weight in (w for w in trainer.model.parameters() if w.requires_grad):
+            weight.data = weight.data.to(torch.bfloat16)
+
     run = Run(params)
-    dpo = dpo_stage(run, card, cases, sft_stage(run, card, cases), spoilt_by(rounded))
-    assert dpo.facts["frozen_changed"] == 0 and dpo.facts["unmoved"] == []
-    # an adapter in bf16 would lose most of a small step
+    dpo = dpo_stage(run, card, cases, sft_stage(run, card, cases), spoilt(DPOTrainer, rounded))
+    assert (dpo.facts["first_log_ratio"], dpo.facts["frozen_changed"], dpo.facts["unmoved"]) == (0, 0, [])
     saved = load_file(dpo.folder / "adapter" / "adapter_model.safetensors")
-    assert dpo.facts["first_log_ratio"] == 0 and {weight.dtype for weight in saved.values()} == {torch.float32}
+    assert {weight.dtype for weight in saved.values()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -278,23 +268,21 @@ def test_log_probabilities_are_of_the_labels_alone_and_the_same(
     assert losses[0] == losses[1]
 
 
+def log_p(model: Any, prompt: list[int], answer: list[int]) -> float:
+    """The plain way: one sequence, no cache and no padding."""
+    with torch.inference_mode():
+        logits = model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+    return float(logits.gather(1, torch.tensor(answer)[:, None]).sum())
+
+
 def test_label_probabilities_are_those_of_the_whole_sequences(asked: tuple[Any, Chat, list[Any]]) -> None:
-    """Against the plain way: each prompt with each label, one by one, no cache and no padding."""
     model, chat, prompts = asked
-    labels, expected = ["yes", "no", "not at all"], []
-    for messages in prompts:
-        start = len(chat.prompt(messages))
-        log_p = []
-        for label in labels:
-            turns = [*messages, {"role": "assistant", "content": label}]
-            ids = torch.tensor([chat.tokenizer.apply_chat_template(turns, return_dict=False)])
-            with torch.inference_mode():
-                logits = model(input_ids=ids).logits[0, start - 1 : -1].log_softmax(-1)
-            log_p.append(logits.gather(1, ids[0, start:, None]).sum())
-        expected.append(torch.stack(log_p).softmax(0).tolist())
+    labels = ["yes", "no", "not at all"]
+    each = [[log_p(model, *chat.row(messages, label)) for label in labels] for messages in prompts]
+    expected = torch.tensor(each).softmax(1).numpy()
     for batch_size in (1, 4, 64):
         found = decode(model, chat, prompts, Decoding(2, batch_size), labels).probabilities
-        assert found == pytest.approx(np.array(expected), abs=1e-5)
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("arm", ["sft", "dpo"])
@@ -311,6 +299,16 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_been(
 
     whole = trained("whole")
     monkeypatch.setattr("medstudy.training.fit.CHECKPOINT_MINUTES", 0.0)
+
+    def killed_in_step_8(stage: Stage, minutes: float) -> Any:
+        def on_step_begin(args: Any, state: Any, control: Any, **others: Any) -> None:
+            if state.global_step == 7:
+                raise KeyboardInterrupt
+
+        callback = beside(stage, minutes)
+        callback.on_step_begin = on_step_begin
+        return callback
+
     with monkeypatch.context() as patched:
         patched.setattr("medstudy.training.fit.beside", killed_in_step_8)
         with pytest.raises(KeyboardInterrupt):
@@ -326,25 +324,11 @@ def test_a_killed_training_goes_on_and_ends_as_if_nothing_had_been(
     assert all(torch.equal(saved[0][name], saved[1][name]) for name in saved[1])
 
 
-def killed_in_step_8(stage: Stage, minutes: float) -> Any:
-    """A kill in the middle of a training, as it looks from inside."""
-
-    def on_step_begin(args: Any, state: TrainerState, control: Any, **others: Any) -> None:
-        if state.global_step == 7:
-            raise KeyboardInterrupt
-
-    callback = beside(stage, minutes)
-    callback.on_step_begin = on_step_begin
-    return callback
-
-
 def test_samples_are_the_same_for_the_same_seed(trained: Trained, task: Task, cases: list[Case]) -> None:
     run, sft, _ = trained
-    first = sample_cases(run, task, cases, sft)
-    assert all(len(texts) == run.params.samples_per_case for texts in first)
-    model, chat = load_model(run.params, sft.folder / "adapter"), load_chat(run.params)
     how = Decoding(4, 4, run.params.samples_per_case, 1.0, run.params.seed)
-    assert decode(model, chat, [task.messages(c) for c in cases], how).texts == first
+    model, prompts = load_model(run.params, sft.folder / "adapter"), [task.messages(case) for case in cases]
+    assert decode(model, load_chat(run.params), prompts, how).texts == sample_cases(run, task, cases, sft)
 
 
 def test_an_arm_without_pairs_is_the_sft_model_and_says_so(trained: Trained) -> None:
@@ -356,11 +340,8 @@ def test_an_arm_without_pairs_is_the_sft_model_and_says_so(trained: Trained) -> 
 
 
 def test_loss_is_on_the_answer_and_its_end_token_only(params: RunParams, task: Task, cases: list[Case]) -> None:
-    chat = load_chat(params)
-    table = token_table(chat, task.messages(cases[0]), "yes")
+    table = token_table(load_chat(params), task.messages(cases[0]), "yes")
     assert "".join(table.loc[table["in_loss"], "token"]) == "yes<|end|>"
-    assert chat.prompt(task.messages(cases[0])).count(chat.tokenizer.bos_token_id) == 1
-    assert chat.tokenizer.eos_token_id in chat.stops
 
 
 def test_what_does_not_fit_the_context_is_an_error_or_counted(params: RunParams, task: Task, cases: list[Case]) -> None:
@@ -387,8 +368,7 @@ def test_an_answer_that_could_never_be_given_is_an_error_or_counted(
     with pytest.raises(DataError, match=said):
         fit_context(cases, task, chat, short)
     _, lengths = fit_context(cases, task, chat, short.model_copy(update={"overlong": "exclude"}))
-    assert lengths.answer_cut == len(cases)
-    assert lengths.table()["gold answer too long"].iloc[0] == len(cases)
+    assert lengths.answer_cut == lengths.table()["gold answer too long"].iloc[0] == len(cases)
     recorded = [dataclasses.replace(case, demonstration={"label": "no, surely not"}) for case in cases[:2]]
     with pytest.raises(DataError, match="2 of 2 gold answers could never be given"):  # SFT would learn to be cut off
         fit_context(recorded, task, chat, params)
@@ -413,10 +393,9 @@ def test_pairs_come_from_own_errors_and_are_counted(params: RunParams, task: Tas
     made = make_pairs(params, task, cases[:4], samples)
     seen = [(p.case_id, p.chosen, p.rejected, p.source) for p in made.pairs]
     assert seen == [("case1", "no", "yes", "own"), ("case2", "yes", "maybe", "gold")]
-    good = audit_pairs(made, Splits([], cases[:4], [], cases[4:]))
     counted = {"pairs": 2, "samples that were wrong": 4, "repeated wrong samples dropped": 2}
     counted |= {"rejected is longer": 0, "pairs from other cases": 0, "pairs from groups of other splits": 0}
-    assert good["value"][list(counted)].to_dict() == counted
+    assert audit_pairs(made, Splits([], cases[:4], [], cases[4:]))["value"][list(counted)].to_dict() == counted
 
 
 def test_margins_are_measured_on_the_pairs_of_the_training_and_on_others(
@@ -429,19 +408,17 @@ def test_margins_are_measured_on_the_pairs_of_the_training_and_on_others(
     sets = {"training": Pairs(pairs(card, cases), {}), "validation": Pairs(pairs(card, others), {})}
     table = margins(run, dpo, sets | {"none": Pairs([], {})})
     assert table["pairs"].to_dict() == {"training": 8, "validation": 3}
-    assert margins(Run(run.params), dpo, {}).empty
-    ends, (row, *_) = [], [load_chat(params).trained(pair.row()) for pair in pairs(card, cases)]
-    for stage in (dpo, dpo.start):  # one by one, without padding
-        model = load_model(run.params, stage.folder / "adapter")
-        for side in (row["chosen_ids"], row["rejected_ids"]):
-            ids = torch.tensor([row["prompt_ids"] + side])
-            scores = model(input_ids=ids).logits.log_softmax(-1)[0, -len(side) - 1 : -1]
-            ends.append(float(scores.gather(1, torch.tensor(side)[:, None]).sum()))
-    one = margins(Run(run.params), dpo, {"first": Pairs(pairs(card, cases)[:1], {})}).loc["first"]
-    expected = [ends[0] - ends[1] - ends[2] + ends[3], ends[0] - ends[2]]
-    assert one[["margin", "log p(chosen)"]].tolist() == pytest.approx(expected, rel=0.01)
     assert table.loc["training", "margin"] > 0.1 and table.loc["validation", "accuracy"] == 1
     assert margins(Run(run.params), dpo, sets).equals(table)  # read back
+    assert margins(Run(run.params), dpo, {}).empty
+    one, expected = Pairs(pairs(card, cases)[:1], {}), []
+    row = load_chat(params).trained(one.pairs[0].row())
+    for stage in (dpo, dpo.start):  # without padding
+        model = load_model(run.params, stage.folder / "adapter")
+        expected.append([log_p(model, row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids")])
+    chosen, rejected = np.subtract(*expected)
+    found = margins(Run(run.params), dpo, {"one": one}).loc["one", ["margin", "log p(chosen)"]]
+    assert found.tolist() == pytest.approx([chosen - rejected, chosen], rel=0.01)
 
 
 def test_sides_are_scored_as_they_will_be_trained(

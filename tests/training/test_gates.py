@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_fit import spoilt
 from trl import DPOTrainer, SFTTrainer
 
 from medstudy.arms import TRAINED
@@ -36,7 +37,8 @@ from medstudy.training.prompts import sft_row
 CARD = load_card("synthetic_uti")
 TASK = get_task("text_classification", CARD)
 WORDS = ["fever", "chills", "nausea", "flank", "pain", "urgency", "catheter", "stone", "relapse", "travel", "stent"]
-Change = Callable[[Any], Any]
+Change, Plant = Callable[[Any], Any], Callable[[Any, Any], Any]
+IDS = ("input_ids", "labels")
 
 
 def made_up(first: int, n: int) -> list[Case]:
@@ -61,10 +63,13 @@ class Study:
     task: Task = TASK
     source: str = "own_errors"
 
-    def sft(self, trainer: type = SFTTrainer, rows: Change = list, lora: Any = None) -> None:
-        cases = rows(self.splits.train)
-        given = [sft_row(TASK, case) for case in cases], lora or lora_config(self.run.params)
-        self.run.stages["sft"] = fit(self.run, "sft", trainer, sft_config(self.run.params, self.run), *given)
+    def sft(
+        self, trainer: type = SFTTrainer, rows: Change = list, lora: Any = None, max_length: int | None = None
+    ) -> None:
+        args = sft_config(self.run.params, self.run)
+        args.max_length = max_length
+        given = [sft_row(TASK, case) for case in rows(self.splits.train)], lora or lora_config(self.run.params)
+        self.run.stages["sft"] = fit(self.run, "sft", trainer, args, *given)
 
     def dpo(self, trainer: type = DPOTrainer, pairs: Change = list) -> None:
         rows = [pair.row() for pair in pairs(self.made.pairs)]
@@ -117,20 +122,13 @@ def clean(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
     return study
 
 
-def spoilt(kind: type, spoil: Callable[[Any], None]) -> type:
-    """A trainer in which something is wrong before it trains."""
-
-    class Spoilt(kind):
-        def __init__(self, *args: Any, **given: Any) -> None:
-            super().__init__(*args, **given)
-            spoil(self)
-
-    return Spoilt
-
-
-def rows_by(rewrite: Change) -> type:
+def sft_rows(rewrite: Change) -> Plant:
     """SFT that is given other rows."""
-    return spoilt(SFTTrainer, lambda trainer: setattr(trainer, "train_dataset", trainer.train_dataset.map(rewrite)))
+
+    def rewritten(trainer: Any) -> None:
+        trainer.train_dataset = trainer.train_dataset.map(rewrite)
+
+    return lambda study, _: study.sft(spoilt(SFTTrainer, rewritten))
 
 
 def taken_for_padding(trainer: Any) -> None:
@@ -177,11 +175,6 @@ def worded(prompt: Callable[[str, Case], str]) -> Task:
     return type("Worded", (type(TASK),), {"prompt": lambda self, case: prompt(TASK.prompt(case), case)})(CARD)
 
 
-def with_test(study: Study, text: Callable[[int, Case], str]) -> None:
-    test = [dataclasses.replace(case, text=text(i, case)) for i, case in enumerate(SPLITS.test)]
-    study.splits = dataclasses.replace(SPLITS, test=test)
-
-
 def other_side(study: Study, patched: pytest.MonkeyPatch) -> None:
     def right(rows: list[list[int]], pad: int, device: Any) -> Any:
         width = max(map(len, rows))
@@ -203,40 +196,16 @@ def other_temperature(study: Study, patched: pytest.MonkeyPatch) -> None:
     study.sample()
 
 
-def dropping(study: Study, _: Any) -> None:
-    lora = lora_config(study.run.params)
-    lora.lora_dropout = 0.1
-    study.sft(lora=lora)
-
-
 def worse_on_validation(study: Study, _: Any) -> None:
     row = {"settings": {}, "n": 60, "chosen": True}
     study.run.tried = {"sft": [row | {"score": 0.77}], "sft_more": [row | {"score": 0.13}]}
 
 
-def shared_patient(study: Study, _: Any) -> None:
-    study.splits = dataclasses.replace(SPLITS, validation=[dataclasses.replace(SPLITS.test[0], case_id="again")])
+def only_pair(**fields: str) -> Plant:
+    def plant(study: Study, _: Any) -> None:
+        study.made = dataclasses.replace(study.made, pairs=[dataclasses.replace(study.made.pairs[0], **fields)])
 
-
-def lost(study: Study, _: Any) -> None:
-    study.sft(spoilt(SFTTrainer, lambda t: setattr(t, "train_dataset", t.train_dataset.select(range(7)))))
-
-
-def cut(study: Study, _: Any) -> None:
-    """As TRL does with rows beyond its default length."""
-    args = sft_config(study.run.params, study.run)
-    args.max_length = study.run.stages["sft"].facts["longest"] - 1
-    rows = [sft_row(TASK, case) for case in study.splits.train]
-    study.run.stages["sft"] = fit(study.run, "sft", SFTTrainer, args, rows, lora_config(study.run.params))
-
-
-def twice_the_same(study: Study, _: Any) -> None:
-    same = dataclasses.replace(study.made.pairs[0], chosen="yes", rejected="Yes.")
-    study.made = dataclasses.replace(study.made, pairs=[same])
-
-
-def pair_of_test(study: Study, _: Any) -> None:
-    study.made = dataclasses.replace(study.made, pairs=[dataclasses.replace(study.made.pairs[0], case_id="case200")])
+    return plant
 
 
 def other_weights(study: Study, _: Any) -> None:
@@ -254,70 +223,83 @@ def told(study: Study, name: str, **facts: Any) -> None:
     stage.facts = stage.facts | facts
 
 
-END, NO_ANSWER = "one BOS, trained end token", "the prompt holds no answer"
-ASKED, SIDES, CONTROL = "asked as trained", "chosen is right, rejected is wrong", "the controls learnt"
-TAUGHT, COPIED = "trained on its answers", "no test text is trained on"
-#: Fault -> how it is planted, and the gate that must see it.
-FAULTS: dict[str, tuple[Callable[[Study, Any], Any], str]] = {
-    "answers of DPO read from the SFT adapter": (
-        lambda s, _: s.answer("dpo", by="sft"),
-        "each arm answers by its own adapter",
-    ),
-    "answers of SFT by the base model": (
-        lambda s, _: s.answer("sft", by="none"),
-        "each arm answers by its own adapter",
-    ),
-    "chosen and rejected exchanged": (lambda s, _: s.dpo(pairs=exchanged), SIDES),
-    "other sides trained than were audited": (lambda s, _: s.dpo(pairs=exchanged), TAUGHT),
-    "rejected is right": (lambda s, _: s.dpo(pairs=rejecting(lambda pair: pair.chosen)), SIDES),
-    "rejected is gibberish": (lambda s, _: s.dpo(pairs=rejecting(lambda pair: "xq zz")), SIDES),
-    "exchanged labels": (lambda s, _: from_labels(s, exchanged), SIDES),
-    "gibberish beside labels": (lambda s, _: from_labels(s, rejecting(lambda pair: "xq zz")), SIDES),
-    "end token not in the rows": (
-        lambda s, _: s.sft(rows_by(lambda row: {name: row[name][:-1] for name in ("input_ids", "labels")})),
-        END,
-    ),
-    "end token not trained": (lambda s, _: s.sft(spoilt(SFTTrainer, taken_for_padding)), END),
-    "two BOS": (
-        lambda s, _: s.sft(rows_by(lambda row: {n: [row[n][0], *row[n]] for n in ("input_ids", "labels")})),
-        END,
-    ),
-    "loss on the prompt": (lambda s, _: s.sft(rows_by(lambda row: {"labels": row["input_ids"]})), ASKED),
-    "loss with a gap": (
-        lambda s, _: s.sft(rows_by(lambda row: {"labels": row["labels"][:-3] + [-100] + row["labels"][-2:]})),
-        ASKED,
-    ),
-    "asked with another prompt than trained": (
-        lambda s, _: s.answer("dpo", task=worded(lambda text, case: f"Think. {text}")),
-        ASKED,
-    ),
-    "padding that the model reads": (padding_read, ASKED),
-    "padding on the right": (other_side, "eval mode, greedy, left padding"),
-    "answers of other cases taught": (lambda s, _: s.sft(rows=lambda cases: cases[1:] + cases[:1]), TAUGHT),
-    "half of the test copied in training": (
-        lambda s, _: with_test(s, lambda i, case: SPLITS.train[i].text if i % 2 else case.text),
-        COPIED,
-    ),
-    "a test that is nearly trained": (lambda s, _: with_test(s, lambda i, _: f"{SPLITS.prefer[i].text} now"), COPIED),
-    "label in the text": (lambda s, _: with_test(s, lambda i, c: f"{c.text}, answer: {c.gold['label']}"), NO_ANSWER),
-    "label in the prompt": (
-        lambda s, _: setattr(s, "task", worded(lambda text, case: f"{case.gold['label']} {text}")),
-        NO_ANSWER,
-    ),
-    "control with a rate of 1e-6": (lambda s, _: s.control(rate=1e-6), CONTROL),
-    "control destroyed": (lambda s, _: told(s, "sft_more", first_loss=0.2, last_loss=2.4), CONTROL),
-    "control far worse than SFT on validation": (worse_on_validation, CONTROL),
-    "samples at another temperature": (other_temperature, "samples are the SFT model's"),
-    "dropout in the policy": (dropping, "no dropout"),
-    "a base weight that trains": (lambda s, _: s.dpo(spoilt(DPOTrainer, freed)), "only the adapter moved"),
-    "another reference": (lambda s, _: s.dpo(spoilt(DPOTrainer, other_reference)), "reference is the SFT model"),
-    "a patient in two splits": (shared_patient, "splits are disjoint"),
-    "a row lost": (lost, "no row lost or cut"),
-    "rows that TRL cuts": (cut, END),
-    "pairs of two equal sides": (twice_the_same, "pairs from preference cases only"),
-    "pairs of test cases": (pair_of_test, "pairs from preference cases only"),
-    "an adapter on another base": (other_weights, "adapter reloads"),
-    "padding that counts": (lambda s, _: told(s, "answers_sft", changed_by_batching=8), "batch size does not matter"),
+def splits(**parts: list[Case]) -> Plant:
+    return lambda study, _: setattr(study, "splits", dataclasses.replace(SPLITS, **parts))
+
+
+def texts_of_test(text: Callable[[int, Case], str]) -> Plant:
+    return splits(test=[dataclasses.replace(case, text=text(i, case)) for i, case in enumerate(SPLITS.test)])
+
+
+#: Gate -> faults that it must see, and how each is planted.
+FAULTS: dict[str, dict[str, Plant]] = {
+    "reference is the SFT model": {
+        "another reference": lambda s, _: s.dpo(spoilt(DPOTrainer, other_reference)),
+    },
+    "one BOS, trained end token": {
+        "end token not in the rows": sft_rows(lambda row: {name: row[name][:-1] for name in IDS}),
+        "end token not trained": lambda s, _: s.sft(spoilt(SFTTrainer, taken_for_padding)),
+        "two BOS": sft_rows(lambda row: {name: [row[name][0], *row[name]] for name in IDS}),
+        "rows that TRL cuts": lambda s, _: s.sft(max_length=s.run.stages["sft"].facts["longest"] - 1),
+    },
+    "asked as trained": {
+        "loss on the prompt": sft_rows(lambda row: {"labels": row["input_ids"]}),
+        "loss with a gap": sft_rows(lambda row: {"labels": row["labels"][:-3] + [-100] + row["labels"][-2:]}),
+        "another prompt than trained": lambda s, _: s.answer("dpo", task=worded(lambda text, _: f"Think. {text}")),
+        "padding that the model reads": padding_read,
+    },
+    "trained on its answers": {
+        "answers of other cases": lambda s, _: s.sft(rows=lambda cases: cases[1:] + cases[:1]),
+        "other sides than were audited": lambda s, _: s.dpo(pairs=exchanged),
+    },
+    "no row lost or cut": {
+        "a row lost": lambda s, _: s.sft(
+            spoilt(SFTTrainer, lambda t: setattr(t, "train_dataset", t.train_dataset.select(range(7))))
+        ),
+    },
+    "only the adapter moved": {"a base weight that trains": lambda s, _: s.dpo(spoilt(DPOTrainer, freed))},
+    "no dropout": {
+        "dropout in the policy": lambda s, _: s.sft(
+            lora=dataclasses.replace(lora_config(s.run.params), lora_dropout=0.1)
+        ),
+    },
+    "the controls learnt": {
+        "a rate of 1e-6": lambda s, _: s.control(rate=1e-6),
+        "destroyed": lambda s, _: told(s, "sft_more", first_loss=0.2, last_loss=2.4),
+        "far worse than SFT on validation": worse_on_validation,
+    },
+    "eval mode, greedy, left padding": {"padding on the right": other_side},
+    "each arm answers by its own adapter": {
+        "answers of DPO by the SFT adapter": lambda s, _: s.answer("dpo", by="sft"),
+        "answers of SFT by the base model": lambda s, _: s.answer("sft", by="none"),
+    },
+    "adapter reloads": {"an adapter on another base": other_weights},
+    "batch size does not matter": {"padding counts": lambda s, _: told(s, "answers_sft", changed_by_batching=8)},
+    "samples are the SFT model's": {"another temperature": other_temperature},
+    "pairs from preference cases only": {
+        "two equal sides": only_pair(chosen="yes", rejected="Yes."),
+        "pairs of test cases": only_pair(case_id="case200"),
+    },
+    "chosen is right, rejected is wrong": {
+        "exchanged": lambda s, _: s.dpo(pairs=exchanged),
+        "rejected is right": lambda s, _: s.dpo(pairs=rejecting(lambda pair: pair.chosen)),
+        "rejected is gibberish": lambda s, _: s.dpo(pairs=rejecting(lambda pair: "xq zz")),
+        "exchanged labels": lambda s, _: from_labels(s, exchanged),
+        "gibberish beside labels": lambda s, _: from_labels(s, rejecting(lambda pair: "xq zz")),
+    },
+    "splits are disjoint": {
+        "a patient in two splits": splits(validation=[dataclasses.replace(SPLITS.test[0], case_id="again")]),
+    },
+    "no test text is trained on": {
+        "half of the test copied": texts_of_test(lambda i, case: SPLITS.train[i].text if i % 2 else case.text),
+        "a test that is nearly trained": texts_of_test(lambda i, _: f"{SPLITS.prefer[i].text} now"),
+    },
+    "the prompt holds no answer": {
+        "label in the text": texts_of_test(lambda _, case: f"{case.text}, answer: {case.gold['label']}"),
+        "label in the prompt": lambda s, _: setattr(
+            s, "task", worded(lambda text, case: f"{case.gold['label']} {text}")
+        ),
+    },
 }
 
 
@@ -330,17 +312,18 @@ def failed(checked: dict[str, Gate]) -> set[str]:
 def test_a_clean_study_passes_every_gate(clean: Study) -> None:
     checked = clean.gates()
     assert failed(checked) == set()
-    assert {gate for _, gate in FAULTS.values()} == set(checked)  # and each is seen red below
+    assert list(FAULTS) == list(checked)  # and each is seen red below
     page = gates.gates_table(list(checked.values())).to_html()
     assert page.count("passed") > gates.GATES and "FAILED" not in page
     json.dumps([vars(gate) for gate in checked.values()])
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_planted_fault_is_seen(fault: str, clean: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plant, gate = FAULTS[fault]
+@pytest.mark.parametrize(("gate", "fault"), [(gate, fault) for gate, faults in FAULTS.items() for fault in faults])
+def test_a_planted_fault_is_seen(
+    gate: str, fault: str, clean: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     study = clean.elsewhere(tmp_path)
-    plant(study, monkeypatch)
+    FAULTS[gate][fault](study, monkeypatch)
     checked = study.gates()
     assert gate in failed(checked), checked[gate].value
 
@@ -368,5 +351,5 @@ def test_an_answer_among_options_is_not_told(offered: bool) -> None:
         options = {"A": name, "B": f"no such {i}"}
         details = {"options": options} if offered else {}
         cases.append(Case(f"c{i}", f"g{i}", f"Which? {options['A']} or {options['B']}", {"label": name}, details))
-    passed, _, _ = checks.hidden(SimpleNamespace(task=TASK, splits=Splits([], [], [], cases)))
-    assert passed is offered
+    _, _, check = checks.CHECKS["the prompt holds no answer"]
+    assert check(SimpleNamespace(task=TASK, splits=Splits([], [], [], cases)))[0] is offered
