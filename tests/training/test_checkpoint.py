@@ -13,10 +13,10 @@ import torch
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 
 from medstudy.params import RunParams
-from medstudy.training import checkpoint, models
+from medstudy.training import checkpoint
 from medstudy.training.chat import load_chat
 from medstudy.training.checkpoint import ModelError, model_fingerprint, reach
-from medstudy.training.models import context_length, load_model, load_tokenizer, train_in_bf16
+from medstudy.training.models import load_model, load_tokenizer, train_in_bf16
 
 
 def halve(folder: Path) -> None:
@@ -30,7 +30,7 @@ def point(folder: Path) -> None:
 
 def quantize(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq"}}))
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
 
 
 def only_an_adapter(folder: Path) -> None:
@@ -59,7 +59,7 @@ def spoil_its_length(folder: Path) -> None:
         (drop("model.safetensors"), "holds no weights"),
         (drop("config.json"), r"has no config\.json"),
         (drop("tokenizer.json"), r"has no tokenizer\.json: save it there"),
-        (quantize, "holds gptq weights, which gptqmodel reads: pip install gptqmodel"),
+        (quantize, "cannot be loaded; install the package that reads its weights.*GPTQ"),
         (only_an_adapter, "is a LoRA adapter, not a model: merge it"),
         (spoil_its_length, "cannot be loaded.*max_position_embeddings"),
         (lose_a_layer, "its files lack .*layers.2.*, which would be random"),
@@ -138,7 +138,7 @@ def test_a_config_without_a_length_is_refused(params: RunParams, tiny_model: Pat
     (folder / "tokenizer_config.json").write_text(json.dumps(known))
     params = params.model_copy(update={"model": str(folder)})
     with pytest.raises(ModelError, match='write "max_position_embeddings" into its config.json'):
-        context_length(params)
+        load_chat(params)
 
 
 def test_dropout_is_off_in_every_arm(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
@@ -151,18 +151,19 @@ def test_dropout_is_off_in_every_arm(params: RunParams, tiny_model: Path, tmp_pa
     assert model.training and torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize(("times", "pays"), [(2.0, True), (1.3, False), (0.6, False)])
-def test_bf16_is_taken_on_a_cpu_only_where_it_is_measured_to_pay(
-    times: float, pays: bool, params: RunParams, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "features", "pays"),
+    [
+        ("Intel Xeon", {"amx_bf16", "avx512_bf16"}, True),
+        ("Intel Xeon", {"avx512_bf16"}, False),
+        ("AMD EPYC", {"avx512_bf16"}, True),
+        ("AMD EPYC", set(), False),
+    ],
+)
+def test_bf16_is_taken_on_a_cpu_only_where_it_pays(
+    name: str, features: set[str], pays: bool, params: RunParams, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(models, "cpu_multiplies_bf16", lambda: True)
-    monkeypatch.setattr(models, "_times_faster", lambda hidden, inner: times)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} | dict.fromkeys(features, True))
     assert train_in_bf16(params) is pays
     assert not train_in_bf16(params.model_copy(update={"dtype": "float32"}))
-    monkeypatch.setattr(models, "cpu_multiplies_bf16", lambda: False)
-    assert not train_in_bf16(params)
-
-
-def test_how_many_times_faster_is_a_measurement() -> None:
-    assert 0.05 < models._times_faster(64, 128) < 20

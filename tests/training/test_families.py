@@ -83,7 +83,7 @@ def test_a_family_passes_its_gates_or_is_refused(
     prompt = end = refused = ""
     try:
         chat = load_chat(params)
-        prompt = f"`{repr(chat._added)[1:-1]}`" if chat._added else "as it is"
+        prompt = f"`{repr(chat.added)[1:-1]}`" if chat.added else "as it is"
         end = chat.tokenizer.decode([chat.end])
     except ModelError:
         pass  # the notebook says the same
