@@ -28,9 +28,12 @@ def point(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4321\n")
 
 
-def quantize(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}))
+def configure(**changed: object) -> Callable[[Path], None]:
+    def spoil(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changed))
+
+    return spoil
 
 
 def only_an_adapter(folder: Path) -> None:
@@ -41,16 +44,6 @@ def drop(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
-def lose_a_layer(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-
-
-def spoil_its_length(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": "long"}))
-
-
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -59,10 +52,13 @@ def spoil_its_length(folder: Path) -> None:
         (drop("model.safetensors"), "holds no weights"),
         (drop("config.json"), r"has no config\.json"),
         (drop("tokenizer.json"), r"has no tokenizer\.json: save it there"),
-        (quantize, "cannot be loaded; install the package that reads its weights.*GPTQ"),
+        (
+            configure(quantization_config={"quant_method": "gptq", "bits": 4}),
+            "cannot be loaded; install the package that reads its weights.*GPTQ",
+        ),
         (only_an_adapter, "is a LoRA adapter, not a model: merge it"),
-        (spoil_its_length, "cannot be loaded.*max_position_embeddings"),
-        (lose_a_layer, "its files lack .*layers.2.*, which would be random"),
+        (configure(max_position_embeddings="long"), "cannot be loaded.*max_position_embeddings"),
+        (configure(num_hidden_layers=3), "its files lack .*layers.2.*, which would be random"),
     ],
     ids=[
         "halved",
