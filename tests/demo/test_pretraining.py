@@ -14,13 +14,8 @@ import torch
 from transformers import AutoTokenizer
 
 from demo.pretraining import (
-    ASSISTANT,
-    END,
-    PAD,
     RECIPES,
-    USER,
     WEIGHTS,
-    batches,
     new_model,
     pretrain,
     save,
@@ -54,21 +49,6 @@ def test_the_same_recipe_gives_the_same_weights_and_what_is_saved_loads(
     saved = params.model_copy(update={"model": str(folder)})
     assert load_tokenizer(saved).get_vocab() == tokenizer.get_vocab()
     assert torch.equal(load_model(saved).model.norm.weight, model.model.norm.weight.float())
-
-
-def test_a_row_is_one_document_and_what_users_say_counts_little() -> None:
-    recipe = dataclasses.replace(RECIPES["builtin/llama"], **SMALL)
-    tokenizer = train_tokenizer(recipe)
-    ids, weights = next(batches(recipe, tokenizer))
-    assert ids.shape == weights.shape and ids.numel() <= 600
-    for row, counts in zip(ids.tolist(), weights.tolist(), strict=True):
-        weight, expected = 1.0, []
-        for token in tokenizer.convert_ids_to_tokens(row):
-            weight = {USER: recipe.user_weight, ASSISTANT: 1.0, END: 1.0, PAD: 0.0}.get(token, weight)
-            expected.append(weight)
-        assert counts == pytest.approx(expected)
-        assert row.count(tokenizer.bos_token_id) == 1
-    assert (ids == tokenizer.convert_tokens_to_ids(USER)).any()
 
 
 @pytest.mark.parametrize("name", list(RECIPES))
