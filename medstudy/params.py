@@ -38,32 +38,20 @@ def project_root(start: Path | None = None) -> Path:
     return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
 
 
-def task_defaults(folder: Path) -> dict[str, dict[str, Any]]:
-    """Task -> names and literals of the cell tagged ``parameters`` of its notebook in ``folder``."""
-    found = {file.stem: _cell_tagged_parameters(file, file.stat().st_mtime_ns) for file in folder.glob("*.ipynb")}
-    return {task: values for task, values in sorted(found.items()) if "dpo_beta" in values}
+def _tasks() -> dict[str, dict[str, Any]]:
+    """Task -> defaults in its notebook: of the project one works in, else of the checkout the package came with."""
+    found: dict[str, dict[str, Any]] = {}
+    for root in (Path(__file__).resolve().parents[1], project_root()):
+        for file in sorted((root / "notebooks").glob("*.ipynb")):
+            found[file.stem] = _cell_tagged_parameters(file, file.stat().st_mtime_ns)
+    return {task: values for task, values in found.items() if "dpo_beta" in values}
 
 
 @cache
 def _cell_tagged_parameters(file: Path, changed: int) -> dict[str, Any]:
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     tagged = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    values = _assigned("".join(next(tagged, "")))
-    return {name: ast.literal_eval(value) for name, value in values.items() if _is_literal(value)}
-
-
-def _is_literal(value: ast.expr) -> bool:
-    try:
-        ast.literal_eval(value)
-    except ValueError:
-        return False
-    return True
-
-
-def _tasks() -> dict[str, dict[str, Any]]:
-    """Of the project one works in, else of the checkout that the package came with."""
-    folders = (project_root() / "notebooks", Path(__file__).resolve().parents[1] / "notebooks")
-    return task_defaults(folders[1]) | task_defaults(folders[0])
+    return {name: value for name, value in _assigned("".join(next(tagged, ""))).items() if value is not ...}
 
 
 def _known_task(name: str) -> str:
@@ -145,41 +133,33 @@ class RunParams(BaseModel):
             raise ValueError(f"no such built-in model{nearest(name, BUILTIN)} (allowed: {', '.join(BUILTIN)})")
         return name
 
+    @field_validator("candidates")
+    @classmethod
+    def _candidates_are_settings_and_as_many_for_each(cls, candidates: dict[str, Any]) -> dict[str, Any]:
+        for arm, tries in candidates.items():
+            if arm not in SETTINGS:
+                raise ValueError(f"candidates: unknown arm {arm!r} (allowed: {', '.join(SETTINGS)})")
+            if name := next((name for one in tries for name in one if name not in SETTINGS[arm]), ""):
+                raise ValueError(f"candidates of {arm}: {name!r} is none of {', '.join(SETTINGS[arm])}")
+        after = {arm: len(candidates.get(arm, [])) for arm in SETTINGS if arm != "sft"}
+        if len(set(after.values())) > 1:
+            raise ValueError(f"candidates: as many for each arm after SFT, or the comparison is not fair; now {after}")
+        return candidates
+
     @model_validator(mode="after")
-    def _pairs_have_their_file(self) -> RunParams:
+    def _pairs_have_their_file_and_losses_their_weights(self) -> RunParams:
         if (self.pair_source in ("ratings", "file")) != bool(self.pair_file):
             raise ValueError(
                 f"pair_source = {self.pair_source!r} with pair_file = {self.pair_file!r}: the sources "
                 "'ratings' and 'file' read a file, and only they do"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _each_loss_has_its_weight(self) -> RunParams:
         if len(self.dpo_loss_weights) not in (0, len(self.dpo_loss)):
             raise ValueError(f"dpo_loss_weights = {self.dpo_loss_weights}: give one for each of {self.dpo_loss}")
         return self
 
-    @model_validator(mode="after")
-    def _candidates_are_settings_and_as_many_for_each(self) -> RunParams:
-        for arm, tries in self.candidates.items():
-            if arm not in SETTINGS:
-                raise ValueError(f"candidates: unknown arm {arm!r} (allowed: {', '.join(SETTINGS)})")
-            if name := next((name for one in tries for name in one if name not in SETTINGS[arm]), ""):
-                raise ValueError(f"candidates of {arm}: {name!r} is none of {', '.join(SETTINGS[arm])}")
-        after = {arm: len(self.candidates.get(arm, [])) for arm in SETTINGS if arm != "sft"}
-        if len(set(after.values())) > 1:
-            raise ValueError(f"candidates: as many for each arm after SFT, or the comparison is not fair; now {after}")
-        return self
-
     def tries(self, arm: str) -> list[RunParams]:
-        """The parameters as they are with each of the ``arm``'s candidates; without candidates these alone.
-
-        Raises:
-            ParamsError: a candidate's value is out of range.
-        """
-        plain = self.model_dump()
-        tries = self.candidates.get(arm) or [{}]
+        """The parameters with each of the ``arm``'s candidates, or as they are; ParamsError if one is out of range."""
+        tries, plain = self.candidates.get(arm) or [{}], self.model_dump()
         return [_validate(RunParams, plain | one, f"candidates of {arm}") for one in tries]
 
     def settings(self, arm: str) -> dict[str, Any]:
@@ -195,7 +175,7 @@ class RunParams(BaseModel):
 
         Args:
             task: the notebook's task.
-            namespace: names and values, with the executed cells as ``In``; None takes those of the notebook.
+            namespace: names and values, with the executed cells as ``In``; None takes the notebook's.
 
         Raises:
             ParamsError: unknown or malformed parameter.
@@ -204,48 +184,42 @@ class RunParams(BaseModel):
             from IPython import get_ipython
 
             namespace = get_ipython().user_ns
-        given = {name for name in cls.model_fields if name in namespace}
-        given |= {name for name in _written(namespace) if isinstance(namespace.get(name), _PLAIN)}
-        return resolve({name: namespace[name] for name in given} | {"task": task})
+        names = [*cls.model_fields, *_written(namespace.get("In", []))]
+        plain = (str, int, float, bool, list, dict, type(None))
+        found = {n: namespace[n] for n in names if n in namespace and isinstance(namespace[n], plain)}
+        return resolve(found | {"task": task})
 
 
-_PLAIN = (str, int, float, bool, list, dict, type(None))
-_CALL = "from_notebook"
+def _written(cells: list[str]) -> list[str]:
+    """Names that the parameters cells since the last collection assign.
 
-
-def _written(namespace: Mapping[str, Any]) -> list[str]:
-    """Names that the parameters cells since the last collection assign; without a record of cells, all names.
-
-    A parameters cell assigns and does nothing else: literals, or also a known parameter. Where none was run since,
-    as when a refused cell is run again, those before the last collection count.
+    Where none was run since, as when a refused cell is run again, those before the last collection count.
     """
-    cells = [text for text in namespace.get("In", []) if text.strip()]
-    if not cells or _CALL not in cells[-1]:
-        return [name for name in namespace if not name.startswith("_") and name not in ("In", "Out", "task")]
     found: list[str] = []
-    for text in reversed(cells[:-1]):
-        if _CALL in text and found:
+    for text in reversed(cells):
+        if found and "from_notebook" in text:
             break
-        assigned = _assigned(text) or {}
-        if all(map(_is_literal, assigned.values())) or assigned.keys() & RunParams.model_fields.keys():
+        assigned = _assigned(text)
+        if ... not in assigned.values() or assigned.keys() & RunParams.model_fields.keys():
             found += assigned
     return found
 
 
-def _assigned(source: str) -> dict[str, ast.expr]:
-    """Name -> expression of a cell that assigns to single names and does nothing else; else empty."""
+def _assigned(source: str) -> dict[str, Any]:
+    """Name -> literal, `...` for an expression, of a cell that assigns to names and does nothing else; else empty."""
     try:
         lines = ast.parse(source).body
     except SyntaxError:  # a cell with a magic
         return {}
-    found: dict[str, ast.expr] = {}
+    found: dict[str, Any] = {}
     for line in lines:
         targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
-        value = getattr(line, "value", None)
-        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or value is None:
+        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or not all(isinstance(t, ast.Name) for t in targets):
             return {}
-        if not all(isinstance(target, ast.Name) for target in targets):
-            return {}
+        try:
+            value = ast.literal_eval(line.value) if line.value else ...
+        except ValueError:
+            value = ...
         found |= {target.id: value for target in targets}
     return found
 
@@ -267,17 +241,15 @@ class StudyParams(BaseModel):
     @field_validator("seeds", "models")
     @classmethod
     def _each_once(cls, values: list[Any]) -> list[Any]:
-        twice = next((value for value in values if values.count(value) > 1), None)
-        if twice is not None:
-            raise ValueError(f"{twice!r} is given twice: it would be one run, counted as two")
+        if twice := [value for value in values if values.count(value) > 1]:
+            raise ValueError(f"{twice[0]!r} is given twice: it would be one run, counted as two")
         return values
 
     @model_validator(mode="after")
     def _seeds_make_a_look(self) -> StudyParams:
         if self.looks and (self.looks != sorted(set(self.looks)) or len(self.seeds) not in self.looks):
-            raise ValueError(
-                f"looks = {self.looks}: rising numbers of seeds, one of them {len(self.seeds)}, as many as now"
-            )
+            now = len(self.seeds)
+            raise ValueError(f"looks = {self.looks}: rising numbers of seeds, one of them {now}, as many as now")
         return self
 
     def run(self, task: str, model: str, seed: int) -> RunParams:
@@ -307,7 +279,8 @@ def load_study(folder: str | Path) -> StudyParams:
         found = sorted(p.parent.name for p in folder.parent.glob("*/study.yaml"))
         raise ParamsError(f"{folder}/study.yaml does not exist; studies beside it: {', '.join(found) or 'none'}")
     values = read_yaml(folder / "study.yaml")
-    values["tasks"] = {k: v or {} for k, v in _as_mapping(values.get("tasks")).items()}
+    if isinstance(values.get("tasks"), dict):
+        values["tasks"] = {task: resources or {} for task, resources in values["tasks"].items()}
     return _validate(StudyParams, values | {"name": folder.name, "folder": folder}, str(folder / "study.yaml"))
 
 
@@ -331,25 +304,21 @@ def refuse_missing(params: RunParams) -> None:
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A flat YAML mapping; an empty file is an empty mapping."""
-    if not path.is_file():
-        raise ParamsError(f"{path} does not exist")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise ParamsError(f"{path} does not exist") from None
     except yaml.YAMLError as error:
         raise ParamsError(f"{path} is not valid YAML: {error}") from None
-    if values is not None and not isinstance(values, dict):
+    if not isinstance(values, dict):
         raise ParamsError(f"{path} must hold `name: value` lines, not a {type(values).__name__}")
-    return values or {}
+    return values
 
 
 def nearest(name: str, allowed: Iterable[str]) -> str:
     """`; did you mean 'x'?` or an empty string."""
     hit = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.5)
     return f"; did you mean '{hit[0]}'?" if hit else ""
-
-
-def _as_mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
 
 
 def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
@@ -360,14 +329,12 @@ def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> A
 
 
 def _explain(error: Any, kind: type[BaseModel], where: str) -> str:
-    name = ".".join(str(part) for part in error["loc"])
-    if not name:
-        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+    name, said = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
     if error["type"] == "extra_forbidden":
         allowed = list(kind.model_fields)
         return f"{where}: unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
     if error["type"] == "missing":
         return f"{where}: parameter '{name}' is missing, here and in the notebook"
-    if error["loc"][-1] == "[key]":
-        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
-    return f"{where}: {name} = {error['input']!r}: {error['msg'].removeprefix('Value error, ')}"
+    if not name or name.endswith("[key]") or name == "candidates":
+        return f"{where}: {said}"
+    return f"{where}: {name} = {error['input']!r}: {said}"

@@ -24,13 +24,10 @@ GOOD = {"task": "summarization", "data": "synthetic_dialogues"}
     [
         ({"dpo_bata": 0.2}, "unknown parameter 'dpo_bata'; did you mean 'dpo_beta'"),
         ({"seed": "first"}, "seed = 'first'"),
-        ({"seed": -1}, "seed = -1"),
         ({"n_train": 2.5}, "n_train = 2.5"),
         ({"sft_learning_rate": 0}, "sft_learning_rate = 0"),
         ({"dpo_loss": "sigmoyd"}, "dpo_loss.0 = 'sigmoyd': Input should be 'sigmoid', 'hinge', 'ipo'"),
-        ({"dpo_beta": float("inf")}, "dpo_beta = inf: Input should be a finite number"),
         ({"dpo_beta": "nan"}, "dpo_beta = 'nan': Input should be a finite number"),
-        ({"sft_epochs": "-.inf"}, "sft_epochs = '-.inf'"),
         ({"sft_learning_rate": [1e-3, 3e-3]}, "sft_learning_rate = "),
         ({"dpo_loss": []}, "dpo_loss = "),
         ({"overlong": "drop"}, "'error', 'exclude' or 'truncate'"),
@@ -71,7 +68,7 @@ def test_what_the_cell_leaves_out_is_the_shipped_notebooks_own() -> None:
     assert collected(CELL, COLLECT, LATER, CELL.replace("3", "4"), COLLECT).seed == 4
 
 
-@pytest.mark.parametrize("name", ["sead", "dpo_bata", "n_trian", "lr", "epochs", "sft_lr", "beta", "temperature", "k"])
+@pytest.mark.parametrize("name", ["sead", "dpo_bata", "k"])
 @pytest.mark.parametrize("used", [(), (CELL, COLLECT, LATER)], ids=["fresh kernel", "used kernel"])
 @pytest.mark.parametrize("place", ["in the cell", "a cell of its own", "injected", "refused and run again"])
 def test_a_misspelt_parameter_is_refused(name: str, used: tuple[str, ...], place: str) -> None:
@@ -87,14 +84,7 @@ def test_a_misspelt_parameter_is_refused(name: str, used: tuple[str, ...], place
     assert collected(*used, *cells, CELL, COLLECT).seed == 3  # corrected, though the name is still there
 
 
-def test_without_a_record_of_cells_every_plain_value_counts() -> None:
-    with pytest.raises(ParamsError, match="unknown parameter 'sead'; did you mean 'seed'"):
-        RunParams.from_notebook("summarization", {"data": "x", "seed": 3, "_private": 1, "Path": Path, "sead": 4})
-
-
-def test_what_a_run_needs_and_is_not_installed_is_named_with_the_remedy(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_library_that_is_missing_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     run = resolve(GOOD)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refuse_missing(run)
@@ -102,31 +92,38 @@ def test_what_a_run_needs_and_is_not_installed_is_named_with_the_remedy(
         refuse_missing(run.model_copy(update={"quantization": "4bit"}))
 
 
-@pytest.mark.parametrize("study", ["smoke", "demo", "public", "paper"])
-def test_every_study_that_ships_resolves(study: str) -> None:
-    loaded = load_study(ROOT / "params" / study)
-    assert len(loaded.runs()) == len(loaded.tasks) * len(loaded.models) * len(loaded.seeds)
-    assert {run.study for run in loaded.runs()} == {study}
-
-
-def test_an_unknown_task_and_a_missing_study_are_named(tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
+def study_folder(folder: Path, study: str, **files: str) -> Path:
+    """A params folder of these files, shared.yaml empty."""
     folder.mkdir()
-    (folder / "study.yaml").write_text("models: [m]\nseeds: [0]\ntasks: {clinical_triags: {}}\n")
-    with pytest.raises(ParamsError, match="unknown task 'clinical_triags'; did you mean 'clinical_triage'"):
-        load_study(folder)
+    for name, text in {"shared": "", "study": study, **files}.items():
+        (folder / f"{name}.yaml").write_text(text + "\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("study", "task_file", "said"),
+    [
+        ("models: [m]\nseeds: [0]\ntasks: {clinical_triags: {}}", "", "unknown task 'clinical_triags'; did you mean"),
+        ("models: [m]\nseeds: [0, 0]\ntasks: {summarization: {}}", "", "0 is given twice"),
+        ("models: [m]\nseeds: [0]\ntasks: {summarization: {}}", "seed: 7", "seed = 7, but study.yaml says otherwise"),
+        (
+            "models: [builtin/mistrel]\nseeds: [0]\ntasks: {summarization: {}}",
+            "data: synthetic_dialogues",
+            "'builtin/mistrel': no such built-in model; did you mean 'builtin/mistral'",
+        ),
+        ("models: [m\n", "", "is not valid YAML"),
+        ("- models", "", "must hold `name: value` lines, not a list"),
+    ],
+)
+def test_a_study_that_cannot_be_meant_is_refused(study: str, task_file: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=said):
+        load_study(study_folder(tmp_path / "mine", study, summarization=task_file)).runs()
+
+
+def test_a_missing_study_is_named_with_those_beside_it(tmp_path: Path) -> None:
+    study_folder(tmp_path / "mine", "")
     with pytest.raises(ParamsError, match="studies beside it: mine"):
         load_study(tmp_path / "other")
-
-
-def test_task_files_must_not_contradict_the_study(tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
-    folder.mkdir()
-    (folder / "study.yaml").write_text("models: [m]\nseeds: [0]\ntasks: {summarization: {}}\n")
-    (folder / "shared.yaml").write_text("study: mine\n")
-    (folder / "summarization.yaml").write_text("data: synthetic_dialogues\nseed: 7\n")
-    with pytest.raises(ParamsError, match="seed = 7, but study.yaml says otherwise"):
-        load_study(folder).runs()
 
 
 @pytest.mark.parametrize("task", list(TASK_TYPES))
@@ -148,6 +145,8 @@ def test_the_notebooks_own_defaults_are_the_demo(task: str) -> None:
 @pytest.mark.parametrize("task", list(TASK_TYPES))
 def test_plain_papermill_and_the_batch_run_the_same(study: str, task: str) -> None:
     folder = ROOT / "params" / study
+    runs = load_study(folder).runs()
+    assert len({(run.task, run.model, run.seed) for run in runs}) == len(runs) and {r.study for r in runs} == {study}
     inferred = papermill.inspect_notebook(str(ROOT / "notebooks" / f"{task}.ipynb"))
     defaults = {name: ast.literal_eval(entry["default"]) for name, entry in inferred.items()}
     given = read_yaml(folder / "shared.yaml") | read_yaml(folder / f"{task}.yaml")
@@ -162,28 +161,17 @@ def test_defaults_are_those_of_the_project_one_works_in(tmp_path: Path, monkeypa
     assert resolve(GOOD).n_train == 100
     (tmp_path / "params").mkdir()
     (tmp_path / "notebooks").mkdir()
-    text = (
-        (ROOT / "notebooks" / "summarization.ipynb")
-        .read_text(encoding="utf-8")
-        .replace("n_train: int = 100", "n_train: int = 7")
-    )
-    (tmp_path / "notebooks" / "summarization.ipynb").write_text(text, encoding="utf-8")
+    text = (ROOT / "notebooks" / "summarization.ipynb").read_text(encoding="utf-8")
+    changed = text.replace("n_train: int = 100", "n_train: int = 7")
+    (tmp_path / "notebooks" / "summarization.ipynb").write_text(changed, encoding="utf-8")
     assert resolve(GOOD).n_train == 7
     assert resolve(GOOD | {"task": "clinical_triage"}).n_train == 100
 
 
-HEADINGS = [
-    "The question",
-    "Parameters",
-    "Data",
-    "The base model",
-    "Supervised fine-tuning (SFT)",
-    "Preference pairs",
-    "Direct preference optimisation (DPO)",
-    "Evaluation",
-    "Figures",
-    "What this shows, and what it does not",
-]
+HEADINGS = (
+    "The question|Parameters|Data|The base model|Supervised fine-tuning (SFT)|Preference pairs|"
+    "Direct preference optimisation (DPO)|Evaluation|Figures|What this shows, and what it does not"
+)
 
 
 @pytest.mark.parametrize("task", list(TASK_TYPES))
@@ -191,7 +179,7 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     notebook = nbformat.read(ROOT / "notebooks" / f"{task}.ipynb", as_version=4)
     nbformat.validate(notebook)
     lines = "\n".join(c.source for c in notebook.cells if c.cell_type == "markdown").splitlines()
-    assert [line[3:] for line in lines if line.startswith("## ")] == HEADINGS
+    assert "|".join(line[3:] for line in lines if line.startswith("## ")) == HEADINGS
     code = [[row for row in c.source.splitlines() if row.strip()] for c in notebook.cells if c.cell_type == "code"]
     sizes = sorted(map(len, code))
     assert sizes[len(sizes) // 2] <= 5
@@ -203,21 +191,3 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     imported = [name for line in ast.walk(ast.parse(source)) if isinstance(line, ast.ImportFrom) for name in line.names]
     assert len(imported) <= 25
     assert not any(c.get("outputs") for c in notebook.cells)
-
-
-def study_folder(folder: Path, study: str, **files: str) -> Path:
-    """A params folder of these files, shared.yaml empty."""
-    folder.mkdir()
-    for name, text in {"shared": "", "study": study, **files}.items():
-        (folder / f"{name}.yaml").write_text(text + "\n")
-    return folder
-
-
-def test_a_seed_given_twice_and_a_built_in_model_misspelt_are_refused(tmp_path: Path) -> None:
-    twice = study_folder(tmp_path / "a", "models: [m]\nseeds: [0, 0]\ntasks: {summarization: {}}")
-    with pytest.raises(ParamsError, match="0 is given twice"):
-        load_study(twice)
-    study = "models: [builtin/llama, builtin/mistrel]\nseeds: [0]\ntasks: {summarization: {}}"
-    misspelt = study_folder(tmp_path / "b", study, summarization="data: synthetic_dialogues")
-    with pytest.raises(ParamsError, match=r"'builtin/mistrel': no such built-in model; did you mean 'builtin/mistral'"):
-        load_study(misspelt).runs()
