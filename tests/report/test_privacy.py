@@ -46,56 +46,58 @@ def checkout(tmp_path: Path, tiny_model: Path) -> Path:
     git = ("git", "-c", "user.name=us", "-c", "user.email=us@ward.example")
     for words in (("init", "-q"), ("add", "notebooks"), ("commit", "-qm", "as it ships")):
         subprocess.run([*git, *words], cwd=tmp_path, check=True)
-    complaints = ("cough", "dysuria")
-    notes = [f"Case {i}: {complaints[i % 2]} since {i} days, temperature {36 + i / 20}." for i in range(60)]
+    notes = [f"Case {i}: {('cough', 'dysuria')[i % 2]} since {i} days, temperature {36 + i / 20}." for i in range(60)]
     notes[17] = f"Seen 17.03.2019: {SENTENCE}."
-    labels = ("no", "yes")
-    rows = [{"mrn": f"MRN-{4400 + i}-QX", "note": n, "uti": labels[i % 2]} for i, n in enumerate(notes)]
+    rows = [{"mrn": f"MRN-{4400 + i}-QX", "note": n, "uti": ("no", "yes")[i % 2]} for i, n in enumerate(notes)]
     pd.DataFrame(rows).to_csv(tmp_path / "notes.csv", index=False)
-    study = tmp_path / "params" / "ours"
-    study.mkdir(parents=True)
     card = {
         "name": "ours", "title": "Ours", "task": "text_classification", "question": "Infection?",
         "labels": {"label": ["no", "yes"]}, "positive": "yes",
         "load": {"kind": "files", "format": "csv", "files": [{"path": "notes.csv"}]},
         "columns": {"text": "{note}", "gold": {"label": {"column": "uti"}}, "case_id": "mrn"},
     }  # fmt: skip
-    (study / "card.yaml").write_text(yaml.safe_dump(card))
-    tasks = {"text_classification": {}}
     model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
-    (study / "study.yaml").write_text(yaml.safe_dump({"models": [model], "seeds": [0], "tasks": tasks}))
-    small = {
-        "n_train": 20,
-        "n_prefer": 10,
-        "n_valid": 8,
-        "n_test": 22,
-        "few_shot_k": 1,
-        "samples_per_case": 2,
-        "sft_epochs": 1,
-    }
-    small |= {"lora_rank": 2, "max_new_tokens": 8, "dpo_loss": "sigmoid", "data_root": str(tmp_path)}
-    (study / "shared.yaml").write_text(yaml.safe_dump(small))
-    (study / "text_classification.yaml").write_text(yaml.safe_dump({"data": "params/ours/card.yaml"}))
+    small = {"n_train": 20, "n_prefer": 10, "n_valid": 8, "n_test": 22, "few_shot_k": 1, "samples_per_case": 2}
+    small |= {"sft_epochs": 1, "lora_rank": 2, "max_new_tokens": 8, "dpo_loss": "sigmoid", "data_root": str(tmp_path)}
+    files = {"card": card, "shared": small, "text_classification": {"data": "params/ours/card.yaml"}}
+    files["study"] = {"models": [model], "seeds": [0], "tasks": {"text_classification": {}}}
+    (tmp_path / "params" / "ours").mkdir(parents=True)
+    for name, values in files.items():
+        (tmp_path / "params" / "ours" / f"{name}.yaml").write_text(yaml.safe_dump(values))
     return tmp_path
 
 
 def start(root: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/ours", "--jobs", "1"]
-    return subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=root, **pipes, text=True, start_new_session=True)
 
 
-def outside_private(root: Path) -> list[Path]:
-    """Every file of the results that others may see, dotfiles and all."""
-    found = (path for path in (root / "results").rglob("*") if path.is_file())
-    return [path for path in found if "private" not in path.relative_to(root).parts]
+def run(root: Path, ends_well: bool = True) -> Path:
+    """Run the study, which shows nothing of a patient; returns the folder of its run."""
+    job = start(root)
+    said = job.communicate()
+    assert (job.returncode == 0) is ends_well, said
+    assert seen_outside(root, *said) == []
+    [source] = (root / "results" / "ours").glob("*/text_classification/seed0")
+    return source
+
+
+def add_cells(root: Path, name: str, *cells: nbformat.NotebookNode | str, after: str = "") -> None:
+    """Put cells before the last one of a notebook, or after the one that has the word ``after``."""
+    page = root / "notebooks" / f"{name}.ipynb"
+    notebook = nbformat.read(page, as_version=4)
+    at = next((i + 1 for i, cell in enumerate(notebook.cells) if after and after in cell.source), -1)
+    made = [nbformat.v4.new_code_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+    notebook.cells[at:at] = made
+    nbformat.write(notebook, page)
 
 
 def seen_outside(root: Path, *said: str) -> list[str]:
     """Canaries in what was said, or in the name or the bytes of a file outside private/, archives opened."""
     texts = {"terminal": "".join(said)}
-    for file in outside_private(root):
+    files = (path for path in (root / "results").rglob("*") if path.is_file())
+    for file in (path for path in files if "private" not in path.relative_to(root).parts):
         texts[str(file)] = file.name + file.read_bytes().decode("latin-1")
         if zipfile.is_zipfile(file):
             with zipfile.ZipFile(file) as archive:
@@ -105,29 +107,19 @@ def seen_outside(root: Path, *said: str) -> list[str]:
     return [f"{canary} in {place}" for place, text in texts.items() for canary in CANARIES if canary in text]
 
 
-def marker(root: Path) -> Path:
-    [found] = (root / "results" / "ours").glob("*/text_classification/seed0")
-    return found / "run.json"
-
-
 @pytest.mark.slow
 def test_a_good_run_shows_nothing_and_hides_small_counts(checkout: Path) -> None:
-    job = start(checkout)
-    said = job.communicate()
-    assert job.returncode == 0, said
-    assert seen_outside(checkout, *said) == []
-    folder = marker(checkout).parent
+    folder = run(checkout)
     assert "zebrafish" in str(pd.read_parquet(folder / "private" / "cases.parquet")["texts"].tolist())
-    assert stat.S_IMODE((folder / "private").stat().st_mode) == 0o700
     adapters = list(folder.glob("private/stages/*/*/adapter/README.md"))
-    assert len(adapters) == 4
-    assert all("do not publish" in file.read_text() for file in adapters)
-    assert "< 11" in (folder / "notebook.ipynb").read_text()
+    assert len(adapters) == 4 and all("do not publish" in file.read_text() for file in adapters)
     page = (checkout / "results/ours/report/index.html").read_text()
     assert "the package's own tables and figures" in page.replace("&#39;", "'")
-    assert "data_root = 'private'" in (folder / "notebook.ipynb").read_text()
+    notebook = (folder / "notebook.ipynb").read_text()
+    assert "< 11" in notebook and "data_root = 'private'" in notebook
     assert json.loads((folder / "run.json").read_text())["parameters"]["data_root"] == "private"
-    assert stat.S_IMODE((folder / "private" / "pairs.jsonl").stat().st_mode) == 0o600
+    for name, mode in (("", 0o700), ("pairs.jsonl", 0o600)):
+        assert stat.S_IMODE((folder / "private" / name).stat().st_mode) == mode
     assert (folder / "private" / ".gitignore").read_text() == "*\n"
 
 
@@ -156,77 +148,42 @@ USERS_CELLS = {
 
 @pytest.mark.slow
 def test_a_users_own_cells_are_withheld_and_the_study_has_its_report(checkout: Path) -> None:
-    page = checkout / "notebooks" / "text_classification.ipynb"
-    notebook = nbformat.read(page, as_version=4)
-    for source in USERS_CELLS.values():
-        notebook.cells.insert(-1, nbformat.v4.new_code_cell(source))
-    notebook.cells.insert(-1, nbformat.v4.new_markdown_cell("## The zebrafish keeper"))
-    imported = "import pandas as pd\nnote = [c.text for c in loaded.cases if 'zebra' in c.text][0]"
-    notebook.cells.insert(-1 - len(USERS_CELLS) - 1, nbformat.v4.new_code_cell(imported))
-    nbformat.write(notebook, page)
-    job = start(checkout)
-    said = job.communicate()
-    assert job.returncode == 0, said
-    assert seen_outside(checkout, *said) == []
+    first = "import pandas as pd\nnote = [c.text for c in loaded.cases if 'zebra' in c.text][0]"
+    heading = nbformat.v4.new_markdown_cell("## The zebrafish keeper")
+    add_cells(checkout, "text_classification", first, *USERS_CELLS.values(), heading)
+    add_cells(checkout, "comparison", 'print(runs[0].predictions()["case_id"].tolist())')
+    folder = run(checkout)
     index = (checkout / "results/ours/report/index.html").read_text()
     assert "output withheld: not one of the package" in index and "source withheld" in index
-    assert "files put into private/, not looked at: 10" in index
-    assert "48213" not in (marker(checkout).parent / "notebook.ipynb").read_text()
+    assert "files put into private/, not looked at: 10" in index and "comparison.ipynb, cell" in index
+    assert "48213" not in (folder / "notebook.ipynb").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_crash_with_a_case_in_the_exception_shows_nothing(checkout: Path, stage: str) -> None:
-    page = checkout / "notebooks" / "text_classification.ipynb"
-    notebook = nbformat.read(page, as_version=4)
-    spoil = f"""
+SPOILED = """
 import pathlib, sys, warnings
 def broken(*_, **__):
     note = pathlib.Path("notes.csv").read_text().splitlines()[18]
     warnings.warn(note)
     print(note, file=sys.__stderr__, flush=True)
     raise ValueError(note)
-{stage} = broken"""
-    imports = next(i for i, cell in enumerate(notebook.cells) if "SFTTrainer" in cell.source)
-    notebook.cells.insert(imports + 1, nbformat.v4.new_code_cell(spoil))
-    look = nbformat.v4.new_code_cell("import pathlib\npathlib.Path('notes.csv').read_text().splitlines()[15:22]")
-    notebook.cells.insert(imports + 1, look)
-    nbformat.write(notebook, page)
-    job = start(checkout)
-    said = job.communicate()
-    assert job.returncode != 0
-    assert seen_outside(checkout, *said) == []
-    record = json.loads(marker(checkout).read_text())
-    assert record["status"] == "failed"
-    assert "ValueError" in record["message"] and "withheld" in record["message"]
-    assert "zebrafish" in (marker(checkout).parent / "private" / "notebook.ipynb").read_text()
+{} = broken"""
+STRANGE = "display({'text/plain': 1, [c.text for c in loaded.cases if 'zebra' in c.text][0]: 3}, raw=True)"
 
 
 @pytest.mark.slow
-def test_a_display_that_the_engine_cannot_keep_shows_nothing(checkout: Path) -> None:
-    page = checkout / "notebooks" / "text_classification.ipynb"
-    notebook = nbformat.read(page, as_version=4)
-    strange = "display({'text/plain': 1, [c.text for c in loaded.cases if 'zebra' in c.text][0]: 3}, raw=True)"
-    notebook.cells.insert(-1, nbformat.v4.new_code_cell(strange))
-    nbformat.write(notebook, page)
-    job = start(checkout)
-    said = job.communicate()
-    assert job.returncode != 0
-    assert seen_outside(checkout, *said) == []
-    assert "NotebookValidationError" in json.loads(marker(checkout).read_text())["message"]
-
-
-@pytest.mark.slow
-def test_a_comparison_that_shows_a_case_is_withheld(checkout: Path) -> None:
-    page = checkout / "notebooks" / "comparison.ipynb"
-    notebook = nbformat.read(page, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell('print(runs[0].predictions()["case_id"].tolist())'))
-    nbformat.write(notebook, page)
-    job = start(checkout)
-    said = job.communicate()
-    assert job.returncode == 0, said
-    assert seen_outside(checkout, *said) == []
-    assert "comparison.ipynb, cell" in (checkout / "results/ours/report/index.html").read_text()
+@pytest.mark.parametrize("stage", [*STAGES, "a display that the engine cannot keep"])
+def test_a_crash_with_a_case_in_the_exception_shows_nothing(checkout: Path, stage: str) -> None:
+    if stage in STAGES:
+        look = "import pathlib\npathlib.Path('notes.csv').read_text().splitlines()[15:22]"
+        add_cells(checkout, "text_classification", look, SPOILED.format(stage), after="SFTTrainer")
+    else:
+        add_cells(checkout, "text_classification", STRANGE)
+    folder = run(checkout, ends_well=False)
+    record = json.loads((folder / "run.json").read_text())
+    assert record["status"] == "failed" and "withheld" in record["message"]
+    assert ("ValueError" if stage in STAGES else "NotebookValidationError") in record["message"]
+    if stage in STAGES:
+        assert "zebrafish" in (folder / "private" / "notebook.ipynb").read_text()
 
 
 @pytest.mark.slow
