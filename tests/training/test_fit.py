@@ -216,25 +216,17 @@ def test_generation_refuses_a_model_in_training_mode(params: RunParams) -> None:
 
 
 def test_batches_padding_and_shared_prompts_change_no_answer(asked: tuple[Any, Chat, list[Any]]) -> None:
-    model, chat, prompts = asked
-    alone = decode(model, chat, prompts, Decoding(6, 1))
-    assert decode(model, chat, prompts, Decoding(6, 8)).ids == alone.ids
-    model.generation_config.do_sample, model.generation_config.repetition_penalty = True, 5.0
-    # the checkpoint's settings are not obeyed
-    assert decode(model, chat, prompts, Decoding(6, 3), ["yes", "no"]).texts == alone.texts
-    near_greedy = decode(model, chat, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
-    assert [set(texts) for texts in near_greedy.texts] == [set(texts) for texts in alone.texts]
-
-
-def test_answers_that_a_batch_has_changed_are_counted(asked: tuple[Any, Chat, list[Any]]) -> None:
-    """It must agree with greedy decoding as transformers does it, a prompt at a time, without padding."""
+    """Against greedy decoding as transformers does it, a prompt at a time, without padding."""
     model, chat, prompts = asked
     alone = []
-    for messages in prompts:
-        ids = torch.tensor([chat.prompt(messages)])
-        made = model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)
-        alone.append(made[0, ids.shape[1] :].tolist())
-    assert [ids for (ids,) in decode(model, chat, prompts, Decoding(6, 8)).ids] == alone
+    for ids in (torch.tensor([chat.prompt(messages)]) for messages in prompts):
+        alone.append(model.generate(input_ids=ids, max_new_tokens=6, do_sample=False)[0, ids.shape[1] :].tolist())
+    model.generation_config.do_sample, model.generation_config.repetition_penalty = True, 5.0  # is not obeyed
+    for batch_size, labels in ((1, []), (8, []), (3, ["yes", "no"])):
+        made = decode(model, chat, prompts, Decoding(6, batch_size), labels)
+        assert [ids for (ids,) in made.ids] == alone
+    near_greedy = decode(model, chat, prompts, Decoding(6, 8, samples=4, temperature=1e-4))
+    assert [set(texts) for texts in near_greedy.texts] == [set(texts) for texts in made.texts]
     assert changed_alone(model, chat, prompts, alone) == 0
     other = [[*ids[:-1], ids[-1] + 1] for ids in alone[:3]] + alone[3:]
     assert changed_alone(model, chat, prompts, other) == 3

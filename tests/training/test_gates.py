@@ -22,7 +22,7 @@ from medstudy.data.card import load_card
 from medstudy.data.cases import Case
 from medstudy.data.load import Loaded
 from medstudy.data.splits import Splits
-from medstudy.params import RunParams, resolve
+from medstudy.params import resolve
 from medstudy.runs import Run
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
@@ -39,15 +39,14 @@ TASK = get_task("text_classification", CARD)
 WORDS = ["fever", "chills", "nausea", "flank", "pain", "urgency", "catheter", "stone", "relapse", "travel", "stent"]
 Change, Plant = Callable[[Any], Any], Callable[[Any, Any], Any]
 IDS = ("input_ids", "labels")
+SCORE = {"settings": {}, "n": 60, "chosen": True, "score": 0.13}
 
 
 def made_up(first: int, n: int) -> list[Case]:
     """Cases whose texts have little in common; right answers in turns."""
     rng = random.Random(first)
-    return [
-        Case(f"case{i}", f"group{i}", f"{' '.join(rng.sample(WORDS, 8))} {i}", {"label": ("yes", "no")[i % 2]})
-        for i in range(first, first + n)
-    ]
+    texts = {i: f"{' '.join(rng.sample(WORDS, 8))} {i}" for i in range(first, first + n)}
+    return [Case(f"case{i}", f"group{i}", text, {"label": ("yes", "no")[i % 2]}) for i, text in texts.items()]
 
 
 SPLITS = Splits(made_up(0, 8), made_up(100, 8), made_up(300, 4), made_up(200, 8))
@@ -105,13 +104,12 @@ class Study:
 
 @pytest.fixture(scope="module")
 def clean(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    small = {"lora_rank": 2, "batch_size": 2, "sft_epochs": 1, "sft_more_epochs": 1, "sft_chosen_epochs": 1}
-    small |= {"dpo_epochs": 1, "samples_per_case": 2, "max_new_tokens": 4, "eval_batch_size": 4}
     named = {"task": "text_classification", "data": "synthetic_uti", "study": "unit", "model": str(tiny_model)}
-    params: RunParams = resolve(named | small | {"results": str(tmp_path_factory.mktemp("results"))})
-    study = Study(Run(params), Pairs([], {}))
+    small = {"lora_rank": 2, "batch_size": 2, "samples_per_case": 2, "max_new_tokens": 4, "eval_batch_size": 4}
+    small |= {f"{arm}_epochs": 1 for arm in TRAINED} | {"results": str(tmp_path_factory.mktemp("results"))}
+    study = Study(Run(resolve(named | small)), Pairs([], {}))
     study.sft()
-    study.made = make_pairs(params, TASK, SPLITS.prefer, study.sample())
+    study.made = make_pairs(study.run.params, TASK, SPLITS.prefer, study.sample())
     study.run.keep("splits", SPLITS)
     study.run.keep("pairs", study.made.pairs)
     study.dpo()
@@ -175,30 +173,25 @@ def worded(prompt: Callable[[str, Case], str]) -> Task:
     return type("Worded", (type(TASK),), {"prompt": lambda self, case: prompt(TASK.prompt(case), case)})(CARD)
 
 
-def other_side(study: Study, patched: pytest.MonkeyPatch) -> None:
-    def right(rows: list[list[int]], pad: int, device: Any) -> Any:
-        width = max(map(len, rows))
-        ids = [row + [pad] * (width - len(row)) for row in rows]
-        return torch.tensor(ids), torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
-
-    patched.setattr(decoding, "_left_pad", right)
-    study.answer("dpo")
-
-
-def padding_read(study: Study, patched: pytest.MonkeyPatch) -> None:
+def padded(change: Callable[[torch.Tensor, torch.Tensor], Any]) -> Plant:
+    """Answers to batches whose token ids and mask are others."""
     pad = decoding._left_pad
-    patched.setattr(decoding, "_left_pad", lambda *given: (pad(*given)[0], torch.ones_like(pad(*given)[1])))
-    study.answer("dpo")
+
+    def plant(study: Study, patched: pytest.MonkeyPatch) -> None:
+        patched.setattr(decoding, "_left_pad", lambda *given: change(*pad(*given)))
+        study.answer("dpo")
+
+    return plant
+
+
+def to_the_right(ids: torch.Tensor, mask: torch.Tensor) -> list[torch.Tensor]:
+    lengths = mask.sum(1).tolist()
+    return [torch.stack([row.roll(n) for row, n in zip(part, lengths, strict=True)]) for part in (ids, mask)]
 
 
 def other_temperature(study: Study, patched: pytest.MonkeyPatch) -> None:
     patched.setattr(generation, "Decoding", lambda *given: decoding.Decoding(*given[:3], 0.3, *given[4:]))
     study.sample()
-
-
-def worse_on_validation(study: Study, _: Any) -> None:
-    row = {"settings": {}, "n": 60, "chosen": True}
-    study.run.tried = {"sft": [row | {"score": 0.77}], "sft_more": [row | {"score": 0.13}]}
 
 
 def only_pair(**fields: str) -> Plant:
@@ -246,7 +239,7 @@ FAULTS: dict[str, dict[str, Plant]] = {
         "loss on the prompt": sft_rows(lambda row: {"labels": row["input_ids"]}),
         "loss with a gap": sft_rows(lambda row: {"labels": row["labels"][:-3] + [-100] + row["labels"][-2:]}),
         "another prompt than trained": lambda s, _: s.answer("dpo", task=worded(lambda text, _: f"Think. {text}")),
-        "padding that the model reads": padding_read,
+        "padding that the model reads": padded(lambda ids, mask: (ids, torch.ones_like(mask))),
     },
     "trained on its answers": {
         "answers of other cases": lambda s, _: s.sft(rows=lambda cases: cases[1:] + cases[:1]),
@@ -266,9 +259,11 @@ FAULTS: dict[str, dict[str, Plant]] = {
     "the controls learnt": {
         "a rate of 1e-6": lambda s, _: s.control(rate=1e-6),
         "destroyed": lambda s, _: told(s, "sft_more", first_loss=0.2, last_loss=2.4),
-        "far worse than SFT on validation": worse_on_validation,
+        "far worse than SFT on validation": lambda s, _: s.run.tried.update(
+            sft=[SCORE | {"score": 0.77}], sft_more=[SCORE]
+        ),
     },
-    "eval mode, greedy, left padding": {"padding on the right": other_side},
+    "eval mode, greedy, left padding": {"padding on the right": padded(to_the_right)},
     "each arm answers by its own adapter": {
         "answers of DPO by the SFT adapter": lambda s, _: s.answer("dpo", by="sft"),
         "answers of SFT by the base model": lambda s, _: s.answer("sft", by="none"),
@@ -348,8 +343,7 @@ def test_an_answer_among_options_is_not_told(offered: bool) -> None:
     """Seen once: multiple choice, where the right answers of the test alone were looked for, was called a leak."""
     cases = []
     for i, name in enumerate(WORDS[:8]):
-        options = {"A": name, "B": f"no such {i}"}
-        details = {"options": options} if offered else {}
-        cases.append(Case(f"c{i}", f"g{i}", f"Which? {options['A']} or {options['B']}", {"label": name}, details))
+        details = {"options": {"A": name, "B": f"no such {i}"}} if offered else {}
+        cases.append(Case(f"c{i}", f"g{i}", f"Which? {name} or no such {i}", {"label": name}, details))
     _, _, check = checks.CHECKS["the prompt holds no answer"]
     assert check(SimpleNamespace(task=TASK, splits=Splits([], [], [], cases)))[0] is offered
