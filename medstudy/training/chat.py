@@ -21,22 +21,15 @@ Row = dict[str, list[Message]]
 #: The day that templates with a date are told: with today's, a run that goes on tomorrow would mix two prompts.
 DAY = date(2024, 7, 26)
 #: Template arguments of all families; a template leaves alone what it does not know. No model thinks aloud.
-ARGUMENTS = {
-    "enable_thinking": False,
-    "thinking": False,
-    "reasoning_effort": "low",
-    "date_string": DAY.strftime("%d %b %Y"),
-}
+ARGUMENTS = {"enable_thinking": False, "thinking": False, "reasoning_effort": "low"}
+ARGUMENTS |= {"date_string": DAY.strftime("%d %b %Y")}
 #: How templates ask for today's date; a form that is not written out there cannot be replaced.
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 #: Templates that were taken apart in this process, by model and its fingerprint.
 _CHATS: dict[tuple[str, str], Chat] = {}
 _ASKED, _ANSWERED = "medstudy asks", "medstudy answers"
-_TURNS = [
-    {"role": "user", "content": _ASKED},
-    {"role": "assistant", "content": _ANSWERED},
-    {"role": "user", "content": "?"},
-]
+_ASSISTANT = {"role": "assistant", "content": _ANSWERED}
+_TURNS = [{"role": "user", "content": _ASKED}, _ASSISTANT, {"role": "user", "content": "?"}]
 
 
 class Chat:
@@ -64,14 +57,12 @@ class Chat:
         before, _, after = row.partition(_ANSWERED)
         same = len(commonprefix([asked, before]))
         unasked, untrained = before[same:], asked[same:]
-        self._cut = ""
-        if not untrained.strip():
-            self._cut = untrained
-        elif re.fullmatch(r"\s*(<think(ing)?>)?\s*(</think(ing)?>)?\s*", untrained):
-            unasked = ""  # rows without the thought that prompts begin: it stays, and stays empty
-        else:
+        self._cut = "" if untrained.strip() else untrained
+        if not re.fullmatch(r"\s*(<think(ing)?>)?\s*(</think(ing)?>)?\s*", untrained):
             reason = f"it asks for an answer with {untrained!r}, which none of its rows holds"
             raise self.refused(reason, "make both the same there")
+        if untrained.strip():
+            unasked = ""  # rows without the thought that prompts begin: it stays, and stays empty
         self.added = unasked.rstrip(" ")
         self._lead = unasked[len(self.added) :]  # to most tokenizers a blank is part of the word behind it
         thought = re.search(r"<(think(?:ing)?)>\s*$", asked.removesuffix(self._cut) + self.added)
@@ -145,11 +136,10 @@ class Chat:
         for self._in_parts in (False, True):
             try:
                 asked, row = self._render(_TURNS[:1], add_generation_prompt=True), self._render(_TURNS[:2])
+                if _ASKED in asked and row.count(_ANSWERED) == 1:
+                    return asked, row
             except ModelError as error:
                 failed = error
-                continue
-            if _ASKED in asked and row.count(_ANSWERED) == 1:
-                return asked, row
         raise failed
 
     def _find_end(self, after: str, stops: tuple[int, ...]) -> tuple[int, str]:

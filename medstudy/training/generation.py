@@ -33,17 +33,11 @@ def answer_cases(
     adapter: Stage | None = None,
     examples: list[Case] | None = None,
 ) -> list[str]:
-    """Greedy answers of one arm to ``cases``; kept, and read back the next time.
+    """Greedy answers of one arm (base, few_shot, sft, …) to ``cases``; kept in private/, and read back the next time.
 
-    Every arm goes through here, so the prompts, the dtype, the batches and the decoding are the same.
-
-    Args:
-        run: the run; answers are kept in its private folder.
-        arm: base, few_shot, sft, sft_more or dpo.
-        task: words the prompts.
-        cases: the test cases; or any others, which neither replace those answers nor are rechecked for the gates.
-        adapter: the finished training stage, None for the base model.
-        examples: worked examples put before each prompt.
+    Every arm goes through here, so the prompts, the dtype, the batches and the decoding are the same. ``cases`` other
+    than the test cases neither replace those answers nor are rechecked for the gates; ``adapter`` is the finished
+    training, None for the base model; ``examples`` are put before each prompt.
     """
     split = run.split_of(cases)
     name, labels = f"{split}_{arm}", []

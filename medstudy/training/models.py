@@ -22,9 +22,14 @@ def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: the model cannot be reached, or its tokenizer has no end token.
     """
+    import datasets
     from transformers import AutoTokenizer
+    from transformers.utils import logging
 
-    _quiet_libraries()
+    # no progress bars and no deprecation notes of the libraries' own making in executed notebooks
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft")
     check_files(locate(params))
     tokenizer = _load(params, AutoTokenizer.from_pretrained)
     if tokenizer.eos_token_id is None:
@@ -55,9 +60,10 @@ def load_model(
     check_files(locate(params))
     config = _load_config(params)
     prepare(config)
-    arguments = {"config": config, "output_loading_info": True, **_load_arguments(params, trainable)}
-    made, loaded = _load(params, loader(config), **arguments)
-    _check(made, loaded["missing_keys"], params)
+    how = _load_arguments(params, trainable)
+    made, loaded = _load(params, loader(config), config=config, output_loading_info=True, **how)
+    if wrong := _fault(made, loaded["missing_keys"]):
+        raise ModelError(f"model = {params.model!r}: {wrong}")
     made.config.use_cache = True
     if adapter is not None:
         from peft import PeftModel
@@ -75,10 +81,10 @@ def context_length(params: RunParams, tokenizer: PreTrainedTokenizerBase) -> int
         ModelError: neither config nor tokenizer says.
     """
     text = _load_config(params).get_text_config()
-    said = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")]
-    said += [tokenizer.model_max_length] if tokenizer.model_max_length < 1e7 else []
-    if known := [int(length) for length in said if isinstance(length, int)]:
-        return known[0]
+    named = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")]
+    for length in (*named, tokenizer.model_max_length):
+        if isinstance(length, int) and length < 1e9:  # a tokenizer that does not know says 1e30
+            return length
     raise ModelError(
         f"model = {params.model!r}: neither config nor tokenizer says how many tokens it holds; write "
         '"max_position_embeddings" into its config.json (state space models, as Mamba, are not supported)'
@@ -106,7 +112,7 @@ def compute_dtype(params: RunParams) -> torch.dtype:
     import torch
 
     if params.dtype != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[params.dtype]
+        return getattr(torch, params.dtype)
     gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.bfloat16 if gpu else torch.float32
 
@@ -160,35 +166,21 @@ def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
     return reach(params.model, load, locate(params), **commit, **arguments)
 
 
-def _check(model: Any, missing: set[str], params: RunParams) -> None:
+def _fault(model: Any, missing: set[str]) -> str:
     """What would be seen after hours of work only; three tokens show whether the config fits the code."""
     import torch
 
-    wrong = ""
     if missing:
-        some = ", ".join(sorted(missing)[:3])
-        wrong = f"its files lack {some}, which would be random; download it again"
-    elif "cuda" in str(model.device) and {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())):
-        wrong = "it does not fit the GPUs; give the run more (`gpu` in the study file) or choose a smaller model"
-    elif model.base_model is model:
-        wrong = f"TRL does not find the backbone of a {type(model).__name__}"  # which its losses are computed from
-    else:
-        try:
-            with torch.inference_mode():
-                model.eval()(input_ids=torch.zeros((1, 3), dtype=torch.long, device=model.device))
-        except torch.OutOfMemoryError:
-            raise
-        except MISTAKES as error:
-            wrong = f"it does not run ({error}); see its config.json"
-    if wrong:
-        raise ModelError(f"model = {params.model!r}: {wrong}")
-
-
-def _quiet_libraries() -> None:
-    """No progress bars and no deprecation notes of the libraries' own making in executed notebooks."""
-    from datasets import disable_progress_bars
-    from transformers.utils import logging
-
-    disable_progress_bars()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft")
+        return f"its files lack {', '.join(sorted(missing)[:3])}, which would be random; download it again"
+    if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and torch.cuda.is_available():
+        return "it does not fit the GPUs; give the run more (`gpu` in the study file) or choose a smaller model"
+    if model.base_model is model:  # which its losses are computed from
+        return f"TRL does not find the backbone of a {type(model).__name__}"
+    try:
+        with torch.inference_mode():
+            model.eval()(input_ids=torch.zeros((1, 3), dtype=torch.long, device=model.device))
+    except torch.OutOfMemoryError:
+        raise
+    except MISTAKES as error:
+        return f"it does not run ({error}); see its config.json"
+    return ""

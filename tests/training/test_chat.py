@@ -22,6 +22,7 @@ TURN = "{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}"
 EACH = "{% for m in messages %}" + TURN + "{% endfor %}"
 ASK = "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 BEFORE = "{% for m in messages[:-1] %}" + TURN + "{% endfor %}{% set m = messages[-1] %}"
+THOUGHTLESS = TURN.replace("m.content", "('<think>\n\n</think>\n\n' if m.role == 'assistant' else '') + m.content")
 ALTERNATE = (
     "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) or m.role == 'system' %}"
     "{{ raise_exception('user and assistant take turns') }}{% endif %}{% endfor %}"
@@ -39,16 +40,8 @@ KINDS = {
         "{% else %}{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}"
     ),
     "a thought that rows lack (R1)": EACH + ASK.replace("|>'", "|><think>\n'"),
-    "an empty thought that prompts lack (Qwen 3)": (
-        BEFORE
-        + TURN.replace("m.content", "('<think>\n\n</think>\n\n' if m.role == 'assistant' else '') + m.content")
-        + ASK
-    ),
-    "a thought begun, and closed in rows": (
-        BEFORE
-        + TURN.replace("m.content", "('<think>\n\n</think>\n\n' if m.role == 'assistant' else '') + m.content")
-        + ASK.replace("|>'", "|><think>\n'")
-    ),
+    "an empty thought that prompts lack (Qwen 3)": BEFORE + THOUGHTLESS + ASK,
+    "a thought begun, and closed in rows": BEFORE + THOUGHTLESS + ASK.replace("|>'", "|><think>\n'"),
     "an empty thought asked and not trained": EACH + ASK.replace("|>'", "|><think>\n\n</think>\n\n'"),
     "thinking unless told not to": EACH
     + ASK.replace("|>'", "|>' + ('' if enable_thinking is defined and not enable_thinking else '<think>')"),
@@ -80,18 +73,8 @@ REFUSED = {
 
 def tokenizer(template: str, kind: str = "bytes", special: bool = True, **given: str) -> PreTrainedTokenizerFast:
     """Words as they come, of bytes or of pieces with a leading blank; the turns' tokens are added."""
-    added = [
-        "<s>",
-        "</s>",
-        "<pad>",
-        "<|user|>",
-        "<|assistant|>",
-        "<|end|>",
-        "<|channel|>",
-        "<|message|>",
-        "<think>",
-        "</think>",
-    ]
+    added = ["<s>", "</s>", "<pad>", "<think>", "</think>"]
+    added += [f"<|{name}|>" for name in ("user", "assistant", "end", "channel", "message")]
     letters = sorted({*pre_tokenizers.ByteLevel.alphabet(), *string.printable, "▁"})
     bpe = Tokenizer(models.BPE({letter: i for i, letter in enumerate(["<unk>", *letters])}, [], unk_token="<unk>"))
     if kind == "bytes":
@@ -119,15 +102,17 @@ def test_what_is_trained_is_read_back_and_begins_as_asked(template: str, kind: s
     made = tokenizer(template, kind, special)
     ends = [made.eos_token_id, *made.convert_tokens_to_ids(["<|user|>"] if "<|end|>" not in template else [])]
     chat = Chat(made, tuple(ends))
+    answer = "Provider: nurse\nUrgency: high"
     for messages in (asked("Well?"), asked("One?", "no", "And two, \nlonger?")):
-        row = {"prompt": messages, "completion": [{"role": "assistant", "content": "Provider: nurse\nUrgency: high"}]}
+        row = {"prompt": messages, "completion": [{"role": "assistant", "content": answer}]}
         tokens = chat.trained(row)
         start = tokens["labels"].count(-100)
         prompt, completion = tokens["input_ids"][:start], tokens["labels"][start:]
         assert prompt == chat.prompt(messages)
         assert completion[-1] == chat.end and chat.end in chat.stops
-        assert chat.read(completion) == "Provider: nurse\nUrgency: high"
-        assert chat.read([*completion, *chat.prompt(messages)]) == "Provider: nurse\nUrgency: high"
+        assert chat.read(completion) == chat.read([*completion, *prompt]) == answer
+        # label probabilities are of what SFT trains: a newline before the end token once gave an AUROC of .38
+        assert chat.row(messages, f" {answer} ")[1] == completion
         whole = made.decode(tokens["input_ids"])
         assert ("26 July 2024" in whole) == ("strftime_now" in template)
         assert not whole.partition("nurse")[0].rstrip().endswith("<think>")
@@ -141,18 +126,10 @@ def test_a_template_that_cannot_be_trained_is_refused_with_its_remedy(template: 
         Chat(tokenizer(template, bos_token="<s>"), source="a/model")
 
 
-def test_a_label_ends_where_a_row_ends() -> None:
-    """Label probabilities are of what SFT trains: a newline before the end token once gave an AUROC of .38."""
-    made = tokenizer(KINDS["newline after the end (ChatML)"])
-    chat = Chat(made, (made.eos_token_id,))
-    assert made.decode(chat.row(asked("Well?"), " no ")[1]) == "no<|end|>"
-
-
 def test_no_thought_is_an_answer() -> None:
     chat = Chat(tokenizer(KINDS["plain"]))
     ids = chat.tokenizer("<think>malignant? no</think>\n\nbenign<|end|>yes", add_special_tokens=False)["input_ids"]
-    assert chat.read(ids) == "benign"
-    assert chat.read(ids[:12]) == ""
+    assert (chat.read(ids), chat.read(ids[:12])) == ("benign", "")
 
 
 def test_the_built_in_models_are_asked_and_trained_in_the_tokens_they_were_made_with(
@@ -183,8 +160,9 @@ def test_tokens_without_an_embedding_are_refused(params: RunParams, tiny_model: 
     params = params.model_copy(update={"model": str(folder)})
     load_chat(params)  # one more than there are embeddings for, and never written
     template.write_text(template.read_text().replace("<|end|>", "<|more|>"))
-    with pytest.raises(ModelError, match="'<|more|>', token .* embeddings"):
-        load_chat(params)
+    for _ in range(2):  # asked again it is refused again
+        with pytest.raises(ModelError, match=r"'<\|more\|>', token .* embeddings"):
+            load_chat(params)
 
 
 def test_a_run_notes_the_model_and_says_when_it_has_moved(

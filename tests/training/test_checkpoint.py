@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError
 
 from medstudy.params import RunParams
 from medstudy.training import checkpoint
@@ -36,12 +36,8 @@ def configure(**changed: object) -> Callable[[Path], None]:
     return spoil
 
 
-def only_an_adapter(folder: Path) -> None:
-    (folder / "config.json").rename(folder / "adapter_config.json")
-
-
-def drop(name: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).unlink()
+def move(name: str, to: str = "elsewhere") -> Callable[[Path], None]:
+    return lambda folder: (folder / name).rename(folder / to)
 
 
 @pytest.mark.parametrize(
@@ -49,28 +45,18 @@ def drop(name: str) -> Callable[[Path], None]:
     [
         (halve, r"model\.safetensors is half-downloaded.*; download it again"),
         (point, r"model\.safetensors is a git-lfs pointer.*git lfs pull"),
-        (drop("model.safetensors"), "holds no weights"),
-        (drop("config.json"), r"has no config\.json"),
-        (drop("tokenizer.json"), r"has no tokenizer\.json: save it there"),
+        (move("model.safetensors"), "holds no weights"),
+        (move("config.json"), r"has no config\.json"),
+        (move("tokenizer.json"), r"has no tokenizer\.json: save it there"),
         (
             configure(quantization_config={"quant_method": "gptq", "bits": 4}),
             "cannot be loaded; install the package that reads its weights.*GPTQ",
         ),
-        (only_an_adapter, "is a LoRA adapter, not a model: merge it"),
+        (move("config.json", "adapter_config.json"), "is a LoRA adapter, not a model: merge it"),
         (configure(max_position_embeddings="long"), "cannot be loaded.*max_position_embeddings"),
         (configure(num_hidden_layers=3), "its files lack .*layers.2.*, which would be random"),
     ],
-    ids=[
-        "halved",
-        "git-lfs",
-        "no weights",
-        "no config",
-        "tokenizer",
-        "GPTQ",
-        "adapter",
-        "config",
-        "a layer too few",
-    ],
+    ids=["halved", "git-lfs", "weights", "config", "tokenizer", "GPTQ", "adapter", "length", "layer"],
 )
 def test_a_spoilt_folder_is_named_with_the_remedy(
     spoil: Callable[[Path], None], words: str, params: RunParams, tiny_model: Path, tmp_path: Path
@@ -83,14 +69,19 @@ def test_a_spoilt_folder_is_named_with_the_remedy(
         load_model(params)
 
 
+def test_a_gguf_file_is_refused_with_the_command_that_converts_it(params: RunParams) -> None:
+    with pytest.raises(ModelError, match=r"`python -m demo\.gguf .*packed\.gguf` makes a folder"):
+        load_chat(params.model_copy(update={"model": "packed.gguf"}))
+
+
 @pytest.mark.parametrize("status", [401, 403, 500])
 def test_a_model_is_gated_only_if_the_hub_says_so(status: int) -> None:
     def refuse(source: str) -> None:
         answer = httpx.Response(status, request=httpx.Request("GET", "https://hub"))
-        raise OSError("no") from HfHubHTTPError("no", response=answer)
+        raise OSError(f"{source}: gated community") from HfHubHTTPError("no", response=answer)
 
     with pytest.raises(ModelError, match="it is gated" if status != 500 else "give a local folder"):
-        reach("a/b", refuse, "a/b")
+        reach("a/b", refuse, "/data/401/403/model")
 
 
 def test_a_hub_model_is_pinned_to_the_commit_in_the_cache(
@@ -114,15 +105,6 @@ def test_a_hub_model_is_pinned_to_the_commit_in_the_cache(
     (cache / "refs" / "main").write_text("c" * 40)  # moved while a run goes on, which stays with its commit
     assert load_chat(params).context == 512 and load_model(params).num_parameters() > 0
     checkpoint._commit.cache_clear()
-
-
-def test_digits_in_a_path_are_no_status() -> None:
-    def refuse(source: str) -> None:
-        raise OSError("nothing in /data/401/403/model, gated community")
-
-    with pytest.raises(ModelError, match="give a local folder"):
-        reach("a/b", refuse, "/data/401/403/model")
-    assert issubclass(GatedRepoError, HfHubHTTPError)
 
 
 def test_a_config_without_a_length_is_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """One small notebook a model family: it passes its gates, or is refused in one sentence with the remedy.
 
 Slow: `MEDSTUDY_MODELS=folder pytest -m slow tests/training/test_families.py` runs every model folder in it, of real
-or made-up weights, and writes the table of docs/models.md from what it saw.
+or made-up weights, and writes its line of the table of docs/models.md from what it saw.
 """
 
 from __future__ import annotations
@@ -9,98 +9,57 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
 
+from medstudy.batch.run_notebook import NotebookError, execute
 from medstudy.params import resolve
 from medstudy.training.chat import load_chat
 from medstudy.training.checkpoint import ModelError
 
-FOLDER = Path(os.environ.get("MEDSTUDY_MODELS", "nowhere"))
-FAMILIES = sorted(path.name for path in FOLDER.glob("*") if path.is_dir())
+FOLDER = Path(os.environ.get("MEDSTUDY_MODELS", "nowhere")).resolve()
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "notebooks" / "numeric_classification.ipynb"
-SMALL = {
-    "n_train": 40,
-    "n_prefer": 40,
-    "n_valid": 10,
-    "n_test": 20,
-    "sft_epochs": 1,
-    "samples_per_case": 4,
-    "lora_rank": 4,
-    "study": "families",
-}
 PAGE = ROOT / "docs" / "models.md"
-HEAD = "| model | architecture | prompt | answers end with | outcome |\n|---|---|---|---|---|\n"
+SMALL = {"task": "numeric_classification", "data": "breast_cancer", "study": "families"}
+SMALL |= {"n_train": 40, "n_prefer": 40, "n_valid": 10, "n_test": 20, "sft_epochs": 1, "samples_per_case": 4}
 
 
-@pytest.fixture(scope="module")
-def table() -> Iterator[dict[str, str]]:
-    """Line by family: the first table of the page, in which those that were not run now stay as they are."""
+def write_line(name: str, cells: list[str]) -> None:
+    """Put a line into the first table of the page, in the place of the family's old one."""
     page = PAGE.read_text(encoding="utf-8")
-    old = re.search(r"(?:^\|.*\n)+", page, re.MULTILINE)
-    assert old, f"{PAGE} has no table"
-    rows = old[0].splitlines()[2:]
-    lines = {row.split(" | ")[0][2:]: row for row in rows}
-    yield lines
-    new = HEAD + "".join(f"{lines[name]}\n" for name in sorted(lines, key=str.casefold))
-    PAGE.write_text(page[: old.start()] + new + page[old.end() :], encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def kernel() -> Iterator[NotebookClient]:
-    """One for all: what takes longest is to import the libraries."""
-    client = NotebookClient(
-        nbformat.read(NOTEBOOK, as_version=4), kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}
-    )
-    with client.setup_kernel():
-        yield client
-
-
-def run_all(client: NotebookClient, given: dict[str, object]) -> None:
-    """Every code cell in its order; the parameters cell with ``given`` behind it."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    for cell in [cell for cell in cells if cell.cell_type == "code"]:
-        if "parameters" in cell.metadata.get("tags", []):
-            cell.source += "".join(f"\n{name} = {value!r}" for name, value in given.items())
-        client.nb.cells = [cell]
-        client.execute_cell(cell, 0)
+    head, *old = re.search(r"(?:^\|.*\n)+", page, re.MULTILINE)[0].splitlines(keepends=True)
+    plain = [re.sub(r"\s+", " ", cell).replace("|", "&#124;") for cell in [name, *cells]]
+    lines = [line for line in old[1:] if not line.startswith(f"| {name} |")] + [f"| {' | '.join(plain)} |\n"]
+    new = "".join([head, old[0], *sorted(lines, key=str.casefold)])
+    PAGE.write_text(page.replace("".join([head, *old]), new), encoding="utf-8")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not FAMILIES, reason="MEDSTUDY_MODELS names no folder with models")
-@pytest.mark.parametrize("name", FAMILIES)
-def test_a_family_passes_its_gates_or_is_refused(
-    name: str, table: dict[str, str], kernel: NotebookClient, tmp_path: Path
-) -> None:
-    folder = FOLDER.resolve() / name
-    params = resolve({"task": "numeric_classification", "data": "breast_cancer", "model": str(folder)})
-    prompt = end = refused = ""
+@pytest.mark.skipif(not FOLDER.is_dir(), reason="MEDSTUDY_MODELS names no folder with models")
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("*") if path.is_dir()))
+def test_a_family_passes_its_gates_or_is_refused(name: str, tmp_path: Path) -> None:
+    given = SMALL | {"model": str(FOLDER / name), "results": str(tmp_path)}
+    prompt = end = ""
     try:
-        chat = load_chat(params)
-        prompt = f"`{repr(chat.added)[1:-1]}`" if chat.added else "as it is"
-        end = chat.tokenizer.decode([chat.end])
+        chat = load_chat(resolve(given))
+        prompt, end = (
+            f"`{repr(chat.added)[1:-1]}`" if chat.added else "as it is",
+            f"`{chat.tokenizer.decode(chat.end)}`",
+        )
     except ModelError:
         pass  # the notebook says the same
+    outcome = "passes"
+    del given["task"]
     try:
-        run_all(
-            kernel,
-            SMALL | {"study": "families", "model": str(folder), "data": "breast_cancer", "results": str(tmp_path)},
-        )
-    except CellExecutionError as error:
-        assert error.ename == "ModelError", f"{error.ename}: {error.evalue}"
-        refused = error.evalue.replace(f"{FOLDER.resolve()}/", "")
+        execute(ROOT / "notebooks" / f"{SMALL['task']}.ipynb", tmp_path / "executed.ipynb", given, 1, 0, None)
+    except NotebookError as error:
+        reason = re.search(r"ModelError: (.*)", str(error), re.DOTALL)
+        assert reason, str(error)
+        outcome = f"refused: {reason[1].replace(f'{FOLDER}/', '')}"
     gates = [gate for file in tmp_path.rglob("gates.json") for gate in json.loads(file.read_text(encoding="utf-8"))]
     failed = [f"{gate['gate']}: {gate['value']} {gate['reason']}" for gate in gates if not gate["passed"]]
-    assert refused or (gates and not failed), failed
-    config = folder / "config.json"
+    assert not failed and (gates or outcome != "passes"), failed
+    config = FOLDER / name / "config.json"
     known = json.loads(config.read_text(encoding="utf-8")).get("architectures") if config.is_file() else None
-    cells = [name, (known or [""])[0], prompt, f"`{end}`" if end else ""]
-    outcome = f"refused: {refused}" if refused else "passes"
-    plain = [re.sub(r"\s+", " ", cell).replace("|", "&#124;") for cell in [*cells, outcome]]
-    table[name] = f"| {' | '.join(plain)} |"
+    write_line(name, [(known or [""])[0], prompt, end, outcome])
