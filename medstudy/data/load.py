@@ -13,10 +13,12 @@ import pandas as pd
 
 from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import SMALLEST_COUNT, Case, DataError
-from medstudy.data.rows import Fault, Row, RowDropped, answers_by_text, text_key
+from medstudy.data.rows import Row, RowDropped, answers_by_text, text_key
 from medstudy.data.tables import Table, as_table, read_tables
 
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
+#: Where a fault stands, the group of its row, and the value.
+Found = tuple[str, str, str]
 _ORDER = {None: 0, "train": 0, "prefer": 1, "validation": 2, "test": 3}
 
 
@@ -40,13 +42,9 @@ class Loaded:
 
 
 def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFrame | None = None) -> Loaded:
-    """Read the card's source, or the rows of `frame` in its place: as private as the card says (by default).
+    """Read the card's source, or the rows of `frame` in its place; with `data_root` no network is used.
 
-    With `data_root`, files are looked for there and no network is used.
-
-    Raises:
-        DataError: a file, column or value is missing or wrong (all of them are named), there are no cases, or all
-            have one answer.
+    Raises DataError where files, columns or values are wrong (all are named), or there is nothing to tell apart.
     """
     if not isinstance(data_root, (str, Path)):
         raise DataError(f"data_root is a folder, not a {type(data_root).__name__}; a table is given as frame=")
@@ -54,7 +52,7 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
     _check_columns(card, tables)
     kept: dict[str, Case] = {}
     dropped: list[Dropped] = []
-    faults: list[tuple[str, str, Fault]] = []
+    faults: dict[tuple[str, str], list[Found]] = {}
     for table in tables:
         stem = PurePath(table.name).with_suffix("").as_posix()
         for number, values in enumerate(table.frame.to_dict("records"), start=1):
@@ -63,9 +61,11 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
                 kept[where] = row.case(f"{stem}-{number}", table.split)
             except RowDropped as reason:
                 dropped.append(Dropped(where, str(reason)))
-            faults += [(where, str(row.cells.get(card.columns.group_id) or where), fault) for fault in row.faults]
+            group = str(row.cells.get(card.columns.group_id) or where)
+            for fault in row.faults:
+                faults.setdefault((fault.column, fault.what), []).append((where, group, fault.value))
     if faults:
-        raise DataError("\n".join(_told(card, faults)))
+        raise DataError("\n".join(_told(card, *kind, found) for kind, found in faults.items()))
     rows_in = len(kept) + len(dropped)
     _check_ids(card, kept)
     for reason, places in _left_out(card, kept):
@@ -93,26 +93,19 @@ def _left_out(card: DataCard, kept: dict[str, Case]) -> Iterator[tuple[str, set[
         yield "repeats an earlier text", set(texts.index[texts.duplicated()])
 
 
-def _told(card: DataCard, faults: list[tuple[str, str, Fault]]) -> Iterator[str]:
-    """A line for each column and kind of fault: values with their counts, in the form of a map to be filled in.
+def _told(card: DataCard, column: str, what: str, found: list[Found]) -> str:
+    """One kind of fault: its values with their counts, as a map to be filled in where that is the remedy.
 
     Of a private source only values that so many groups have that they are nobody's own.
     """
-    kinds: dict[tuple[str, str], list[tuple[str, str, Fault]]] = {}
-    for found in faults:
-        kinds.setdefault((found[2].column, found[2].what), []).append(found)
-    for (column, what), rows in kinds.items():
-        counts = Counter(fault.value for _, _, fault in rows)
-        groups = {value: {group for _, group, fault in rows if fault.value == value} for value in counts}
-        shown = [value for value in counts if card.shareable or len(groups[value]) >= SMALLEST_COUNT][:20]
-        values = ", ".join(f"{value[:40]!r} ({counts[value]} rows)" for value in shown)
-        rest = len(counts) - len(shown)
+    rows, groups = Counter(value for *_, value in found), Counter(value for _, value in {f[1:] for f in found})
+    shown = [value for value in rows if card.shareable or groups[value] >= SMALLEST_COUNT][:20]
+    values = [", ".join(f"{value[:40]!r} ({rows[value]} rows)" for value in shown)] if shown else []
+    if rest := len(rows) - len(shown):
         hidden = "" if card.shareable else " (not shown: the card is private)"
-        values += f"{' and ' if values else ''}{rest} {'other ' if values else ''}values{hidden}" if rest else ""
-        paste = (
-            f"\n  to fill in: {{{', '.join(f'{v[:40]!r}: ?' for v in shown)}}}" if shown and "extend" in what else ""
-        )
-        yield f"{rows[0][0]}, column '{column}': {values} {what}{paste}"
+        values.append(f"{rest} {'other ' if shown else ''}values{hidden}")
+    paste = "\n  to fill in: {" + ", ".join(f"{v[:40]!r}: ?" for v in shown) + "}" if shown and "extend" in what else ""
+    return f"{found[0][0]}, column '{column}': {' and '.join(values)} {what}{paste}"
 
 
 def _check_columns(card: DataCard, tables: list[Table]) -> None:
@@ -129,17 +122,13 @@ def _check_columns(card: DataCard, tables: list[Table]) -> None:
         if absent:
             # where no name is known the first line may be no header, but a patient's cells
             shown = card.shareable or not set(card.columns.read).isdisjoint(table.frame.columns)
-            told = "; ".join(f"no column '{name}'{_like(name, names) if shown else ''}" for name in absent)
+            near = {name: difflib.get_close_matches(name, names if shown else [], cutoff=0.5) for name in absent}
+            told = "; ".join(f"no column '{a}'{'; nearest: ' if n else ''}{', '.join(n)}" for a, n in near.items())
             known = ", ".join(names[:40]) if shown else f"{len(names)}, not shown: is there a header line?"
             alone = "; only one column was found: is load.sep right?" if len(names) == 2 else ""
             wrong.append(f"{table.name}: {told}{alone} (columns: {known})")
     if wrong:
         raise DataError("\n".join(wrong))
-
-
-def _like(name: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"; nearest: {', '.join(near)}" if near else ""
 
 
 def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
@@ -149,11 +138,9 @@ def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
     hidden = "(not shown: the card is private)"
     for where, case in kept.items():
         if case.case_id in seen:
-            raise DataError(
-                f"data card '{card.name}': case id {repr(case.case_id) if card.shareable else hidden} in"
-                f" {seen[case.case_id]} and {where}; leave out columns.case_id to number the rows, or use group_id"
-                " for several rows a patient"
-            )
+            shown, rows = repr(case.case_id) if card.shareable else hidden, f"{seen[case.case_id]} and {where}"
+            remedy = "leave out columns.case_id to number the rows, or use group_id for several rows a patient"
+            raise DataError(f"data card '{card.name}': case id {shown} in {rows}; {remedy}")
         seen[case.case_id] = where
         group = case.group_id
         if re.fullmatch(r"\d([.,]\d+)?E\+?\d+", group, re.IGNORECASE):
@@ -161,10 +148,9 @@ def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
         loose = re.sub(r"(?<!\d)0+(?=\d)", "", " ".join(group.split()).casefold())
         if alike.setdefault(loose, group) != group:
             both = f"'{alike[loose]}' and '{group}'" if card.shareable else hidden
-            raise DataError(
-                f"{where}, column '{card.columns.group_id}': two ids {both} differ only in leading zeros, case or"
-                " blanks, and would be two patients; write them alike by load.prepare"
-            )
+            what = "differ only in leading zeros, case or blanks, and would be two patients"
+            at = f"{where}, column '{card.columns.group_id}'"
+            raise DataError(f"{at}: two ids {both} {what}; write them alike by load.prepare")
 
 
 #: What often means no value, and what a text holds whose bytes were read in a wrong way or that is no plain text.
@@ -205,7 +191,5 @@ def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) ->
     for outcome in card.labels:
         answers = {case.gold[outcome] for case in cases}
         if len(answers) < 2:
-            raise DataError(
-                f"data card '{card.name}': all {len(cases)} cases have one {outcome}, '{answers.pop()}';"
-                " there is nothing to tell apart, check columns.gold and the file"
-            )
+            what = f"all {len(cases)} cases have one {outcome}, '{answers.pop()}'; there is nothing to tell apart"
+            raise DataError(f"data card '{card.name}': {what}, check columns.gold and the file")

@@ -54,12 +54,9 @@ class Row:
         return cls(card, cells, values)
 
     def case(self, case_id: str, split: str | None) -> Case:
-        """Build the case; `case_id` and `split` are used where the card names no column for them.
+        """The case, or RowDropped; `case_id` and `split` are used where the card names no column for them.
 
         It is of use only where `faults` stay empty.
-
-        Raises:
-            RowDropped: no text, no answer or no group.
         """
         columns, text = self.card.columns, self._text()
         group_id = code_key(self._needed(columns.group_id, "group")) if columns.group_id else ""

@@ -46,11 +46,7 @@ class Table:
 
 
 def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
-    """Read every file or split of a card. With `data_root` no network is used.
-
-    Raises:
-        DataError: something is missing, cannot be reached, or is not what the card says.
-    """
+    """Read every file or split of a card, or raise DataError. With `data_root` no network is used."""
     load = card.load
     if isinstance(load, Hub) and data_root:
         if load.local is None:
@@ -68,11 +64,7 @@ def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
 
 
 def as_table(card: DataCard, frame: Any) -> Table:
-    """A DataFrame made elsewhere; its rows are told by the card's name and their number.
-
-    Raises:
-        DataError: it is no DataFrame.
-    """
+    """A DataFrame made elsewhere; its rows are told by the card's name and their number."""
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"data card '{card.name}': the table is a {type(frame).__name__}, not a pandas DataFrame")
     return Table(card.name, None, frame)
@@ -116,10 +108,9 @@ def source_files(card: DataCard, data_root: str) -> list[Path]:
     if isinstance(load, Prepare):
         found.append(card.folder / load.prepare.partition(":")[0])
         with contextlib.suppress(DataError):
-            below = sorted(_data_folder(card, data_root).rglob("*"))
-            found += [
-                p for p in below if p.suffix not in (".yaml", ".yml") and not p.parent.name.startswith((".", "__"))
-            ]
+            for path in sorted(_data_folder(card, data_root).rglob("*")):
+                if path.suffix not in (".yaml", ".yml") and not path.parent.name.startswith((".", "__")):
+                    found.append(path)
     return [path for path in found if path.is_file()]
 
 
@@ -131,10 +122,8 @@ def _from_hub(hub: Hub) -> Iterator[Table]:
         try:
             data = load_dataset(hub.path, hub.config or None, split=theirs, revision=hub.revision or None)
         except (DatasetsError, OSError, ValueError) as error:
-            raise DataError(
-                f"hub data set '{hub.path}', split '{theirs}': {error}; check id, config, split and network,"
-                " or set data_root to a folder with local copies"
-            ) from error
+            remedy = "check id, config, split and network, or set data_root to a folder with local copies"
+            raise DataError(f"hub data set '{hub.path}', split '{theirs}': {error}; {remedy}") from error
         yield Table(theirs, ours, data.to_pandas())
 
 
@@ -164,11 +153,7 @@ def _content(file: File, card: DataCard, data_root: str) -> bytes:
 
 
 def find_file(path: str, data_root: str, beside: Path) -> Path:
-    """The file at `path` under `data_root`, or the only one of that name in a sub-folder, or beside the card.
-
-    Raises:
-        DataError: there is none, or there are several.
-    """
+    """The file at `path` under `data_root`, or the only one of that name in a sub-folder, or beside the card."""
     root = from_root(data_root or project_root())
     if not root.is_dir():
         raise DataError(f"data_root '{data_root}' is not a folder")
@@ -180,19 +165,13 @@ def find_file(path: str, data_root: str, beside: Path) -> Path:
     for found in (root / path, *hits, beside / path):
         if found.is_file():
             return found
-    below = " or a folder below" if data_root else ""
-    raise DataError(
-        f"no file {(root / path).resolve()}{below}, nor beside the card; set data_root to the folder that holds it,"
-        " or leave data_root empty and let the card fetch it (url, or kind hub)"
-    )
+    where = f"{(root / path).resolve()}{' or a folder below' if data_root else ''}, nor beside the card"
+    fetch = "leave data_root empty and let the card fetch it (url, or kind hub)"
+    raise DataError(f"no file {where}; set data_root to the folder that holds it, or {fetch}")
 
 
 def unpacked(content: bytes, is_workbook: bool = False) -> bytes:
-    """What a gzip file, or a zip file of one file, holds; anything else as it is.
-
-    Raises:
-        ValueError: a zip file holds several files.
-    """
+    """What a gzip file, or a zip file of one file, holds; anything else as it is."""
     if content.startswith(b"\x1f\x8b"):
         return gzip.decompress(content)
     if not content.startswith(b"PK\x03\x04") or is_workbook:
@@ -207,11 +186,7 @@ def unpacked(content: bytes, is_workbook: bool = False) -> bytes:
 
 
 def decoded(content: bytes, encoding: str = "utf-8-sig") -> str:
-    """Bytes as text. A byte order mark wins over `encoding`; what another encoding must have written is refused.
-
-    Raises:
-        ValueError: the bytes are not, or cannot well be, in this encoding.
-    """
+    """Bytes as text. A byte order mark wins over `encoding`; ValueError for what another one must have written."""
     if content.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
     elif content.startswith(b"\xef\xbb\xbf"):
