@@ -291,7 +291,7 @@ def _published_rows(verdicts: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]
     import pandas as pd
 
     tasks = verdicts.loc[verdicts["scope"] == "task", "name"].unique()
-    known = pd.concat([published(task, "llama mistral") for task in tasks] or [published("", "")])
+    known = pd.concat(published(task, "llama mistral") for task in ["", *tasks])
     wide = known.pivot_table("value", ["task", "outcome", "metric", "model"], "arm", sort=False)
     wide = wide.reindex(columns=["sft", "dpo"]).dropna().reset_index()
     if wide.empty:
@@ -324,10 +324,9 @@ def _forest_row(axis: Axes, y: float, name: str, lines: pd.DataFrame, reach: flo
     else:
         _aside(axis, -0.04, y + (tall - 1) / 2, name, ha="right", fontsize=8.5, linespacing=1)
     for place, line in enumerate(lines.to_dict("records")):
-        at, arm = y + place + (tall - len(lines)) / 2, ARMS.get(line["contrast"].partition("-")[2])
-        colour, marker, label = ("none", "o", "published, over SFT")
-        if arm:
-            colour, marker, label = arm.colour, arm.marker, f"against {arm.label}"
+        at, other = y + place + (tall - len(lines)) / 2, ARMS.get(line["contrast"].partition("-")[2])
+        colour, marker = (other.colour, other.marker) if other else ("none", "o")
+        label = f"against {other.label}" if other else "published, over SFT"
         axis.plot([line["low"], line["high"]], [at, at], color=colour, linewidth=1.6)
         for beyond, edge, arrow in ((line["low"] < -reach, -reach, "<"), (line["high"] > reach, reach, ">")):
             if beyond:

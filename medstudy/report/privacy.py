@@ -60,15 +60,10 @@ SHIPPED = Path(__file__).with_name("shipped_cells.txt")
 
 
 def release(working: Path, output: Path, runs: list[Path]) -> list[str]:
-    """Write what may be seen of an executed notebook of private cases to ``output``; returns what was withheld.
+    """Write what may be seen of ``working``, a notebook executed in ``private/``, to ``output``; says what was not.
 
-    What else lies beside ``output`` and is none of the package's files goes to ``private/put_away``, unread.
-
-    Args:
-        working: the executed notebook, in ``private/``.
-        output: where the copy goes.
-        runs: folders of the runs whose cases it may hold. If one of them is not known yet, a crash came before
-            its cases were read, and no output leaves.
+    ``runs`` are the folders of the runs whose cases it may hold. If one is not known yet, a crash came before its
+    cases were read, and no output leaves. Files in a run's folder that are not the package's are put away, unread.
     """
     import nbformat
 
@@ -106,8 +101,7 @@ class Review:
 def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, int]:
     """Write a copy of an executed notebook as `release` does: for one that ran in JupyterLab or by papermill.
 
-    Returns:
-        What was withheld, how many runs it was compared with, and how many private cases they have.
+    Returns what was withheld, how many runs it was compared with, and how many private cases they have.
 
     Raises:
         DataError: the notebook's own run is not in ``results``, so that there is nothing to compare with.
@@ -134,12 +128,10 @@ def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, 
 
 def _put_away(folder: Path, own: re.Pattern[str]) -> int:
     """Move files outside ``private/`` that are not the package's ``own`` into ``private/put_away``; says how many."""
-    files = {
-        file: file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file() or file.is_symlink()
-    }
-    away = {f: name for f, name in files.items() if "private" not in name.parts and not own.fullmatch(name.as_posix())}
-    for file, name in away.items():
-        file.replace(private_folder(folder / "private" / "put_away") / "_".join(name.parts))
+    names = [file.relative_to(folder) for file in sorted(folder.rglob("*")) if file.is_file() or file.is_symlink()]
+    away = [name for name in names if "private" not in name.parts and not own.fullmatch(name.as_posix())]
+    for name in away:
+        (folder / name).replace(private_folder(folder / "private" / "put_away") / "_".join(name.parts))
     return len(away)
 
 
@@ -302,7 +294,7 @@ def _source(run: Path) -> dict[str, Any]:
 
 
 def _is_known(run: Path) -> bool:
-    return all((run / "private" / name).is_file() for name in ("source.json", "cases.parquet"))
+    return bool(_source(run)) and (run / "private" / "cases.parquet").is_file()
 
 
 def _because(broken: list[str]) -> str:

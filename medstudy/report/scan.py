@@ -34,7 +34,7 @@ _HASH = re.compile(r"\b(?=[a-f]*\d)[0-9a-f]{8,}\b")
 _NUMBERS = re.compile(
     r"\d+(?:[ ./:+()#-]{1,2}\d+)+|[a-z]+[-#/]?\d{3,}[\w-]*|\b[a-z]{1,3} \d{5,}|\d{5,}|\d+[a-z]{2,}\d*", re.IGNORECASE
 )
-_Span = tuple[str, ...]
+_Span = tuple[str, ...]  # neighbouring tokens
 
 
 @dataclass
@@ -49,12 +49,9 @@ class Guard:
     known: set[str] = field(default_factory=set)
 
     def add(self, table: Any, card: str = "", known: str = "") -> None:
-        """Learn the cases of a ``cases.parquet`` (`Run.keep_source`).
+        """Learn the cases of a ``cases.parquet`` (`Run.keep_source`): columns case_id, group_id, texts, ids.
 
-        Args:
-            table: columns case_id, group_id, texts, ids.
-            card: name of the data card.
-            known: what the card and the parameters say themselves (question, labels, names of columns).
+        ``known`` is what the ``card`` and the parameters say themselves: question, labels, names of columns.
         """
         found: tuple[dict[Any, set[str]], ...] = (defaultdict(set), defaultdict(set), defaultdict(set))
         for row in table.to_dict("records"):
@@ -70,7 +67,8 @@ class Guard:
         words |= {word for one in ids for word in _tokens(one)}
         self.known |= set(own)
         self.copies |= copies - _copies(own, range(FEWEST, WORDS + 1))
-        self.words = (self.words | set(filter(_is_word, words))) - self.known - own_words()
+        words = {one for one in words if not one.isdigit() and (len(one) > 2 or re.match(_UNSPACED, one))}
+        self.words = (self.words | words) - self.known - own_words()
         self.marks |= marks.difference(_spans(own, set(map(len, marks)))).union(_identifiers(ids))
 
     def rules_broken(self, text: str, numbers: bool = True) -> list[str]:
@@ -113,10 +111,6 @@ def _flat(text: str) -> str:
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda code: chr(int(code[1], 16)), str(text))
     text = unicodedata.normalize("NFKD", re.sub(r"\\[nrt]", " ", text))
     return "".join(sign for sign in text if unicodedata.category(sign) not in ("Cf", "Mn")).casefold()
-
-
-def _is_word(token: str) -> bool:
-    return not token.isdigit() and (len(token) > 2 or bool(re.match(_UNSPACED, token)))
 
 
 def _tokens(text: str) -> list[str]:
