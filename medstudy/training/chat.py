@@ -36,14 +36,8 @@ class Chat:
     """A checkpoint's chat template, taken apart once: prompts, rows and labels are made of the same pieces.
 
     What the template writes between its prompt and the answer of any row (an empty thought, the name of a channel)
-    belongs to the prompt; a thought that it opens is closed, empty. A row ends at the token that ends the turn.
-
-    Attributes:
-        tokenizer: the checkpoint's.
-        end: the token that ends an answer.
-        stops: tokens at which generation ends: ``end`` and the checkpoint's own.
-        context: tokens that the model can hold, prompt and answer together.
-        added: what prompts hold behind what the template asks with.
+    belongs to the prompt; a thought that it opens is closed, empty. A row ends with the token ``end``, at which
+    generation stops too, as at the checkpoint's other ``stops``; ``context`` is how many tokens the model can hold.
 
     Raises:
         ModelError: no prompt of this template begins its rows, or nothing ends its answers.

@@ -70,11 +70,7 @@ def note_model(run: Run) -> str:
 
 
 def check_files(source: str) -> None:
-    """Refuse a folder whose weights cannot be read.
-
-    Raises:
-        ModelError: the file is named, with the remedy.
-    """
+    """Refuse a folder whose weights cannot be read: a ModelError names the file and the remedy."""
     folder = Path(source)
     if not folder.is_dir():
         return
@@ -108,11 +104,7 @@ def _fault(file: Path) -> str:
 
 
 def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -> Any:
-    """``load(source)``; what goes wrong is said with its remedy.
-
-    Raises:
-        ModelError: the model cannot be loaded.
-    """
+    """``load(source)``; what goes wrong is said as a ModelError with its remedy."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
 

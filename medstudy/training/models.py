@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, with an end token and one to pad with.
-
-    Raises:
-        ModelError: the model cannot be reached, or its tokenizer has no end token.
-    """
+    """The model's tokenizer, with an end token and one to pad with; without an end token it is a ModelError."""
     import datasets
     from transformers import AutoTokenizer
     from transformers.utils import logging
@@ -49,7 +45,7 @@ def load_model(
     be rounded to another model than the one that was trained.
 
     Raises:
-        ModelError: the model cannot be reached, or does not fit the GPUs or its own config.
+        ModelError: the model cannot be reached, or does not fit its own config.
     """
     import torch
 
@@ -75,11 +71,7 @@ def load_model(
 
 
 def context_length(params: RunParams, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that the model can hold, prompt and answer together.
-
-    Raises:
-        ModelError: neither config nor tokenizer says.
-    """
+    """Tokens that the model can hold, prompt and answer together; a ModelError where nothing says so."""
     text = _load_config(params).get_text_config()
     named = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")]
     for length in (*named, tokenizer.model_max_length):
@@ -155,15 +147,15 @@ def _load_arguments(params: RunParams, trainable: bool) -> dict[str, Any]:
     return arguments
 
 
+def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
+    commit = {"revision": revision(params)} if revision(params) else {}
+    return reach(params.model, load, locate(params), **commit, **arguments)
+
+
 def _load_config(params: RunParams) -> Any:
     from transformers import AutoConfig
 
     return _load(params, AutoConfig.from_pretrained)
-
-
-def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
-    commit = {"revision": revision(params)} if revision(params) else {}
-    return reach(params.model, load, locate(params), **commit, **arguments)
 
 
 def _fault(model: Any, missing: set[str]) -> str:
@@ -172,8 +164,6 @@ def _fault(model: Any, missing: set[str]) -> str:
 
     if missing:
         return f"its files lack {', '.join(sorted(missing)[:3])}, which would be random; download it again"
-    if {"cpu", "disk"} & set(map(str, getattr(model, "hf_device_map", {}).values())) and torch.cuda.is_available():
-        return "it does not fit the GPUs; give the run more (`gpu` in the study file) or choose a smaller model"
     if model.base_model is model:  # which its losses are computed from
         return f"TRL does not find the backbone of a {type(model).__name__}"
     try:
