@@ -45,11 +45,7 @@ class Section(BaseModel):
 
 
 class File(Section):
-    """One file: its name (with sub-folders, if that tells it from others), and where to get it.
-
-    ``rename`` maps its column names to those of the card, ``sheet`` names the sheet of a workbook, ``skip_rows``
-    says how many lines stand above the header.
-    """
+    """One file: its name (with sub-folders, if that tells it from others), how to read it and where to get it."""
 
     path: Text
     split: SplitName | None = None
@@ -61,10 +57,7 @@ class File(Section):
 
 
 class Files(Section):
-    """Files of one shape, read by pandas one after the other.
-
-    ``names``: for files without a header line. ``decimal`` and ``thousands``: the signs in numbers that stand as text.
-    """
+    """Files of one shape; ``decimal`` and ``thousands`` are the signs in numbers that stand as text."""
 
     kind: Literal["files"] = "files"
     files: list[File] = Field(min_length=1)
@@ -125,11 +118,7 @@ class Gold(Section):
 
 
 class FeatureColumn(Gold):
-    """A value written into the text as ``<wording>: <value> <unit>``.
-
-    ``unit`` or ``decimals`` declares a number, ``map`` a code; without either, the cell is shown as it is.
-    An empty ``missing`` leaves the line out where there is no value.
-    """
+    """A value written into the text as ``<wording>: <value> <unit>``; an empty ``missing`` leaves the line out."""
 
     wording: str = ""
     unit: str = ""
@@ -138,20 +127,12 @@ class FeatureColumn(Gold):
 
     @property
     def is_number(self) -> bool:
-        """Declared as a number, by unit or decimals."""
+        """Declared as a number, by unit or decimals; with a map it is a code, else shown as it is."""
         return bool(self.unit) or self.decimals is not None
 
 
 class Columns(Section):
-    """How a row becomes a case.
-
-    ``text`` holds ``{Column}`` placeholders, and ``{fields}`` where the fields go. ``exclude`` names columns that
-    would give the answer away. ``rejected`` says where answers stand that were given and are known to be worse
-    than gold, ``demonstration`` where answers stand that were given in practice: SFT is shown these, pairs and
-    the test know gold. ``missing`` lists values that mean none, by column (``*``: any). ``repeats: drop`` leaves out
-    further copies of a text, and every copy where their answers differ; ``keep`` has them all, in one group.
-    Without ``group_id`` a group is the cases of one text.
-    """
+    """How a row becomes a case; without ``group_id`` a group is the cases of one text."""
 
     text: str = "{fields}"
     fields: list[FeatureColumn] = []
@@ -179,19 +160,13 @@ class Columns(Section):
     @property
     def answers(self) -> list[str]:
         """Columns that hold an answer."""
-        kinds = (self.gold, self.rejected, self.demonstration)
-        return [spec.column for kind in kinds for spec in kind.values()]
-
-    @property
-    def used(self) -> list[str]:
-        """Every column that a case is made of."""
-        named = [*self.shown, *self.answers, self.split.column if self.split else "", self.case_id, self.group_id]
-        return [name for name in dict.fromkeys(named) if name]
+        return [spec.column for kind in (self.gold, self.rejected, self.demonstration) for spec in kind.values()]
 
     @property
     def read(self) -> list[str]:
-        """Columns that every file must have."""
-        return list(dict.fromkeys([*self.used, *(name for name in self.missing if name != "*")]))
+        """Columns that every file must have: what a case is made of, and what has values for missing."""
+        others = [self.split.column if self.split else "", self.case_id, self.group_id, *self.missing]
+        return [name for name in dict.fromkeys([*self.shown, *self.answers, *others]) if name not in ("", "*")]
 
     @model_validator(mode="after")
     def _text_and_no_leak(self) -> Columns:
@@ -206,12 +181,7 @@ class Columns(Section):
 
 
 class DataCard(Section):
-    """A data source for one task. A card is private (`shareable: false`) unless it says otherwise.
-
-    ``load`` is not needed where a table is given. ``question`` is the instruction that the model reads. ``labels``
-    are an outcome's allowed answers, urgency from least to most urgent. ``show_options: false`` asks a multiple-
-    choice source open-ended.
-    """
+    """A data source for one task, private unless it says otherwise; ``load`` is not needed where a table is given."""
 
     name: str = Field(pattern=r"^[\w-]+$")
     title: str
@@ -282,11 +252,7 @@ class DataCard(Section):
 
 
 def load_card(name_or_path: str | Path) -> DataCard:
-    """Read a card: a name from ``params/data`` or a path to a YAML file.
-
-    Raises:
-        DataError: no such card, or something in it is wrong; all faults are listed, one a line.
-    """
+    """Read a card, by a name in ``params/data`` or a path; a DataError lists all its faults, one a line."""
     named = Path(name_or_path).suffix not in (".yaml", ".yml")
     path = CARDS / f"{name_or_path}.yaml" if named else from_root(name_or_path)
     if not path.is_file():

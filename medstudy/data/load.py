@@ -62,8 +62,8 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
             except RowDropped as reason:
                 dropped.append(Dropped(where, str(reason)))
             group = str(row.cells.get(card.columns.group_id) or where)
-            for fault in row.faults:
-                faults.setdefault((fault.column, fault.what), []).append((where, group, fault.value))
+            for kind, value in row.faults.items():
+                faults.setdefault(kind, []).append((where, group, value))
     if faults:
         raise DataError("\n".join(_told(card, *kind, found) for kind, found in faults.items()))
     rows_in = len(kept) + len(dropped)

@@ -21,32 +21,26 @@ _BOUND = re.compile(r"[<>≤≥~]=?\s*")
 _LIST = re.compile(r"\[\s*(['\"]).*\1\s*\]|\[\]", re.DOTALL)
 
 
-@dataclass(frozen=True)
-class Fault:
-    """A cell that the card does not foresee: its column, its value, what is wrong and the remedy."""
-
-    column: str
-    value: str
-    what: str
-
-
 class RowDropped(Exception):
     """This row is left out; the message is the reason that is counted, and holds no case text."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """The cells that a card speaks of, as text and as they came; `faults` collects what `case` finds wrong."""
+    """The cells that a card speaks of, as text and as they came.
+
+    `faults` collects the cells that the card does not foresee: column, and what is wrong with the remedy -> value.
+    """
 
     card: DataCard
     cells: Mapping[str, Any]
     raw: Mapping[str, Any]
-    faults: list[Fault] = field(default_factory=list)
+    faults: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, card: DataCard, values: Mapping[str, Any]) -> Row:
         """Cells as text, None where there is no value."""
-        cells, missing = {name: plain(values[name]) for name in card.columns.used}, card.columns.missing
+        cells, missing = {name: plain(values[name]) for name in card.columns.read}, card.columns.missing
         for name, value in cells.items():
             none = (*missing.get(name, ()), *missing.get("*", ()))
             if isinstance(value, str) and code_key(value) in map(code_key, none):
@@ -74,9 +68,7 @@ class Row:
 
     def _fault(self, column: str, what: str) -> str:
         """Note a fault; what it returns only fills the place."""
-        fault = Fault(column, str(self.cells[column]), what)
-        if fault not in self.faults:
-            self.faults.append(fault)
+        self.faults[column, what] = str(self.cells[column])
         return ""
 
     def _needed(self, column: str, what: str) -> str:

@@ -77,6 +77,7 @@ RIGHT = {
     "UTF-16 with a mark": (PLAIN.encode("utf-16"), {}, {}, ["a", "b"]),
     "Windows-1252": ("note,uti\npatient’s,1\nb,0\n".encode("cp1252"), {}, {"encoding": "cp1252"}, ["patient’s", "b"]),
     "lines of an old Mac": (PLAIN.replace("\n", "\r"), {}, {}, ["a", "b"]),
+    "tabs and lines of Windows": (PLAIN.replace(",", "\t").replace("\n", "\r\n"), {}, {"sep": "\t"}, ["a", "b"]),
     "gzip without its name": (gzip.compress(PLAIN.encode()), {}, {}, ["a", "b"]),
     "zip of one file": (zipped(PLAIN), {}, {}, ["a", "b"]),
     "blanks around names and cells": (" note , uti \n a , 1 \nb,0\n", {}, {}, ["a", "b"]),

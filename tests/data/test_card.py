@@ -63,24 +63,14 @@ def test_every_task_has_a_synthetic_card():
     # triage has a second one: the same messages with flawed records
     tasks = [load_card(p.stem).task for p in CARDS.glob("synthetic_*.yaml") if p.stem != "synthetic_flawed_triage"]
     assert len(tasks) == len(set(tasks)) == 5
-
-
-def test_labels_of_the_synthetic_messages_are_the_generators():
-    labels = load_card("synthetic_messages").labels
-    assert labels == {"provider": list(PROVIDERS), "urgency": list(URGENCIES)}
+    assert load_card("synthetic_messages").labels == {"provider": list(PROVIDERS), "urgency": list(URGENCIES)}
 
 
 def test_a_card_is_private_frozen_and_keeps_yes_and_no_as_text(tmp_path):
-    card = load_card(
-        write(
-            tmp_path,
-            "labels: {label: [no, yes]}\npositive: yes\n"
-            + yaml.safe_dump(
-                {k: v for k, v in BASE.items() if k not in ("labels", "columns")} | {"task": "text_classification"}
-            )
-            + "columns: {text: '{note}', gold: {label: {column: uti, map: {0: no, 01: yes}}}}\n",
-        )
-    )
+    rest = {k: BASE[k] for k in ("name", "title", "question", "load")} | {"task": "text_classification"}
+    labels = "labels: {label: [no, yes]}\npositive: yes\n"
+    columns = "columns: {text: '{note}', gold: {label: {column: uti, map: {0: no, 01: yes}}}}\n"
+    card = load_card(write(tmp_path, labels + columns + yaml.safe_dump(rest)))
     assert card.labels == {"label": ["no", "yes"]} and card.positive == "yes"
     assert card.columns.gold["label"].map == {"0": "no", "01": "yes"}
     assert not card.shareable and not card.synthetic
@@ -93,7 +83,6 @@ BROKEN = {
     "unknown key deep down": (edited("columns.fields.0.units", "x"), ["columns.fields.0", "did you mean 'unit'"]),
     "unknown key of load": (edited("load.seperator", ";"), ["load.files", "seperator", "did you mean 'sep'"]),
     "missing key": (edited("question", MISSING), ["'question' is missing"]),
-    "empty question": (edited("question", ""), ["question = ''"]),
     "unknown task": (edited("task", "triage"), ["task = 'triage'", "clinical_triage"]),
     "unknown kind": (edited("load.kind", "file"), ["load", "'file'", "'files'", "'hub'"]),
     "no kind": (edited("load", {"format": "csv"}), ["load", "kind"]),
@@ -107,8 +96,6 @@ BROKEN = {
     "not a hash": (edited("load.files.0.sha256", "abc"), ["sha256 = 'abc'"]),
     "not a hub id": (edited("load", {"kind": "hub", "path": "medqa", "splits": {"train": "train"}}),
      ["path = 'medqa'"]),
-    "not a boolean": (edited("shareable", "maybe"), ["shareable = 'maybe'"]),
-    "no columns": (edited("columns", MISSING), ["'columns' is missing"]),
     "outcome missing": (edited("columns.gold.urgency", MISSING), ["columns.gold", "urgency"]),
     "labels missing": (edited("labels", {}), ["labels must be for ['provider', 'urgency']"]),
     "one label": (edited("labels.urgency", ["now"]), ["labels.urgency", "two labels or more"]),
@@ -123,9 +110,10 @@ BROKEN = {
     "place without fields": (edited("columns.fields", []), ["{fields}"]),
     "the same text for all": (edited("columns", BASE["columns"] | {"text": "Hm", "fields": []}), ["read the same"]),
     "map and unit": (edited("columns.fields.0.map", {"1": "fast"}), ["keep one"]),
-    "a number that is not declared": (edited("columns.fields.0.unit", "")
-     | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}}, ["columns.gold must be for ['label']"]),
-    "a list for a text": (edited("title", ["x"]), ["title", "string"]),
+    "a number that is not declared": (
+     edited("columns", BASE["columns"] | {"fields": [{"column": "pulse"}], "gold": {"label": {"column": "ill"}}})
+     | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}},
+     ["numeric_classification needs fields with unit, decimals or map; without: ['pulse']"]),
     "not a mapping": ("- a\n- b\n", ["dictionary"]),
     "not YAML": ("name: [", ["not valid YAML", "line"]),
     "rejected answer to another question": (edited("columns.rejected", {"level": {"column": "nurse"}}),
@@ -150,17 +138,11 @@ def test_broken_cards_are_refused_and_the_fault_is_named(tmp_path, card, said):
     assert all(words in str(error.value) for words in [str(path), *said]), str(error.value)
 
 
-def test_numeric_cards_need_declared_numbers(tmp_path):
-    card = copy.deepcopy(BASE) | {"task": "numeric_classification", "labels": {"label": ["a", "b"]}}
-    card["columns"] |= {"fields": [{"column": "pulse"}], "gold": {"label": {"column": "ill"}}}
-    with pytest.raises(DataError, match=r"numeric_classification needs fields .*\['pulse'\]"):
-        load_card(write(tmp_path, card))
-
-
 def test_several_faults_are_all_listed(tmp_path):
     with pytest.raises(DataError) as error:
         load_card(write(tmp_path, edited("shareable", "maybe") | {"title": ["x"]}))
-    assert len(str(error.value).splitlines()) == 2
+    shareable, title = sorted(str(error.value).splitlines())
+    assert "shareable = 'maybe'" in shareable and "title: " in title
 
 
 def test_an_unknown_name_lists_the_cards_that_ship():

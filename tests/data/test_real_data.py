@@ -6,7 +6,6 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from made_up import asked
 
@@ -92,15 +91,6 @@ def test_mts_dialog_scores_become_ratings_as_documented(tmp_path, monkeypatch):
     made = make_pairs(resolve(asked), get_task("summarization", card), cases)
     assert made.counts["rows in the file"] == 400
     assert len({p.case_id for p in made.pairs}) == 80  # in the others all four rate the same
-    # the ratings are of the same dialogues
-    said = pd.read_csv("MTS-Dialog-Automatic-Summaries-ValidationSet.csv", dtype=str)
-    by_id = {c.case_id: c.text for c in cases}
-    first = said.drop_duplicates("ID").head(20)
-    alike = [
-        " ".join(d.split())[:200] in " ".join(by_id[i].split())
-        for i, d in zip(first["ID"], first["Dialogue"], strict=True)
-    ]
-    assert sum(alike) >= 18
 
 
 def test_pima():
@@ -112,13 +102,8 @@ def test_pima():
 
 def test_uci_heart_trains_on_one_hospital_and_tests_on_three():
     loaded = load("uci_heart")
-    sites = Counter((case.details["site"].removeprefix("processed."), case.split) for case in loaded.cases)
-    assert sites == {
-        ("cleveland", "train"): 303,
-        ("hungarian", "test"): 294,
-        ("switzerland", "test"): 123,
-        ("va", "test"): 200,
-    }
+    sites = Counter(f"{case.details['site'].removeprefix('processed.')} {case.split}" for case in loaded.cases)
+    assert sites == {"cleveland train": 303, "hungarian test": 294, "switzerland test": 123, "va test": 200}
     assert sum(c.gold["label"] == "no" for c in loaded.cases if c.split == "train") == 164
     chol = Counter(c.details["site"] for c in loaded.cases if c.details["features"]["chol"] is None)
     assert chol["processed.switzerland"] == 123
@@ -136,9 +121,8 @@ def test_medical_abstracts():
 def test_medqa():
     loaded = load("medqa")
     assert loaded.rows_in == len(loaded.cases) == 1273
-    letters = Counter(
-        next(k for k, v in c.details["options"].items() if v.strip() == c.gold["diagnosis"]) for c in loaded.cases
-    )
+    told = [(case.details["options"].items(), case.gold["diagnosis"]) for case in loaded.cases]
+    letters = Counter(next(k for k, v in options if v.strip() == right) for options, right in told)
     assert letters == {"A": 353, "B": 309, "C": 346, "D": 265}
 
 
