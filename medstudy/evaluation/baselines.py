@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from medstudy.data.cases import Case
 from medstudy.data.splits import Splits
@@ -14,9 +15,6 @@ from medstudy.evaluation.metrics import single_outcome
 from medstudy.evaluation.predictions import predictions_table
 from medstudy.tasks.base import Task
 from medstudy.tasks.summarization import Summarization
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from medstudy.data.cases import Case
 from medstudy.evaluation.metrics import score, task_metrics
@@ -14,9 +15,6 @@ from medstudy.show import OWN, aggregate
 from medstudy.tasks.base import Task
 from medstudy.training.generation import answer_cases
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 def choose(
     run: Run, arm: str, task: Task, validation: list[Case], trials: Sequence[tuple[RunParams, Stage]]
@@ -26,8 +24,6 @@ def choose(
     The score is the mean of the task's primary metrics; of equal ones the first is taken. A single trial answers
     nothing. Also returns a row a trial: settings, score and number of cases, which run.json keeps under ``tried``.
     """
-    import pandas as pd
-
     scores = [_score(run, arm, task, validation, stage) for _, stage in trials] if len(trials) > 1 else [None]
     best = max(range(len(trials)), key=lambda i: scores[i] or 0.0)
     found = [{"score": value, "n": len(validation), "chosen": i == best} for i, value in enumerate(scores)]

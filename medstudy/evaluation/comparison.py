@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from statistics import mean
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from medstudy.arms import TRAINED
 from medstudy.data.cases import DataError
@@ -17,9 +19,6 @@ from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table, var
 from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.params import MARGIN
 from medstudy.tasks import TASK_TYPES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,6 @@ class FinishedRun:
 
     def predictions(self) -> pd.DataFrame:
         """The answers of every arm; holds case text."""
-        import pandas as pd
-
         table = pd.read_parquet(self.folder / "private" / "predictions.parquet")
         table.attrs["shareable"] = self.record["shareable"]
         return table
@@ -78,8 +75,6 @@ def study_cells(runs: list[FinishedRun]) -> list[Cell]:
 
 def rules_of(study: Path) -> Rules:
     """The rules that the study was judged by; the default where it has not been judged."""
-    import pandas as pd
-
     file = study / "tables" / "rules.csv"
     return Rules(**pd.read_csv(file, dtype={"plan": str, "note": str}).fillna("").loc[0]) if file.is_file() else Rules()
 
@@ -97,8 +92,6 @@ def rules_for(study: Path, runs: list[FinishedRun], margin: float) -> Rules:
 
 def study_tables(cells: list[Cell], rules: Rules | float) -> dict[str, pd.DataFrame]:
     """The study's CSV files: path from its folder -> table. ``rules`` may be the margin alone."""
-    import pandas as pd
-
     rules = rules if isinstance(rules, Rules) else Rules(rules)
     return {
         "verdicts.csv": verdict_table(cells, rules),
@@ -112,8 +105,6 @@ def study_tables(cells: list[Cell], rules: Rules | float) -> dict[str, pd.DataFr
 
 def read_tables(study: Path) -> dict[str, pd.DataFrame]:
     """The tables that `save_tables` wrote."""
-    import pandas as pd
-
     files = (study / "verdicts.csv", *sorted((study / "tables").glob("*.csv")))
     return {file.relative_to(study).as_posix(): pd.read_csv(file) for file in files}
 
@@ -134,12 +125,8 @@ def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
 def recompute(study: Path, rules: Rules | float = MARGIN) -> tuple[dict[str, pd.DataFrame], list[str]]:
     """Everything that follows from the predictions, once more, without a model.
 
-    Returns:
-        The study's tables, which are written again, and the files that came out otherwise: each run's
-        metrics.json and contrasts.json, and the tables, are compared.
-
-    Raises:
-        DataError: there is no finished run.
+    Returns the study's tables, which are written again, and the files that came out otherwise: of each run's
+    metrics.json and contrasts.json, and of the tables.
     """
     runs = finished_runs(study)
     if not runs:

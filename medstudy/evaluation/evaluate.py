@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 from medstudy.arms import CONTRASTS, TRAINED
 from medstudy.data.cases import SMALLEST_COUNT
@@ -18,24 +21,16 @@ from medstudy.evaluation.views import value_text as value_text
 from medstudy.evaluation.views import values_table as values_table
 from medstudy.tasks.base import Metric
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 Metrics = dict[str, dict[str, dict[str, Any]]]
 
 
 def evaluate(
     predictions: pd.DataFrame, task: str, labels: Labels, positive: str | None
 ) -> tuple[Metrics, list[dict[str, Any]]]:
-    """Metrics and contrasts of one run, in the shape of metrics.json and contrasts.json.
+    """Metrics and contrasts of one run (a `predictions_table`), in the shape of metrics.json and contrasts.json.
 
-    Args:
-        predictions: one row per arm and case (`predictions.predictions_table`).
-        labels: allowed answers of each outcome, from the data card; urgency from least to most urgent.
-        positive: label whose F1 is reported when there are two.
-
-    Raises:
-        PredictionsError: the table cannot be compared fairly (`validate_predictions`) or scored.
+    ``labels``: of each outcome, from the data card, urgency from least to most urgent; ``positive``: the one whose F1
+    is reported when there are two. `PredictionsError`: the table cannot be compared fairly, or scored.
     """
     measured = measure([predictions], task, labels, positive)
     rows = [m.row(pair) for m in measured for pair in m.pairs]
@@ -127,8 +122,6 @@ class Measured:
             return {"value": None, "low": _number(masked[0]), "high": _number(masked[1]), "n": n, "note": few}
         limits = estimate.interval()
         if self.metric.kind.startswith("share") and self.answers.independent and n:
-            from statsmodels.stats.proportion import proportion_confint
-
             limits = proportion_confint(hits, n, method="wilson")
         note = {} if np.isfinite(limits).all() else {"note": "no case is counted, or one group: no interval"}
         return {"value": _number(estimate.value)} | self._within(limits, 0.0) | {"n": n} | note
@@ -151,8 +144,6 @@ class Measured:
         if not np.isfinite(estimate.value):
             test, p = "none: an arm has no value", None
         elif gained is not None and not few and self.answers.independent:
-            from statsmodels.stats.contingency_tables import mcnemar
-
             test, p = "exact McNemar", float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
         row = {"contrast": "-".join(pair), "metric": self.metric.name, "primary": self.metric.primary}
         row |= {"difference": _number(estimate.value), **self._within(estimate.interval(), -1.0)}

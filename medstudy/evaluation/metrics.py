@@ -1,19 +1,16 @@
-"""What is measured for each task, as sums over cases, so that resampling cases costs one matrix product."""
+"""What is measured for each task, as sums over cases, so that leaving out cases is a subtraction."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from medstudy.data.cases import SMALLEST_COUNT
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Metric
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 Labels = dict[str, list[str]]
 
@@ -46,14 +43,10 @@ def single_outcome(labels: Labels) -> str | None:
 
 def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric]:
     """The metrics of ``task``; F1 of the positive label replaces macro-F1 where there are two labels."""
-    if task not in TASK_TYPES:
-        raise ValueError(f"unknown task '{task}'; choose one of {', '.join(TASK_TYPES)}")
     metrics = [*TASK_TYPES[task].measured(labels), RESCUED]
     known = labels.get(single_outcome(labels) or "", [])
     if positive is None or len(known) != 2:
         return [m for m in metrics if m.kind != "auroc"]
-    if positive not in known:
-        raise ValueError(f"positive label '{positive}' is not one of {', '.join(known)}; correct the data card")
     named = {"f1": {"name": "f1", "label": positive}, "auroc": {"label": positive}}
     return [replace(m, **named.get(m.kind, {})) for m in metrics]
 
@@ -69,27 +62,38 @@ def small_count(hits: float, n: float) -> tuple[float, float] | None:
 def case_sums(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
     """Per-case terms of ``metric`` for one arm, shape (cases, labels, terms), to be added up over cases.
 
-    Terms are true positives, false positives and false negatives of each label for F1, (score, is positive)
-    for AUROC, which is no function of their sums, and (value, counted) otherwise. Every case counts, except
-    in ``share_of_parsed``: an answer that was not parsed is a miss of its gold label and a hit of none, and
-    neither under- nor over-triage (it is in ``unparsed``). Of an arm that was read less often than
-    `FEWEST_READ` no case is counted as either: a model that says nothing is not one that errs on neither side.
+    Terms are true positives, false positives and false negatives of each label for F1, (score, is positive) for AUROC,
+    which is no function of their sums, and (value, counted) otherwise. Every case counts, except in
+    ``share_of_parsed``: an answer that was not parsed is a miss of its gold label and a hit of none, and neither
+    under- nor over-triage. Of an arm that was read less often than `FEWEST_READ` no case is counted as either: a model
+    that says nothing is not one that errs on neither side.
     """
     if metric.kind == "f1":
-        return _label_hits(metric, frame, labels)
-    if metric.kind == "auroc":
-        positive = answers(frame, single_outcome(labels) or "")[0] == metric.label
-        return np.stack([_column(frame, metric.source), positive], axis=-1).astype(float)[:, None, :]
+        gold, said = _answers(frame, metric.source)
+        if unknown := set(gold) - set(labels[metric.source]):
+            raise PredictionsError(
+                f"gold {metric.source} {sorted(unknown)} is not among {labels[metric.source]}; add it to the card"
+            )
+        names = np.array([metric.label] if metric.label else labels[metric.source], dtype=object)
+        is_gold, is_said = gold[:, None] == names, said[:, None] == names
+        return np.stack([is_gold & is_said, ~is_gold & is_said, is_gold & ~is_said], axis=-1).astype(float)
     parsed = (frame["status"] == "parsed").to_numpy()
     counted = parsed if metric.kind == "share_of_parsed" else np.ones(len(frame))
-    if metric.source == "unparsed":  # out of range included: either way there is no answer to use
+    if metric.kind == "auroc":
+        counted = _answers(frame, single_outcome(labels) or "")[0] == metric.label
+        values = _column(frame, metric.source)
+    elif metric.source == "unparsed":  # out of range included: either way there is no answer to use
         values = ~parsed
     elif metric.source in _TRIAGE:
-        values = _urgency_error(frame, labels) * _TRIAGE[metric.source] > 0
+        level = {label: number for number, label in enumerate(labels["urgency"])}
+        pairs = zip(*_answers(frame, "urgency"), strict=True)
+        values = np.array([level[said] - level[gold] if said else 0 for gold, said in pairs])
+        values = values * _TRIAGE[metric.source] > 0
         counted = counted * (parsed.mean() >= FEWEST_READ)
     else:
         values = _column(frame, metric.source)
-    return np.stack([values * counted, counted], axis=-1).astype(float)[:, None, :]
+    kept = values if metric.kind == "auroc" else values * counted
+    return np.stack([kept, counted], axis=-1).astype(float)[:, None, :]
 
 
 def value_of(metric: Metric, sums: np.ndarray) -> np.ndarray:
@@ -108,16 +112,10 @@ def value_of(metric: Metric, sums: np.ndarray) -> np.ndarray:
 
 
 def auroc(terms: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Area under the ROC curve of weighted cases, as Mann and Whitney count it (ties half).
+    """Area under the ROC curve of weighted cases (ties half), as scikit-learn's but for many draws at once.
 
-    scikit-learn gives the same for one draw; this takes thousands of draws at once.
-
-    Args:
-        terms: (cases, 1, 2) from `case_sums`.
-        weights: how often each case is counted, (draws, cases).
-
-    Returns:
-        Shape (draws,); NaN where a draw has one class only.
+    ``terms``: (cases, 1, 2) from `case_sums`; ``weights``: how often each case is counted, (draws, cases). Shape
+    (draws,); NaN where a draw has one class only.
     """
     scores, positive = terms[:, 0, 0], terms[:, 0, 1] == 1
     above, below = scores[positive][:, None], scores[~positive][None]
@@ -132,30 +130,11 @@ def score(metric: Metric, frame: pd.DataFrame, labels: Labels) -> float:
     return float(value_of(metric, case_sums(metric, frame, labels).sum(axis=0)))
 
 
-def answers(frame: pd.DataFrame, outcome: str) -> tuple[np.ndarray, np.ndarray]:
+def _answers(frame: pd.DataFrame, outcome: str) -> tuple[np.ndarray, np.ndarray]:
     """Gold and answer of one outcome, row by row; the answer is "" where none was parsed."""
     gold = [json.loads(text)[outcome] for text in frame["gold"]]
     said = [json.loads(text).get(outcome, "") for text in frame["answer"]]
     return np.array(gold, dtype=object), np.where(frame["status"] == "parsed", np.array(said, dtype=object), "")
-
-
-def _label_hits(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:
-    gold, said = answers(frame, metric.source)
-    unknown = set(gold) - set(labels[metric.source])
-    if unknown:
-        raise PredictionsError(
-            f"gold {metric.source} {sorted(unknown)} is not among {labels[metric.source]}; add it to the card"
-        )
-    names = np.array([metric.label] if metric.label else labels[metric.source], dtype=object)
-    is_gold, is_said = gold[:, None] == names, said[:, None] == names
-    return np.stack([is_gold & is_said, ~is_gold & is_said, is_gold & ~is_said], axis=-1).astype(float)
-
-
-def _urgency_error(frame: pd.DataFrame, labels: Labels) -> np.ndarray:
-    """How many levels too urgent (+) or not urgent enough (-) each answer is; 0 where none was parsed."""
-    level = {label: number for number, label in enumerate(labels["urgency"])}
-    pairs = zip(*answers(frame, "urgency"), strict=True)
-    return np.array([level[said] - level[gold] if said else 0 for gold, said in pairs])
 
 
 def _column(frame: pd.DataFrame, name: str) -> np.ndarray:

@@ -6,9 +6,10 @@ import json
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from medstudy.data.cases import DataError
 from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
@@ -17,9 +18,6 @@ from medstudy.evaluation.verdict import ALPHA
 from medstudy.params import StudyParams
 from medstudy.runs import fingerprint
 from medstudy.tasks import TASK_TYPES
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: Pocock's constant: the level of each of so many equally spaced looks, so that all together keep .05.
 POCOCK = {1: ALPHA, 2: 0.0294, 3: 0.0221, 4: 0.0182, 5: 0.0158}
@@ -37,8 +35,6 @@ _RULES = (
 
 def earlier_variances(results: Path | None = None) -> pd.DataFrame:
     """tables/variances.csv of an earlier study; by default that of the demo, which comes with the package."""
-    import pandas as pd
-
     file = (
         results / "tables" / "variances.csv" if results else Path(str(files("medstudy.evaluation") / "variances.csv"))
     )
@@ -65,19 +61,10 @@ def shows(
 ) -> pd.DataFrame:
     """What a design can show of DPO minus SFT with the same labels, for the study, kinds, tasks and cells.
 
-    Args:
-        variances: as tables/variances.csv; a task that is not in it takes the mean of those that are.
-        cases: test cases (units) of each task.
-        models: of the study.
-        seeds: trainings a cell.
-        alpha: level of a look.
-
-    Returns:
-        Columns scope, name, cases, seeds, half_width (of the 95 % interval), gain (found with 80 % power against
-        both SFT and SFT with the same labels, after correction for the names of its scope).
+    ``variances`` as tables/variances.csv (a task that is not in it takes the mean of the others), ``cases`` of each
+    task, ``seeds``: trainings a cell. Columns scope, name, cases, seeds, half_width (of the 95 % interval) and gain
+    (found with 80 % power against both SFT and SFT with the same labels, after correction for the names of its scope).
     """
-    import pandas as pd
-
     known = variances[(variances["contrast"] == "dpo-sft_more") & (variances["outcome"] != WATCHED)]
     found = {
         scope: {task: _expected(known[known["scope"] == scope], task, n, seeds, lines) for task, n in cases.items()}
@@ -117,8 +104,7 @@ def _expected(known: pd.DataFrame, task: str, cases: int, seeds: int, lines: int
 def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
     """Write ``plan.json``: rules, looks, margin and every parameter, with a hash of them all.
 
-    Raises:
-        DataError: a run has finished, so the test set has been read; or another plan was frozen.
+    Refused (`DataError`) where a run was evaluated, so the test set has been read, or another plan was frozen.
     """
     looks, file = looks_of(study), results / "plan.json"
     plan: dict[str, Any] = {"study": study.name, "question": study.question, "rules": _RULES, "margin": study.margin}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from medstudy.arms import ARMS, BASELINES, CONTRASTS
 from medstudy.data.cases import Case
@@ -18,9 +18,6 @@ from medstudy.evaluation.views import show_text as show_text
 from medstudy.evaluation.views import side_by_side as side_by_side
 from medstudy.show import NOT_SHOWN as NOT_SHOWN
 from medstudy.tasks.base import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COLUMNS = ("case_id", "group_id", "arm", "output", "status", "answer", "gold")
 _ALLOWED = {"arm": (*ARMS, *BASELINES), "status": ("parsed", "unparsed", "out_of_range")}
@@ -33,22 +30,13 @@ def predictions_table(
     answers: Mapping[str, list[str]],
     probabilities: Mapping[str, np.ndarray] | None = None,
 ) -> pd.DataFrame:
-    """Parse and score every arm's outputs.
+    """Parse and score every arm's outputs, which are in the order of ``cases``.
 
-    Args:
-        task: parses and scores.
-        cases: the test cases, in the order of the outputs.
-        answers: arm -> output per case.
-        probabilities: arm -> probability of each label (cases, labels), where one outcome has labels.
-
-    Returns:
-        `COLUMNS` (answer and gold as JSON text by outcome) and ``score_*``; an answer that was not parsed scores 0.
-        ``score_rescued`` is 1 where an answer could be read although it was not in the exact form. With
-        ``probabilities`` also ``score_brier`` (mean squared error over the labels) and, where the card names a
-        positive label, ``score_p_positive``. ``attrs["shareable"]`` is the card's: else small counts are masked.
+    Columns are `COLUMNS` (answer and gold as JSON text by outcome) and ``score_*``: 0 for an answer that was not
+    parsed. ``score_rescued`` is 1 where one could be read although not in the exact form. With ``probabilities`` (arm
+    -> (cases, labels), where one outcome has labels) also ``score_brier``, the mean squared error over the labels, and
+    ``score_p_positive``. ``attrs["shareable"]`` is the card's: small counts of other sources are masked.
     """
-    import pandas as pd
-
     rows = []
     for arm, outputs in answers.items():
         for i, (case, output) in enumerate(zip(cases, outputs, strict=True)):
@@ -96,8 +84,6 @@ class Answers:
     @classmethod
     def collect(cls, tables: list[pd.DataFrame]) -> Answers:
         """Raises `PredictionsError` where the tables of the seeds cannot be compared."""
-        import pandas as pd
-
         for table in tables:
             validate_predictions(table)
         whole = pd.concat([t[["case_id", "group_id", "gold"]] for t in tables])

@@ -1,4 +1,4 @@
-"""Intervals, tests and power that speak of other test cases and of other trainings, by scipy and statsmodels.
+"""Intervals, tests and power that speak of other test cases and of other trainings.
 
 Seeds are to the cases what readers are in a study of many readers and many cases (Obuchowski and Rockette, Commun
 Stat Simul Comput 1995;24:285): squared error = variance between seeds / seeds + covariance that the seeds share
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import optimize, special, stats
 
 Limits = tuple[float, float]
 
@@ -23,12 +24,10 @@ _EXPECTED = 8.0
 
 @dataclass(frozen=True)
 class Line:
-    """A value or a difference of two arms, from every training on the same test cases.
+    """A value or a difference of two arms, by training (seeds,), on the same test cases.
 
-    Attributes:
-        by_seed: the value of each seed, shape (seeds,).
-        influence: what leaving out a unit (case or group) changes, shape (seeds, units), scaled so that
-            ``influence @ influence.T`` is the covariance of the seeds over other test cases.
+    ``influence``: what leaving out a unit (case or group) changes, (seeds, units), scaled so that
+    ``influence @ influence.T`` is the covariance of the seeds over other test cases.
     """
 
     by_seed: np.ndarray
@@ -43,12 +42,10 @@ class Line:
     def case_variance(self) -> float:
         """What other test cases change in all seeds alike.
 
-        Each seed is given two units more that differ, one each way (as Bonett and Price do for paired shares): arms
-        that agree in every case of a test set may differ in others.
+        Each seed has two units more that differ, one each way (Bonett and Price): arms that agree here may yet differ.
         """
         seeds, units = self.influence.shape
-        shared = self._covariances[1]
-        return float(max(0.0, shared) + 2 / (seeds * units**2)) if units > 1 else float("nan")
+        return float(max(0.0, self._covariances[1]) + 2 / (seeds * units**2)) if units > 1 else float("nan")
 
     @property
     def own_variance(self) -> float:
@@ -100,35 +97,27 @@ class Estimate:
         return replace(self, case=(np.ceil(100 * self.error) / 100) ** 2 - self.seed)
 
     def interval(self, level: float = 0.95) -> Limits:
-        from scipy.special import stdtrit
-
-        reach = stdtrit(self.df, (1 + level) / 2) * self.error  # infinite degrees of freedom give the normal
+        reach = special.stdtrit(self.df, (1 + level) / 2) * self.error  # infinite degrees of freedom give the normal
         return float(self.value - reach), float(self.value + reach)
 
     @property
     def p(self) -> float:
         """Two-sided, of the value being 0."""
-        from scipy.special import stdtr
-
-        return float(2 * stdtr(self.df, -abs(self.value) / self.error))
+        return float(2 * special.stdtr(self.df, -abs(self.value) / self.error))
 
 
-def estimates(lines: Sequence[Line], families: Sequence[str] | None = None) -> list[Estimate]:
-    """Every line's estimate; variances between seeds are moderated over the lines of a family.
-
-    ``families``: a name a line (default: one family); how unlike variances are is learnt over all of them.
-    """
+def estimates(lines: Sequence[Line], families: Sequence[str] = ()) -> list[Estimate]:
+    """Every line's estimate; variances between seeds are moderated over the lines of a family (default: all)."""
     families = families or [""] * len(lines)
     variances, degrees = moderated(lines, families)
-    pooled = {f: sum(len(x.by_seed) - 1 for x, g in zip(lines, families, strict=True) if g == f) for f in set(families)}
     found = []
     for line, family, variance, df in zip(lines, families, variances, degrees, strict=True):
         seeds, units = line.influence.shape
-        known = np.isfinite(variance)
-        seed = float(variance) / seeds if known else 0.0
+        pooled = sum(len(x.by_seed) - 1 for x, of in zip(lines, families, strict=True) if of == family)
+        seed, df = (float(variance) / seeds, float(df)) if np.isfinite(variance) else (0.0, 0.0)
         value = float(np.mean(line.by_seed))
         case = line.case_variance if np.isfinite(value) else float("nan")
-        found.append(Estimate(value, seed, case, float(df) if known else 0.0, units - 1, pooled[family]))
+        found.append(Estimate(value, seed, case, df, units - 1, pooled))
     return found
 
 
@@ -142,11 +131,11 @@ def moderated(lines: Sequence[Line], families: Sequence[str]) -> tuple[np.ndarra
     own = np.array([len(line.by_seed) - 1.0 for line in lines])
     known = np.isfinite(raw) & (own > 0)
     # a family that no seed changes, such as the base model, keeps its 0
-    where = {f: np.flatnonzero(known & (np.array(families) == f)) for f in dict.fromkeys(families)}
-    learnt = {f: of for f, of in where.items() if len(of) and raw[of].any()}
-    prior, centres = _prior([raw[of] for of in learnt.values()], [own[of] for of in learnt.values()])
+    where = [np.flatnonzero(known & (np.array(families) == family)) for family in dict.fromkeys(families)]
+    learnt = [of for of in where if len(of) and raw[of].any()]
+    prior, centres = _prior([raw[of] for of in learnt], [own[of] for of in learnt])
     variances, degrees = raw.copy(), np.where(known, own, 0.0)
-    for of, centre in zip(learnt.values(), centres, strict=True):
+    for of, centre in zip(learnt, centres, strict=True):
         variances[of] = (prior * centre + own[of] * raw[of]) / (prior + own[of])
         degrees[of] = np.minimum(prior + own[of], own[of].sum())
     return variances, degrees
@@ -157,22 +146,18 @@ def _prior(variances: Sequence[np.ndarray], degrees: Sequence[np.ndarray]) -> tu
 
     The likelihood has a weak prior around `_EXPECTED`, as a dozen lines alone cannot tell 10 from infinity.
     """
-    from scipy.optimize import minimize
-    from scipy.stats import f
-
     if not variances:
         return 0.0, np.empty(0)
     means = np.array([np.mean(v) for v in variances])
-    scaled = [np.maximum(v, _LOWEST * m) / m for v, m in zip(variances, means, strict=True)]
-    scaled, own = np.concatenate(scaled), np.concatenate(degrees)
-    family = np.repeat(np.arange(len(means)), [len(v) for v in variances])
+    scaled = np.concatenate([np.maximum(v, _LOWEST * m) / m for v, m in zip(variances, means, strict=True)])
+    own, family = np.concatenate(degrees), np.repeat(np.arange(len(means)), [len(v) for v in variances])
 
     def loss(at: np.ndarray) -> float:
-        fit = f.logpdf(scaled / np.exp(at[family]), own, np.exp(at[-1])) - at[family]
+        fit = stats.f.logpdf(scaled / np.exp(at[family]), own, np.exp(at[-1])) - at[family]
         return float((at[-1] - np.log(_EXPECTED)) ** 2 / 2 - fit.sum())
 
     start = np.append(np.zeros(len(means)), np.log(_EXPECTED))
-    found = minimize(loss, start, method="L-BFGS-B", bounds=[(-4, 4)] * len(means) + [(-1, 8)])
+    found = optimize.minimize(loss, start, method="L-BFGS-B", bounds=[(-4, 4)] * len(means) + [(-1, 8)])
     return float(np.exp(found.x[-1])), means * np.exp(found.x[:-1])
 
 
@@ -190,10 +175,5 @@ def combined(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimate:
 
 
 def smallest_detectable(error: float, alpha: float = 0.05, power: float = 0.8, degrees: float = np.inf) -> float:
-    """The difference found with this power by a two-sided test whose standard error is ``error``.
-
-    (t_{1-alpha/2} + t_power) * error; with infinite degrees of freedom the usual normal formula.
-    """
-    from scipy.stats import t
-
-    return float((t.ppf(1 - alpha / 2, degrees) + t.ppf(power, degrees)) * error)
+    """The difference found with this power by a two-sided test: (t_{1-alpha/2} + t_power) * standard ``error``."""
+    return float((stats.t.ppf(1 - alpha / 2, degrees) + stats.t.ppf(power, degrees)) * error)

@@ -7,6 +7,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from IPython.display import Markdown
 
 from medstudy.arms import ARMS, BASELINES
 from medstudy.data.audit import WORDING
@@ -17,8 +19,6 @@ from medstudy.show import NOT_SHOWN, OWN, aggregate
 from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from medstudy.evaluation.comparison import FinishedRun
 
 _CELL = ["task", "model"]
@@ -43,8 +43,6 @@ def value_text(cell: Mapping[str, Any], digits: int = 3) -> str:
 
 def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Contrasts as a reader sees them: rounded, and no p of 0."""
-    import pandas as pd
-
     columns = ["contrast", "metric", "difference", "low", "high", "p", "test", "n"]
     table = pd.DataFrame(contrasts)[columns].round(3).assign(p=[p_text(row["p"]) for row in contrasts])
     return _of_enough(table.set_index(columns[:2]), ["contrast", "metric", "test"])
@@ -52,8 +50,6 @@ def contrasts_view(contrasts: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
 
 def values_table(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.DataFrame:
     """The values alone: a row an arm or baseline, a column a metric, and the cases."""
-    import pandas as pd
-
     texts = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
     n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
     return _of_enough(pd.DataFrame(texts).T.fillna("").assign(n=n), [""])
@@ -66,8 +62,6 @@ def _of_enough(table: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
 
 def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
     """Per arm: cases, shares answered right, not readable, and read though not in the asked-for form."""
-    import pandas as pd
-
     shareable, rows = predictions.attrs.get("shareable", False), {}
     for arm, of in predictions.groupby("arm", sort=False):
         n, rows[arm] = len(of), {"n": len(of)}
@@ -108,8 +102,6 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
 
     ``columns``: where the counts of cases are; everywhere, if empty.
     """
-    import pandas as pd
-
     few = f"< {SMALLEST_COUNT}"
 
     def shown(value: Any) -> Any:
@@ -148,8 +140,6 @@ def verdicts(table: pd.DataFrame, *scopes: str) -> pd.DataFrame:
 
 def sentences(table: pd.DataFrame, *scopes: str) -> Any:
     """What was found for every name of these scopes, one sentence each, as Markdown."""
-    from IPython.display import Markdown
-
     named = table[table["scope"].isin(scopes)].drop_duplicates(["scope", "name"]).fillna({"verdict": ""})
     return aggregate(Markdown("\n".join(f"- **{v.verdict or v.name}.** {v.sentence}" for v in named.itertuples())))
 
@@ -177,8 +167,6 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
 
 def runs(finished: list[FinishedRun]) -> pd.DataFrame:
     """The runs that went in: data, sizes, time and gates that failed."""
-    import pandas as pd
-
     rows = [
         {name: run.parameters[name] for name in (*_CELL, "seed", "data", "n_train", "n_test")}
         | {"pairs": run.record["pairs"], "seconds": round(sum(s or 0 for s in run.record["seconds"].values()))}
@@ -194,8 +182,6 @@ def published(task: str, model: str) -> pd.DataFrame:
 
     Other data and larger models: for display beside a study's own numbers, never mixed with them.
     """
-    import pandas as pd
-
     table = pd.read_csv(str(files("medstudy") / "published_results.csv"))
     names = [name for family, name in _PUBLISHED_MODELS.items() if family in model.lower()]
     return table[(table["task"] == task) & table["model"].isin(names)].reset_index(drop=True)
@@ -203,8 +189,6 @@ def published(task: str, model: str) -> pd.DataFrame:
 
 def published_values(finished: list[FinishedRun]) -> pd.DataFrame:
     """The published study's numbers for these tasks and model families."""
-    import pandas as pd
-
     found = pd.concat([published(*cell) for cell in dict.fromkeys(run.cell for run in finished)]).drop_duplicates()
     names, words = ["task", "outcome", "metric", "model"], ["arm", "contrast", "p_value"]
     columns = [*names, "arm", "value", "contrast", "p_value"]

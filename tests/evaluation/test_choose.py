@@ -42,15 +42,8 @@ def test_the_best_on_validation_becomes_the_arm_and_all_is_written_down(
     assert stage is run.stages["sft"] is trials[1][1]
     assert stage.made_with["sft_learning_rate"] == 1e-3
     assert not list((Path(run.private) / "stages").glob("answers_*"))  # no test case was answered
-
-
-def test_one_candidate_answers_nothing(params: RunParams, card: DataCard, cases: list[Case]) -> None:
-    run, task = Run(params), get_task("text_classification", card)
-    run.keep("splits", Splits(cases, [], cases[:4], []))
-    stage = fit(run, "sft", SFTTrainer, sft_config(params, run), [sft_row(task, c) for c in cases])
-    chosen, table = choose(run, "sft", task, cases[:4], [(params, stage)])
-    assert chosen is stage and table["score"].isna().all()
-    assert list(run.stages) == ["sft"]
+    alone, table = choose(run, "sft", task, splits.validation, trials[:1])  # nothing to choose from, nothing answered
+    assert alone is trials[0][1] and table["score"].isna().all() and list(run.stages) == ["sft"]
 
 
 @pytest.mark.parametrize(

@@ -29,24 +29,23 @@ def study(tmp_path: Path) -> Path:
         metrics, contrasts = evaluate(table, "text_classification", {"label": ["no", "yes"]}, "yes")
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "contrasts.json", contrasts)
-    cells = comparison.study_cells(comparison.finished_runs(tmp_path))
-    comparison.save_tables(tmp_path, comparison.study_tables(cells, 0.03))
+    save(tmp_path, 0.03)
     return tmp_path
 
 
-def test_computed_again_everything_comes_out_the_same(study: Path) -> None:
+def save(study: Path, margin: float) -> None:
+    cells = comparison.study_cells(comparison.finished_runs(study))
+    comparison.save_tables(study, comparison.study_tables(cells, margin))
+
+
+def test_computed_again_by_its_own_margin_everything_comes_out_the_same(study: Path) -> None:
     before = {name: (study / name).read_bytes() for name in ("verdicts.csv", "tables/contrasts.csv")}
+    assert comparison.rules_of(study) == Rules()
     assert comparison.recompute(study)[1] == []
     assert before == {name: (study / name).read_bytes() for name in before}
     assert r"\begin{tabular}" in (study / "tables" / "verdicts.tex").read_text()
-    contrasts = pd.read_csv(study / "tables" / "contrasts.csv")
-    assert "t over seeds and cases" in set(contrasts["test"])
-
-
-def test_a_study_is_judged_again_by_its_own_margin(study: Path) -> None:
-    assert comparison.rules_of(study) == Rules()
-    cells = comparison.study_cells(comparison.finished_runs(study))
-    comparison.save_tables(study, comparison.study_tables(cells, 0.05))
+    assert "t over seeds and cases" in set(pd.read_csv(study / "tables" / "contrasts.csv")["test"])
+    save(study, 0.05)
     assert comparison.rules_of(study).margin == 0.05
     assert comparison.recompute(study, comparison.rules_of(study))[1] == []
     assert str(study / "tables/rules.csv") in comparison.recompute(study)[1]
@@ -61,15 +60,12 @@ def test_a_number_that_does_not_follow_from_the_predictions_is_named(study: Path
     assert comparison.recompute(study)[1] == [str(file), str(study / "verdicts.csv")]
 
 
-def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(study: Path) -> None:
+def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(study: Path, tmp_path: Path) -> None:
     file = next(study.glob("*/*/seed1/run.json"))
     record = json.loads(file.read_text())
     record["parameters"]["n_train"] = 5
     write_json(file, record)
     with pytest.raises(DataError, match="seeds 0 and 1 differ in n_train = 100 and 5; move one of"):
         comparison.recompute(study)
-
-
-def test_a_study_without_runs_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no finished run; see: medstudy status"):
-        comparison.recompute(tmp_path)
+        comparison.recompute(tmp_path / "none")

@@ -24,25 +24,27 @@ def run(predictions):
     return evaluate(predictions, "text_classification", LABELS, None)
 
 
+def measured(*tables):
+    return measure(tables, "text_classification", LABELS, None)
+
+
 def contrast(contrasts, name, metric):
     return next(r for r in contrasts if r["contrast"] == name and r["metric"] == metric)
 
 
-def test_shapes_of_the_contract():
-    metrics, contrasts = run(study(SHARES))
+def test_shapes_of_the_contract_and_intervals_by_wilson():
+    predictions = study(SHARES)
+    metrics, contrasts = run(predictions)
     assert list(metrics) == ["base", "sft", "sft_more", "dpo"]
     assert set(metrics["dpo"]) == {"macro_f1", "accuracy", "accuracy_parsed", "unparsed"}
-    assert {"value", "low", "high", "n"} <= set(metrics["dpo"]["macro_f1"])
     assert {row["contrast"] for row in contrasts} == {"sft-base", "sft_more-sft", "dpo-sft", "dpo-sft_more"}
     assert {"contrast", "metric", "difference", "low", "high", "p", "test", "n"} <= set(contrasts[0])
     json.dumps([metrics, contrasts], allow_nan=False)
-
-
-def test_values_and_intervals_of_shares_are_wilsons():
-    metrics, _ = run(study(SHARES))
-    cell = metrics["dpo"]["accuracy"]
-    assert cell["value"] == 0.8
-    assert (cell["low"], cell["high"]) == pytest.approx((0.7196, 0.8618), abs=1e-4)
+    cell = metrics["dpo"]["accuracy"]  # 96 of 120
+    assert [cell[k] for k in ("value", "low", "high", "n")] == pytest.approx([0.8, 0.719633, 0.861755, 120], rel=1e-5)
+    row = contrast(contrasts, "sft-base", "macro_f1")
+    assert row["low"] > 0 and row["p"] < 0.01
+    assert run(predictions.sample(frac=1, random_state=1))[1] == contrasts
 
 
 def test_accuracy_contrast_is_mcnemar_on_the_discordant_cases():
@@ -50,60 +52,41 @@ def test_accuracy_contrast_is_mcnemar_on_the_discordant_cases():
     sft = labelled("label", gold, ["a"] * 5 + ["b"] * 15, "sft")
     dpo = labelled("label", gold, ["b"] * 1 + ["a"] * 12 + ["b"] * 7, "dpo")
     row = contrast(run(pd.concat([sft, dpo]))[1], "dpo-sft", "accuracy")
-    assert (row["gained"], row["lost"], row["discordant"]) == (8, 1, 9)
+    assert (row["gained"], row["lost"], row["discordant"], row["test"]) == (8, 1, 9, "exact McNemar")
     assert row["difference"] == pytest.approx(7 / 20)
     assert row["p"] == pytest.approx(2 * (1 + 9) / 2**9)  # 0 or 1 of 9 discordant cases, on either side
-    assert row["test"] == "exact McNemar"
-
-
-def test_a_clear_difference_is_found_and_rows_may_come_in_any_order():
-    predictions = study(SHARES)
-    _, contrasts = run(predictions)
-    row = contrast(contrasts, "sft-base", "macro_f1")
-    assert row["low"] > 0
-    assert row["p"] < 0.01
-    assert run(predictions.sample(frac=1, random_state=1))[1] == contrasts
 
 
 def test_identical_arms_differ_by_nothing_and_claim_no_more_than_n_allows():
-    row = contrast(run(study({"sft": 0.6}).pipe(_copied, "sft", "dpo"))[1], "dpo-sft", "macro_f1")
+    one = study({"sft": 0.6})
+    row = contrast(run(pd.concat([one, one.assign(arm="dpo")]))[1], "dpo-sft", "macro_f1")
     assert (row["difference"], row["p"]) == (0, 1)
     assert row["high"] == -row["low"] > 1.9 * 2**0.5 / 120
-
-
-def _copied(predictions, arm, name):
-    return pd.concat([predictions, predictions[predictions["arm"] == arm].assign(arm=name)])
 
 
 def test_a_model_that_answers_nothing_scores_0_of_all_cases():
     gold = list("abcd") * 10
     silent, right = labelled("label", gold, [""] * 40, "base"), labelled("label", gold, gold, "sft")
     metrics, contrasts = run(pd.concat([silent, right]))
-    assert metrics["base"]["macro_f1"]["value"] == 0
+    assert metrics["base"]["macro_f1"]["value"] == 0 and metrics["base"]["unparsed"]["value"] == 1
     assert metrics["base"]["macro_f1"]["n"] == metrics["base"]["accuracy"]["n"] == 40
-    assert metrics["base"]["unparsed"]["value"] == 1
-    assert metrics["base"]["accuracy_parsed"] == {
-        "value": None, "low": None, "high": None, "n": 0, "note": "no case is counted, or one group: no interval"
-    }  # fmt: skip
-    assert metrics["sft"]["macro_f1"]["value"] == 1  # every answer right
-    assert metrics["sft"]["macro_f1"]["low"] < 1
+    note = "no case is counted, or one group: no interval"
+    assert metrics["base"]["accuracy_parsed"] == {"value": None, "low": None, "high": None, "n": 0, "note": note}
+    assert metrics["sft"]["macro_f1"]["value"] == 1 and metrics["sft"]["macro_f1"]["low"] < 1
     assert contrast(contrasts, "sft-base", "macro_f1")["p"] < 0.01
 
 
-def test_repeated_seeds_add_no_certainty():
-    one, thrice = (measure([study(SHARES)] * seeds, "text_classification", LABELS, None)[0] for seeds in (1, 3))
+def test_seeds_are_averaged_and_repeated_ones_add_no_certainty():
+    one, thrice = (measured(*[study(SHARES)] * seeds)[0] for seeds in (1, 3))
     [alone], [again] = (estimates([m.line(("dpo", "sft"))]) for m in (one, thrice))
     assert (alone.value, alone.error) == pytest.approx((again.value, again.error), rel=0.06)
-
-
-def test_different_seeds_are_averaged_and_shown():
-    tables = [study(SHARES | {"dpo": share}, seed=s) for s, share in enumerate((0.7, 0.8, 0.9))]
-    measured = measure(tables, "text_classification", LABELS, None)
-    assert values(measured)["dpo"]["accuracy"]["value"] == pytest.approx(0.8)
-    accuracy = next(m for m in measured if m.metric.name == "accuracy")
-    row = accuracy.row(("dpo", "sft"))
+    found = measured(*(study(SHARES | {"dpo": share}, seed=s) for s, share in enumerate((0.7, 0.8, 0.9))))
+    assert values(found)["dpo"]["accuracy"]["value"] == pytest.approx(0.8)
+    row = next(m for m in found if m.metric.name == "accuracy").row(("dpo", "sft"))
     assert row["by_seed"] == pytest.approx([0.1, 0.2, 0.3])
     assert (row["seeds"], row["test"]) == (3, "t over seeds and cases")
+    read = (labelled("label", list("abcd") * 5, ["a"] * n + [""] * (20 - n)) for n in (4, 12))
+    assert values(measured(*read))["sft"]["accuracy_parsed"]["n"] == 8
 
 
 def test_cases_of_a_group_are_left_out_together():
@@ -116,13 +99,19 @@ def test_cases_of_a_group_are_left_out_together():
     assert grouped["low"] < contrast(run(lone)[1], "dpo-sft", "macro_f1")["low"]
 
 
-def test_the_jackknife_of_a_mean_is_its_standard_error():
-    values = np.random.default_rng(0).random(50)
-    table = labelled("summary", ["g"] * 50, ["s"] * 50).assign(
-        **{f"score_{m}": values for m in ("factual_f1", "rouge1", "rouge2", "rougeL", "length")}
-    )
-    line = measure([table], "summarization", {}, None)[0].line("sft")
-    assert line.case_variance - 2 / 50**2 == pytest.approx(values.var(ddof=1) / 50)
+def test_summaries_are_scored_and_the_jackknife_of_a_mean_is_its_standard_error():
+    n, rng, parts = 60, np.random.default_rng(0), []
+    for arm, lift, words in (("sft", 0.0, 20.0), ("dpo", 0.2, 30.0)):
+        part = labelled("summary", ["g"] * n, ["s"] * n, arm)
+        scores = {f"score_{m}": 0.4 + lift + 0.3 * rng.random(n) for m in ("factual_f1", "rouge1", "rouge2", "rougeL")}
+        parts.append(part.assign(**scores, score_length=words + rng.integers(0, 3, n)))
+    metrics, contrasts = evaluate(pd.concat(parts), "summarization", {}, None)
+    assert contrast(contrasts, "dpo-sft", "factual_f1")["low"] > 0.1
+    assert contrast(contrasts, "dpo-sft", "length")["difference"] == pytest.approx(10, abs=0.5)
+    assert metrics["dpo"]["length"]["high"] > 30
+    first = measure([parts[0]], "summarization", {}, None)[0]
+    scores = parts[0][first.metric.source]
+    assert first.line("sft").case_variance - 2 / n**2 == pytest.approx(scores.var(ddof=1) / n)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +120,7 @@ def test_the_jackknife_of_a_mean_is_its_standard_error():
         (lambda p: p.drop(columns="status"), "status"),
         (lambda p: p.iloc[:0], "no rows"),
         (lambda p: p.iloc[1:], "case-0.*different cases"),
-        (lambda p: pd.concat([p, p.iloc[:1]]), "twice"),
+        (lambda p: pd.concat([p, p.iloc[:1]]), "case-0.*twice"),
         (lambda p: p.assign(arm=p["arm"].replace("dpo", "dpo2")), "dpo2"),
         (lambda p: p.assign(status="fine"), "fine"),
         (lambda p: p.assign(gold=["{}", *p["gold"].iloc[1:]]), "several golds"),
@@ -148,64 +137,35 @@ def test_unfair_tables_are_refused(spoil, message):
 def test_seeds_with_other_arms_or_other_golds_are_refused():
     whole = study(SHARES, n=10)
     with pytest.raises(PredictionsError, match="different arms"):
-        measure([whole, whole[whole["arm"] != "dpo"]], "text_classification", LABELS, None)
-    swapped = whole.assign(gold=json.dumps({"label": "a"}))
+        measured(whole, whole[whole["arm"] != "dpo"])
     with pytest.raises(PredictionsError, match="several golds"):
-        measure([whole, swapped], "text_classification", LABELS, None)
-
-
-def test_scores_and_length_of_summaries():
-    n = 60
-    rng = np.random.default_rng(0)
-    parts = []
-    for arm, lift, words in (("sft", 0.0, 20.0), ("dpo", 0.2, 30.0)):
-        part = labelled("summary", ["g"] * n, ["s"] * n, arm)
-        scores = {f"score_{m}": 0.4 + lift + 0.3 * rng.random(n) for m in ("factual_f1", "rouge1", "rouge2", "rougeL")}
-        parts.append(part.assign(**scores, score_length=words + rng.integers(0, 3, n)))
-    metrics, contrasts = evaluate(pd.concat(parts), "summarization", {}, None)
-    assert contrast(contrasts, "dpo-sft", "factual_f1")["low"] > 0.1
-    assert contrast(contrasts, "dpo-sft", "length")["difference"] == pytest.approx(10, abs=0.5)
-    assert metrics["dpo"]["length"]["high"] > 30
-
-
-def triage(arm, said, n=40):
-    urgency = ["soon", "later"] * (n // 2)
-    gold = [{"provider": "nurse", "urgency": u} for u in urgency]
-    return rows(arm, gold, [{"provider": "nurse", "urgency": u} if u else {} for u in said])
+        measured(whole, whole.assign(gold=json.dumps({"label": "a"})))
 
 
 def test_an_arm_that_cannot_be_read_errs_on_no_side_rather_than_never():
+    def said(arm, answers):
+        gold = [{"provider": "nurse", "urgency": u} for u in ["soon", "later"] * 20]
+        return rows(arm, gold, [{"provider": "nurse", "urgency": u} if u else {} for u in answers])
+
     labels = {"provider": ["nurse"], "urgency": ["later", "soon"]}
-    base, sft = triage("base", [""] * 38 + ["soon", "later"]), triage("sft", ["later"] * 40)
+    base, sft = said("base", [""] * 38 + ["soon", "later"]), said("sft", ["later"] * 40)
     metrics, contrasts = evaluate(pd.concat([base, sft]), "clinical_triage", labels, None)
     assert metrics["base"]["under_triage"]["value"] is None and metrics["base"]["under_triage"]["n"] == 0
     assert metrics["sft"]["under_triage"]["value"] == 0.5 and metrics["sft"]["under_triage"]["n"] == 40
-    assert metrics["base"]["unparsed"]["value"] == 0.95
     row = contrast(contrasts, "sft-base", "under_triage")
-    assert (row["difference"], row["low"], row["p"]) == (None, None, None)
-    assert "gained" not in row
+    assert (row["difference"], row["low"], row["p"]) == (None, None, None) and "gained" not in row
     # half of the answers read is enough: the others are neither error
-    half = evaluate(triage("base", ["later", ""] * 20), "clinical_triage", labels, None)[0]
+    half = evaluate(said("base", ["later", ""] * 20), "clinical_triage", labels, None)[0]
     assert half["base"]["under_triage"]["value"] == 0.5 and half["base"]["over_triage"]["value"] == 0
-
-
-def test_counts_of_parsed_answers_are_means_over_seeds():
-    tables = {
-        s: labelled("label", list("abcd") * 5, ["a"] * read + [""] * (20 - read)) for s, read in ((0, 4), (1, 12))
-    }
-    metrics = values(measure(list(tables.values()), "text_classification", LABELS, None))
-    assert metrics["sft"]["accuracy_parsed"]["n"] == 8
 
 
 def test_the_share_rescued_is_a_metric_where_it_was_looked_at(card, cases):
     outputs = ["yes", "Answer: yes", "who knows"] + ["no"] * 5
     table = predictions_table(get_task(card.task, card), cases, {"base": outputs})
-    assert table["score_rescued"].tolist() == [0, 1, 0] + [0] * 5
-    assert table.attrs["shareable"]
+    assert table["score_rescued"].tolist() == [0, 1, 0] + [0] * 5 and table.attrs["shareable"]
     predictions = study(SHARES)
     assert "rescued" not in run(predictions)[0]["dpo"]
-    looked = predictions.assign(score_rescued=(predictions["arm"] == "base") * 1.0)
-    metrics, contrasts = run(looked)
+    metrics, contrasts = run(predictions.assign(score_rescued=(predictions["arm"] == "base") * 1.0))
     assert metrics["base"]["rescued"]["value"] == 1 and metrics["dpo"]["rescued"]["value"] == 0
     assert not contrast(contrasts, "sft-base", "rescued")["primary"]
 
@@ -227,18 +187,11 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     assert (row["high"] - row["low"]) / 2 == pytest.approx(0.07 * 2.0227, rel=1e-3)
     assert row["p"] == pytest.approx(2 * t.sf(0.125 / 0.07, 39), rel=1e-4)
     assert values_table(metrics).loc["sft", "unparsed"] == "< 0.275"
-    shown = first_look(private.assign(score_rescued=0.0)).loc["sft"]
-    assert shown.tolist() == [40, "> 0.725", "< 0.275", "0.000"]
-    few = private.groupby("arm").head(3).assign(score_rescued=0.0)
-    assert first_look(few).loc["sft", "n"] == "< 11"
+    looked = private.assign(score_rescued=0.0)
+    assert first_look(looked).loc["sft"].tolist() == [40, "> 0.725", "< 0.275", "0.000"]
+    assert first_look(looked.groupby("arm").head(3)).loc["sft", "n"] == "< 11"
     private.attrs["shareable"] = True
     assert contrast(run(private)[1], "dpo-sft", "unparsed")["lost"] == 5
-
-
-def test_counts_stay_whole_numbers_beside_a_mean(card):
-    shown = show_counts(card, pd.DataFrame({"value": {"pairs": 168.0, "ratio": 0.47}}))
-    assert [str(value) for value in shown["value"]] == ["168", "0.47"]
-    assert "168.0" not in shown.to_string()
 
 
 SIXTH = """
@@ -275,15 +228,15 @@ def test_a_sixth_arm_is_a_line_in_the_table_of_arms():
     assert done.returncode == 0, done.stderr
 
 
-def test_what_a_reader_sees_has_no_p_of_zero_and_no_text_cut_off():
+def test_what_a_reader_sees_has_no_text_cut_off_no_p_of_zero_and_counts_stay_whole_numbers(card):
     row = {"contrast": "dpo-sft", "metric": "f1", "difference": 0.12345, "low": 0.1, "high": 0.2, "n": 9}
     shown = contrasts_view([row | {"p": p, "test": "t"} for p in (0.00004, 0.0312, None)])
-    assert shown["p"].tolist() == ["< 0.001", "0.031", ""]
-    assert shown["difference"].tolist() == [0.123] * 3
+    assert shown["p"].tolist() == ["< 0.001", "0.031", ""] and shown["difference"].tolist() == [0.123] * 3
+    counts = show_counts(card, pd.DataFrame({"value": {"pairs": 168.0, "ratio": 0.47}}))
+    assert [str(value) for value in counts["value"]] == ["168", "0.47"] and "168.0" not in counts.to_string()
     long = {"rows": {"sft": "100 of 100", "dpo": "38 of 38"}, "stages": ["a" * 30, "b" * 30]}
     page = gates_table([Gate("no row lost", True, long, "all"), Gate("moved", False, 0.5, "more")]).to_html()
-    assert f"rows: sft: 100 of 100; dpo: 38 of 38; stages: {'a' * 30}, {'b' * 30}" in page
-    assert "passed" in page and "FAILED" in page
+    assert f"rows: sft: 100 of 100; dpo: 38 of 38; stages: {'a' * 30}, {'b' * 30}" in page and "FAILED" in page
 
 
 @pytest.mark.parametrize(("n", "tagged"), [(4, False), (40, True)])

@@ -1,15 +1,7 @@
 import numpy as np
 import pytest
 
-from medstudy.evaluation.statistics import (
-    Estimate,
-    Line,
-    combined,
-    estimates,
-    mean_of,
-    moderated,
-    smallest_detectable,
-)
+from medstudy.evaluation.statistics import Estimate, Line, combined, estimates, mean_of, moderated, smallest_detectable
 
 
 def test_power_equals_statsmodels():
@@ -46,7 +38,7 @@ def test_three_equal_seeds_are_no_certainty():
     lines = [line([0.005] * 3), *(line(rng.normal(0, 0.025, 3)) for _ in range(11))]
     tied, *others = estimates(lines)
     assert tied.seed > 0.2 * np.mean([other.seed for other in others])
-    assert tied.interval()[1] - tied.interval()[0] > 0.06
+    assert np.ptp(tied.interval()) > 0.06
     alone = estimates(lines[:1])[0]  # nothing to learn from: what the cases add stays
     assert alone.error == pytest.approx(np.sqrt(0.02**2 + 2 / 200**2 / 3), rel=1e-2)
 
@@ -57,17 +49,13 @@ def squeezed(sds, seeds=4, seed=0):
     return np.array([x.seed_variance for x in lines]), *moderated(lines, [""] * len(sds))
 
 
-def test_variances_that_are_alike_are_shared_and_unlike_ones_keep_their_own():
+def test_moderation_shares_alike_variances_keeps_unlike_ones_and_finds_the_prior():
     raw, alike, df = squeezed([0.025] * 40)
     assert np.ptp(alike) < 0.2 * np.ptp(raw) and df.min() > 10
     raw, unlike, df = squeezed([0.001, 0.3] * 20)
     assert np.corrcoef(np.log(raw), np.log(unlike))[0, 1] > 0.95 and df.max() < 6
-
-
-def test_moderation_finds_the_prior_that_variances_were_drawn_from():
-    """Variances with 8 prior degrees of freedom around .025², in 400 families' worth of lines."""
-    rng = np.random.default_rng(1)
-    sds = 0.025 * np.sqrt(8 / rng.chisquare(8, 400))
+    # drawn with 8 prior degrees of freedom around .025²
+    sds = 0.025 * np.sqrt(8 / np.random.default_rng(1).chisquare(8, 400))
     _, posterior, df = squeezed(sds, seeds=3, seed=3)
     assert df[0] - 2 == pytest.approx(8, rel=0.5)
     assert np.sqrt(np.median(posterior)) == pytest.approx(0.025, rel=0.15)

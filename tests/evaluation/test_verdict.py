@@ -3,41 +3,28 @@ import pandas as pd
 import pytest
 from made_up import rows, study
 
+from medstudy.evaluation import verdict
 from medstudy.evaluation.evaluate import measure
 from medstudy.evaluation.scopes import BETWEEN, Cell, Scoped, contrasts_table, metrics_table, variances_table
 from medstudy.evaluation.statistics import Estimate
-from medstudy.evaluation.verdict import (
-    COLUMNS,
-    ENOUGH,
-    HARMS,
-    INVALID,
-    NOTHING,
-    UNSURE,
-    WORTH,
-    Rules,
-    _judged,
-    _over,
-    advice,
-    published,
-    verdict_table,
-)
+from medstudy.evaluation.verdict import ENOUGH, HARMS, INVALID, NOTHING, UNSURE, WORTH, Rules, verdict_table
+from medstudy.evaluation.views import published
 
 LABELS = {"label": list("abcd")}
 SHARES = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.8}
 
 
-def estimated(value, half=0.02):
-    return Estimate(value, (half / 1.96) ** 2 / 2, (half / 1.96) ** 2 / 2, 1e6, 1e6, 1e6)
-
-
 def lines(over_sft, over_more, half=0.02, seeds=3, outcome="accuracy", name="here", scope="cell"):
-    pairs = {("dpo", "sft"): over_sft, ("dpo", "sft_more"): over_more}
-    return [Scoped(scope, name, outcome, pair, estimated(value, half), 300, seeds, ()) for pair, value in pairs.items()]
+    part = (half / 1.96) ** 2 / 2
+    return [
+        Scoped(scope, name, outcome, ("dpo", arm), Estimate(value, part, part, 1e6, 1e6, 1e6), 300, seeds, ())
+        for arm, value in (("sft", over_sft), ("sft_more", over_more))
+    ]
 
 
 def label(of, alpha=0.05):
     rules = Rules(alpha=alpha)
-    return {name: _over(outcomes, rules) for (_, name), outcomes in _judged(of, rules).items()}["here"]
+    return verdict.over(verdict.judge(of, rules)["cell", "here"], rules)
 
 
 @pytest.mark.parametrize(
@@ -60,25 +47,18 @@ def test_verdict_of_one_outcome(over_sft, over_more, half, expected):
     assert label(lines(over_sft, over_more, half)) == expected
 
 
-def test_one_training_is_no_verdict():
-    for value in (0.08, 0.0, -0.08):
-        assert label(lines(value, value, seeds=1)) == UNSURE
-
-
-def test_a_missing_control_claims_nothing():
+def test_one_training_or_a_missing_control_is_no_verdict():
+    assert {label(lines(value, value, seeds=1)) for value in (0.08, 0.0, -0.08)} == {UNSURE}
     assert label(lines(0.2, 0.2)[:1]) == UNSURE
 
 
-def test_both_contrasts_count_once_and_holm_is_over_outcomes():
+def test_both_contrasts_count_once_holm_is_over_outcomes_and_a_look_has_its_own_level():
     """p is .015 in the worse of both: enough alone, too much where another outcome is tested beside it."""
-    close = 0.02 * 2.43 / 1.96
-    assert label(lines(0.08, close)) == WORTH
-    assert label(lines(0.08, close) + lines(0.0, 0.0, name="there")) == UNSURE
-    assert label(lines(0.08, close) + lines(0.0, 0.0, name="there", scope="task")) == WORTH
-
-
-def test_a_look_has_its_own_level():
-    assert label(lines(0.08, 0.02 * 2.43 / 1.96), alpha=0.02) == UNSURE
+    close = lines(0.08, 0.02 * 2.43 / 1.96)
+    assert label(close) == WORTH
+    assert label(close + lines(0.0, 0.0, name="there")) == UNSURE
+    assert label(close + lines(0.0, 0.0, name="there", scope="task")) == WORTH
+    assert label(close, alpha=0.02) == UNSURE
 
 
 @pytest.mark.parametrize(
@@ -90,9 +70,12 @@ def test_triage_combines_its_outcomes_and_fewer_under_triaged_is_better(provider
     assert label([row for name, value in values.items() for row in lines(value, value, outcome=name)]) == expected
 
 
-def cell(task="text_classification", model="m", shares=SHARES, seeds=3, **options):
-    tables = [study(shares, n=200, seed=s) for s in range(seeds)]
-    return Cell(task, model, measure(tables, task, LABELS, None), tuple(range(seeds)), **options)
+def of_tables(tables, task="text_classification", model="m", labels=LABELS, **options):
+    return Cell(task, model, measure(tables, task, labels, None), tuple(range(len(tables))), **options)
+
+
+def cell(task="text_classification", model="m", shares=SHARES, **options):
+    return of_tables([study(shares, n=200, seed=s) for s in range(3)], task, model, **options)
 
 
 def first(table, scope, name):
@@ -102,7 +85,7 @@ def first(table, scope, name):
 def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order():
     cells = [cell(model="a"), cell(model="b"), cell("clinical_reasoning", "a")]
     table = verdict_table(cells)
-    assert list(table) == COLUMNS
+    assert list(table) == verdict.COLUMNS
     assert list(dict.fromkeys(zip(table["scope"], table["name"], strict=True))) == [
         ("study", "study"),
         ("kind", "classification"),
@@ -127,11 +110,10 @@ def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order
 
 def test_judged_contrasts_are_the_same_in_both_tables():
     cells = [cell(model="a"), cell(model="b", shares=SHARES | {"dpo": 0.6})]
+    columns = ["difference", "low", "high", "p"]
     contrasts = contrasts_table(cells).query("primary and model == 'b' and contrast == 'dpo-sft'").iloc[0]
     row = verdict_table(cells).query("scope == 'cell' and name.str.endswith('b') and contrast == 'dpo-sft'").iloc[0]
-    assert [row[k] for k in ("difference", "low", "high", "p")] == [
-        contrasts[k] for k in ("difference", "low", "high", "p")
-    ]
+    assert row[columns].tolist() == contrasts[columns].tolist()
 
 
 def test_a_failed_gate_is_named_and_left_out_of_the_means():
@@ -140,8 +122,7 @@ def test_a_failed_gate_is_named_and_left_out_of_the_means():
     refused = first(table, "cell", "text_classification, b")
     assert refused["verdict"] == INVALID and "first loss is ln 2 (seed 1)" in refused["sentence"]
     assert "1 of 2 task x model left out, gates failed" in first(table, "study", "study")["sentence"]
-    alone = verdict_table([bad])
-    assert set(alone[alone["name"] != BETWEEN]["verdict"]) == {INVALID}
+    assert set(verdict_table([bad])["verdict"]) == {INVALID}
 
 
 @pytest.mark.parametrize(
@@ -154,62 +135,65 @@ def test_a_failed_gate_is_named_and_left_out_of_the_means():
     ],
 )
 def test_floors_ceilings_and_absent_classes_have_nothing_to_compare(spoil, why):
-    tables = [spoil(study(SHARES, n=60, seed=s)) for s in range(3)]
-    spoilt = Cell("text_classification", "m", measure(tables, "text_classification", LABELS, None), (0, 1, 2))
+    spoilt = of_tables([spoil(study(SHARES, n=60, seed=s)) for s in range(3)])
     table = verdict_table([spoilt, cell(model="n")])
-    row = first(table, "cell", "text_classification, m")
+    row, whole = first(table, "cell", "text_classification, m"), first(table, "study", "study")
     assert row["verdict"] == NOTHING and why in row["sentence"] and np.isnan(row["difference"])
-    assert first(table, "study", "study")["n_cases"] == 200
-    assert "1 of 2 task x model left out, nothing to compare" in first(table, "study", "study")["sentence"]
+    assert whole["n_cases"] == 200 and "1 of 2 task x model left out, nothing to compare" in whole["sentence"]
     assert set(verdict_table([spoilt])["verdict"]) == {NOTHING}
 
 
-def triage(provider, urgency, n=100):
-    """Provider always right in ``provider`` of the cases; urgency "later" where "soon" is right in ``urgency``."""
-    gold = [{"provider": "nurse" if i % 3 else "doctor", "urgency": "soon" if i % 2 else "later"} for i in range(n)]
-    said = [
-        dict(g, provider=g["provider"] if i < provider * n else "clerk", urgency="later" if i < urgency * n else "soon")
-        for i, g in enumerate(gold)
-    ]
-    return gold, said
-
-
 def test_a_gain_that_raises_under_triage_says_so():
+    def answers(arm, provider, urgency):
+        """Provider right in the first ``provider``, urgency "later" in the first ``urgency`` of 100 cases."""
+        gold = [
+            {"provider": "nurse" if i % 3 else "doctor", "urgency": "soon" if i % 2 else "later"} for i in range(100)
+        ]
+        said = [
+            {"provider": g["provider"] if i < provider else "clerk", "urgency": "later" if i < urgency else "soon"}
+            for i, g in enumerate(gold)
+        ]
+        return rows(arm, gold, said)
+
     labels = {"provider": ["clerk", "nurse", "doctor"], "urgency": ["later", "soon"]}
-    arms = {"sft": (0.5, 0.2), "sft_more": (0.5, 0.2), "dpo": (0.9, 0.32)}
-    tables = [pd.concat([rows(arm, *triage(*how)) for arm, how in arms.items()]) for _ in range(3)]
-    of = Cell("clinical_triage", "m", measure(tables, "clinical_triage", labels, None), (0, 1, 2))
+    table = pd.concat([answers("sft", 50, 20), answers("sft_more", 50, 20), answers("dpo", 90, 32)])
+    of = of_tables([table] * 3, "clinical_triage", labels=labels)
     sentence = first(verdict_table([of]), "cell", "clinical_triage, m")["sentence"]
     assert "but under-triage rose by 0.060, more than the margin of 0.03" in sentence
 
 
 def test_a_verdict_beside_a_model_below_the_majority_says_so():
-    low = cell(baselines={"majority": {"macro_f1": 0.9}})
-    said = "DPO does not beat a baseline that reads nothing"
-    assert said in first(verdict_table([low]), "cell", low.name)["sentence"]
-    high = cell(baselines={"majority": {"macro_f1": 0.2}})
+    low, high = (cell(baselines={"majority": {"macro_f1": value}}) for value in (0.9, 0.2))
+    said = first(verdict_table([low]), "cell", low.name)["sentence"]
+    assert "DPO does not beat a baseline that reads nothing" in said
     assert "baseline" not in "".join(verdict_table([high])["sentence"])
     assert metrics_table([high]).query("arm == 'majority'")["value"].tolist() == [0.2]
 
 
 def test_advice_is_given_where_a_follow_up_would_probably_decide_and_else_not():
-    [clear] = _judged(lines(0.065, 0.065, half=0.06), Rules())["cell", "here"]
-    seeds, more = advice(clear, Rules())
+    def advised(*of):
+        [outcome] = verdict.judge(lines(*of), Rules())["cell", "here"]
+        return verdict.advice(outcome, Rules())
+
+    seeds, more = advised(0.065, 0.065, 0.06)
     assert seeds >= 5 or more > 1
-    [at_the_margin] = _judged(lines(0.03, 0.03, half=0.3), Rules())["cell", "here"]
-    assert advice(at_the_margin, Rules()) is None
+    assert advised(0.03, 0.03, 0.3) is None
 
 
 def test_identical_arms_are_never_worth_it():
     tables = [study({"sft": 0.6}, n=300, seed=s) for s in range(3)]
-    tables = [pd.concat([t.assign(arm=arm) for arm in ("sft", "sft_more", "dpo")]) for t in tables]
-    same = Cell("text_classification", "m", measure(tables, "text_classification", LABELS, None), (0, 1, 2))
+    same = of_tables([pd.concat([t.assign(arm=arm) for arm in ("sft", "sft_more", "dpo")]) for t in tables])
     assert set(verdict_table([same])["verdict"]) == {ENOUGH}
 
 
-def test_published_values_by_model_family():
-    found = published("clinical_reasoning", "meta-llama/Meta-Llama-3-8B-Instruct")
-    assert found["value"].tolist() == [0.07, 0.28, 0.36]
-    assert published("clinical_reasoning", "builtin/mistral")["value"].tolist() == [0.22, 0.33, 0.40]
-    assert published("numeric_classification", "builtin/llama").empty
-    assert published("clinical_reasoning", "a-local-folder").empty
+@pytest.mark.parametrize(
+    ("task", "model", "values"),
+    [
+        ("clinical_reasoning", "meta-llama/Meta-Llama-3-8B-Instruct", [0.07, 0.28, 0.36]),
+        ("clinical_reasoning", "builtin/mistral", [0.22, 0.33, 0.40]),
+        ("numeric_classification", "builtin/llama", []),
+        ("clinical_reasoning", "a-local-folder", []),
+    ],
+)
+def test_published_values_by_model_family(task, model, values):
+    assert published(task, model)["value"].tolist() == values
