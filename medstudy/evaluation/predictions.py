@@ -69,10 +69,7 @@ def _json(value: Mapping[str, str]) -> str:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers of all seeds: a table a seed and arm, rows in one order, and the resampling unit of each row.
-
-    ``shareable``: every table's ``attrs`` says that its source may be shown, so that no count need be masked.
-    """
+    """Answers of all seeds: a table a seed and arm, the unit of each row, and whether all sources may be shown."""
 
     frames: list[dict[str, pd.DataFrame]]
     units: list[np.ndarray]
@@ -109,11 +106,7 @@ class Answers:
 
 
 def validate_predictions(predictions: pd.DataFrame) -> None:
-    """Check that every arm answered the same cases once, with the same gold.
-
-    Raises:
-        PredictionsError: names the arms and case ids that differ; never shows case text.
-    """
+    """Every arm answered the same cases once, with the same gold; else `PredictionsError`, without a case's text."""
     if missing := [name for name in COLUMNS if name not in predictions]:
         raise PredictionsError(f"predictions lack the column(s) {', '.join(missing)}; they have {list(predictions)}")
     if predictions.empty:

@@ -31,10 +31,9 @@ FLOOR, CEILING = 0.02, 0.98
 
 @dataclass(frozen=True)
 class Cell:
-    """One task x model of a study: what was measured over its runs, and what is known of them.
+    """One task x model of a study: what was measured over its runs, and gates that failed in any of them.
 
-    ``failed_gates`` names every gate that failed in any seed, or that was not checked. ``baselines``: values of
-    each baseline by metric, means over seeds. ``cost``: means over seeds of pairs, their tokens, and seconds.
+    ``baselines`` (by metric) and ``cost`` (pairs, their tokens, seconds) are means over seeds.
     """
 
     task: str

@@ -68,10 +68,9 @@ def mean_of(lines: Sequence[Line]) -> Line:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its error in two parts and their degrees of freedom.
+    """A value, the variances that trainings and test cases add to its error, and their degrees of freedom.
 
-    ``seed``, ``case``: the variances that trainings and test cases add; ``seed_df``, ``case_df``: how well these
-    are known; ``pooled_df``: how well the variance between seeds is known at most (over all lines).
+    ``pooled_df``: those of the variance between seeds at most, over all lines.
     """
 
     value: float

@@ -37,10 +37,7 @@ _LIKELY, _SEEDS = 0.8, (3, 5, 7, 10, 15, 20)
 
 @dataclass(frozen=True)
 class Rules:
-    """What a verdict goes by: the margin below which differences do not matter, and the level of a look.
-
-    ``plan``: hash of the frozen plan; ``note``: what a reader has to know of it.
-    """
+    """The margin below which differences do not matter, the level of a look, a frozen plan's hash, and a note on it."""
 
     margin: float = MARGIN
     alpha: float = ALPHA

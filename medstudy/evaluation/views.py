@@ -178,10 +178,7 @@ def runs(finished: list[FinishedRun]) -> pd.DataFrame:
 
 
 def published(task: str, model: str) -> pd.DataFrame:
-    """Published values of Savage et al. (JMIR 2025;27:e76048) for a model of this family; may be empty.
-
-    Other data and larger models: for display beside a study's own numbers, never mixed with them.
-    """
+    """Values of Savage et al. (JMIR 2025;27:e76048) for this model's family, to display beside a study's; or none."""
     table = pd.read_csv(str(files("medstudy") / "published_results.csv"))
     names = [name for family, name in _PUBLISHED_MODELS.items() if family in model.lower()]
     return table[(table["task"] == task) & table["model"].isin(names)].reset_index(drop=True)
