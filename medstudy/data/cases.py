@@ -23,8 +23,7 @@ class Case:
         group_id: patient, note or template; no group is ever in two splits.
         text: what the model is shown (passage, serialised values, vignette, dialogue, message).
         gold: right answer per outcome, e.g. ``{"provider": "nurse", "urgency": "routine"}``.
-        details: what only some tasks have, JSON-able: ``features`` (numeric), ``findings``, ``synonyms``
-            and ``options`` (reasoning), ``facts`` (summarization).
+        details: what only some tasks have, JSON-able (docs/data_cards.md).
         split: ``train``, ``prefer``, ``validation`` or ``test`` where the source fixes it, else None.
         open_outcomes: those of ``gold`` that are free words and no label of a list.
         demonstration: the answer that was given in practice, where that is not always the right one; None: gold.

@@ -52,15 +52,14 @@ def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
         if load.local is None:
             raise DataError(f"data card '{card.name}' is read from the hub; with data_root it needs load.local")
         load = load.local
-    match load:
-        case None:
-            raise DataError(f"data card '{card.name}' has no load: say where the source lies, or give frame=")
-        case Prepare():
-            yield as_table(card, _prepared(card, load, data_root))
-        case Hub():
-            yield from _from_hub(load)
-        case _:
-            yield from (_read(file, load, card, data_root) for file in load.files)
+    if load is None:
+        raise DataError(f"data card '{card.name}' has no load: say where the source lies, or give frame=")
+    if isinstance(load, Prepare):
+        yield as_table(card, _prepared(card, load, data_root))
+    elif isinstance(load, Hub):
+        yield from _from_hub(load)
+    else:
+        yield from (_read(file, load, card, data_root) for file in load.files)
 
 
 def as_table(card: DataCard, frame: Any) -> Table:
@@ -128,7 +127,14 @@ def _from_hub(hub: Hub) -> Iterator[Table]:
 
 
 def _read(file: File, load: Files, card: DataCard, data_root: str) -> Table:
-    content = _content(file, card, data_root)
+    if data_root or not file.url:
+        content = find_file(file.path, data_root, card.folder).read_bytes()
+    else:
+        try:
+            with urlopen(file.url, timeout=60) as response:
+                content = response.read()
+        except (OSError, HTTPException) as error:
+            raise DataError(f"{file.url}: {error}; or set data_root to a folder that holds {file.path}") from error
     if file.sha256 and hashlib.sha256(content).hexdigest() != file.sha256:
         raise DataError(f"{file.path}: the content is not what the card was written for; correct or remove sha256")
     try:
@@ -140,16 +146,6 @@ def _read(file: File, load: Files, card: DataCard, data_root: str) -> Table:
         raise DataError(f"{file.path}: rename of '{unknown[0]}', but there is no such column")
     path = PurePath(file.path)
     return Table(path.name if path.is_absolute() else file.path, file.split, frame.rename(columns=file.rename))
-
-
-def _content(file: File, card: DataCard, data_root: str) -> bytes:
-    if data_root or not file.url:
-        return find_file(file.path, data_root, card.folder).read_bytes()
-    try:
-        with urlopen(file.url, timeout=60) as response:
-            return response.read()
-    except (OSError, HTTPException) as error:
-        raise DataError(f"{file.url}: {error}; or set data_root to a folder that holds {file.path}") from error
 
 
 def find_file(path: str, data_root: str, beside: Path) -> Path:
@@ -216,21 +212,18 @@ def table_of(content: bytes, file: File, load: Files) -> pd.DataFrame:
         return _headed(_sheet(content, file), load.names)
     text = decoded(content, load.encoding)
     if load.format == "csv":
-        return _headed(_cells(text, load.sep, file.skip_rows), load.names)
+        if re.search(rf'(?<!\\)\\"(?!{re.escape(load.sep)}|\s*(?:\n|$))', text):
+            raise ValueError('it has backslashes before quotes (\\"): read it by load.prepare, with escapechar')
+        how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
+        # the header is one of the cells, so that no name is changed
+        cells = pd.read_csv(StringIO(text), sep=load.sep, header=None, skiprows=file.skip_rows, **how)
+        return _headed(cells, load.names)
     # not pandas.read_json: it turns texts into dates and refuses long whole numbers
     lines = [line for line in text.split("\n") if line.strip()] if load.format == "jsonl" else []
     rows = [json.loads(line, object_pairs_hook=_once) for line in lines] or json.loads(text, object_pairs_hook=_once)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it must be a list of objects (json) or one object a line (jsonl); else load.prepare")
     return pd.DataFrame(rows, dtype=object)
-
-
-def _cells(text: str, sep: str, skip_rows: int = 0) -> pd.DataFrame:
-    """The cells of a csv text, its header among them, so that no name is changed."""
-    if re.search(rf'(?<!\\)\\"(?!{re.escape(sep)}|\s*(?:\n|$))', text):
-        raise ValueError('it has backslashes before quotes (\\"): read it by load.prepare, with escapechar')
-    how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""], "skip_blank_lines": True}
-    return pd.read_csv(StringIO(text), sep=sep, header=None, skiprows=skip_rows, **how)
 
 
 def _sheet(content: bytes, file: File) -> pd.DataFrame:
@@ -246,11 +239,9 @@ def _sheet(content: bytes, file: File) -> pd.DataFrame:
 
 def sheet_cells(content: bytes) -> dict[str, pd.DataFrame]:
     """Sheet -> its cells, of a workbook. NA may be sodium; #N/A and its like are faults of a formula, and no value."""
-    how: dict[str, Any] = {"dtype": object, "keep_default_na": False, "na_values": ["", *_FORMULA_FAULTS]}
+    none = ["", "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!"]
+    how: dict[str, Any] = {"dtype": object, "keep_default_na": False, "na_values": none}
     return pd.read_excel(BytesIO(content), sheet_name=None, header=None, **how)
-
-
-_FORMULA_FAULTS = ("#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!")
 
 
 def _headed(cells: pd.DataFrame, names: list[str]) -> pd.DataFrame:

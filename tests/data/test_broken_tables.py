@@ -78,6 +78,10 @@ RIGHT = {
     "Windows-1252": ("note,uti\npatient’s,1\nb,0\n".encode("cp1252"), {}, {"encoding": "cp1252"}, ["patient’s", "b"]),
     "lines of an old Mac": (PLAIN.replace("\n", "\r"), {}, {}, ["a", "b"]),
     "tabs and lines of Windows": (PLAIN.replace(",", "\t").replace("\n", "\r\n"), {}, {"sep": "\t"}, ["a", "b"]),
+    "no header line, braces, a zero in front": (
+     "Fièvre {x};0431\nNéant;NA\n".encode("cp1252"),
+     {"gold": {"label": {"column": "icd", "map": {"0431": "yes", "NA": "no"}}}},
+     {"sep": ";", "encoding": "cp1252", "names": ["note", "icd"]}, ["Fièvre {x}", "Néant"]),
     "gzip without its name": (gzip.compress(PLAIN.encode()), {}, {}, ["a", "b"]),
     "zip of one file": (zipped(PLAIN), {}, {}, ["a", "b"]),
     "blanks around names and cells": (" note , uti \n a , 1 \nb,0\n", {}, {}, ["a", "b"]),
