@@ -43,8 +43,10 @@ def _tasks() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for root in (Path(__file__).resolve().parents[1], project_root()):
         for file in sorted((root / "notebooks").glob("*.ipynb")):
-            found[file.stem] = _cell_tagged_parameters(file, file.stat().st_mtime_ns)
-    return {task: values for task, values in found.items() if "dpo_beta" in values}
+            values = _cell_tagged_parameters(file, file.stat().st_mtime_ns)
+            if "dpo_beta" in values:  # else it is no task's, and does not hide one of that name
+                found[file.stem] = values
+    return found
 
 
 @cache

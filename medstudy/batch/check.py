@@ -17,17 +17,13 @@ from medstudy.params import ParamsError, RunParams, StudyParams, load_study, ref
 from medstudy.runs import from_root
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from medstudy.data.card import DataCard
+    from medstudy.data.load import Loaded
+    from medstudy.data.splits import Splits
     from medstudy.tasks.base import Task
 
 #: Tokens a word where the model's tokenizer is not at hand; clinical text had 1.3 to 3.
 TOKENS_A_WORD = 2
-#: Share of test cases that one of two arms alone answers right; DPO and SFT in the demo: 1 to 41 %, median 7.
-DISCORDANT = 0.1
-#: Share of the other answers that both arms have right, in the same simulation.
-SHARE_RIGHT = 0.7
 
 
 def report_study(folder: Path) -> int:
@@ -58,49 +54,53 @@ def report_study(folder: Path) -> int:
 
 def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str]:
     """Lines about one task: rows, then splits, tokens and needs of each model; what cannot run goes to ``faults``."""
-    from medstudy.data import audit
     from medstudy.data.card import load_card
     from medstudy.data.load import load_cases
     from medstudy.data.splits import split_cases
     from medstudy.tasks import get_task
-    from medstudy.training.preferences import too_few
 
-    first = None
+    try:
+        runs = {model: [study.run(name, model, seed) for seed in study.seeds] for model in study.models}
+        first = runs[study.models[0]][0]
+        card = load_card(first.data)
+        task, loaded = get_task(name, card), load_cases(card, first.data_root)
+        _check_pairs(first, card)
+    except (DataError, ParamsError) as error:
+        faults.append(f"{name}: {error}")
+        return
+    yield f"{name}: {card.title} ({first.data})"
+    yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
+    for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
+        yield f"  left out: {n} x {reason}"
     for model in study.models:
+        cases, lengths = _fitting(runs[model][0], task, loaded.cases, faults)
         try:
-            runs = [study.run(name, model, seed) for seed in study.seeds]
-            if first is None:
-                first = runs[0]
-                card = load_card(first.data)
-                task, loaded = get_task(name, card), load_cases(card, first.data_root)
-                yield f"{name}: {card.title} ({first.data})"
-                yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
-                for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
-                    yield f"  left out: {n} x {reason}"
-                _check_pairs(first, card)
-        except (DataError, ParamsError) as error:
-            faults.append(f"{name}: {error}")
-            return
-        cases, lengths = _fitting(runs[0], task, loaded.cases, faults)
-        try:
-            splits = [split_cases(cases, r) for r in runs]
+            splits = [split_cases(cases, run) for run in runs[model]][0]
         except DataError as error:
             faults.append(f"{name}, {model}: {error}")
             continue
-        parts = vars(splits[0])
-        yield f"  {model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in parts.items())
-        yield from (f"    {line}" for line in _needs(runs[0], lengths, parts, int(study.tasks[name].get("gpu", 0))))
+        yield f"  {model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in vars(splits).items())
+        gpus = int(study.tasks[name].get("gpu", 0))
+        yield from (f"    {line}" for line in _needs(runs[model][0], lengths, task, vars(splits), gpus))
         if model == study.models[-1]:
-            yield from (f"  {line}" for line in _power(parts["test"], task))
-            table = audit.audit(loaded, splits[0])
-            yield from (f"  {line}" for line in _labels(card, loaded.labels, table))
-            yield from (f"  {line}" for line in audit.numbers(card, loaded))
-            yield from (f"  note: {note}" for note in audit.notes(card, loaded, table))
-            if few := too_few(first, len(parts["prefer"]) * first.pairs_per_case):
-                yield f"  note: at most {few}"
-            unused = len(cases) - sum(map(len, parts.values()))
-            if first.n_train == 0 and unused:
-                yield f"  note: {unused} cases go unused: the rest of groups that a split was cut through"
+            yield from (f"  {line}" for line in _audited(first, card, loaded, splits))
+
+
+def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> Iterator[str]:
+    """Labels in each split, numbers, and what to look at before training."""
+    from medstudy.data import audit
+    from medstudy.evaluation.views import show_counts
+    from medstudy.training.preferences import too_few
+
+    table = audit.audit(loaded, splits)
+    shown = show_counts(card, table, list(table.columns[2:]))
+    for row in shown[shown["topic"].isin(list(loaded.labels))].to_dict("records"):
+        counts = ", ".join(f"{part} {row[part]}" for part in table.columns[3:])
+        yield f"{row['topic']} '{row['measure']}': {row['source']} ({counts})"
+    yield from audit.numbers(card, loaded)
+    yield from (f"note: {note}" for note in audit.notes(card, loaded, table))
+    if few := too_few(run, len(splits.prefer) * run.pairs_per_case):
+        yield f"note: at most {few}"
 
 
 def _fitting(run: RunParams, task: Task, cases: list[Case], faults: list[str]) -> tuple[list[Case], Any]:
@@ -112,28 +112,29 @@ def _fitting(run: RunParams, task: Task, cases: list[Case], faults: list[str]) -
     from medstudy.training.checkpoint import ModelError
     from medstudy.training.prompts import fit_context
 
-    where = f"{run.task}, {run.model}"
+    where, refuses = f"{run.task}, {run.model}: ", run.overlong == "error"
     try:
         if not _is_here(run.model):
             return cases, None
         chat = load_chat(run)
-        lenient = run.model_copy(update={"overlong": "exclude"} if run.overlong == "error" else {})
-        kept, lengths = fit_context(cases, task, chat, lenient)
+        kept, lengths = fit_context(
+            cases, task, chat, run.model_copy(update={"overlong": "exclude"} if refuses else {})
+        )
     except (DataError, ModelError) as error:
-        faults.append(f"{where}: {error}")
+        faults.append(where + str(error))
         return cases, None
-    if run.overlong == "error" and lengths.answer_cut:
+    if refuses and lengths.answer_cut:
         faults.append(
-            f"{where}: {lengths.answer_cut} gold answers of {len(cases)} need more than max_new_tokens = "
+            f"{where}{lengths.answer_cut} gold answers of {len(cases)} need more than max_new_tokens = "
             f"{run.max_new_tokens} and could never be given; the longest needs {max(lengths.answer)}: set that"
         )
-    if run.overlong != "error" and (lengths.excluded or lengths.truncated):
-        print(f"  note: {where}: of {len(cases)} cases {lengths.excluded} left out, {lengths.truncated} cut (overlong)")
-    if run.overlong == "error" and lengths.excluded:
+    if refuses and lengths.excluded:
         faults.append(
-            f"{where}: {lengths.excluded} cases of {len(cases)} do not fit, with their answers, into the "
+            f"{where}{lengths.excluded} cases of {len(cases)} do not fit, with their answers, into the "
             f"{chat.context} tokens of the model's context; set overlong to truncate (cuts them) or exclude"
         )
+    elif lengths.excluded or lengths.truncated:
+        print(f"  note: {where}of {len(cases)} cases {lengths.excluded} left out, {lengths.truncated} cut (overlong)")
     return kept, lengths
 
 
@@ -152,17 +153,14 @@ def _is_here(model: str) -> bool:
     return all(isinstance(try_to_load_from_cache(model, f), str) for f in ("config.json", "tokenizer_config.json"))
 
 
-def _needs(run: RunParams, lengths: Any, parts: dict[str, list[Case]], gpus: int) -> Iterator[str]:
+def _needs(run: RunParams, lengths: Any, task: Task, parts: dict[str, list[Case]], gpus: int) -> Iterator[str]:
     """Tokens, memory and minutes of a run of one model."""
-    from medstudy.data.card import load_card
-    from medstudy.tasks import get_task
     from medstudy.training.checkpoint import locate
 
     if lengths is None:
-        task = get_task(run.task, load_card(run.data))
         some = [case for part in parts.values() for case in part]
-        prompts = [round(len(task.prompt(case).split()) * TOKENS_A_WORD) for case in some]
-        answers = [round(len(task.target(case).split()) * TOKENS_A_WORD) for case in some]
+        prompts = [len(task.prompt(case).split()) * TOKENS_A_WORD for case in some]
+        answers = [len(task.target(case).split()) * TOKENS_A_WORD for case in some]
         how = f"estimated from words at {TOKENS_A_WORD} a word, as the model is not on this machine yet"
     else:
         prompts, answers, how = lengths.prompt, lengths.answer, "by the model's tokenizer"
@@ -172,64 +170,22 @@ def _needs(run: RunParams, lengths: Any, parts: dict[str, list[Case]], gpus: int
         refuse_missing(run)
         if lengths is None:
             return
-        shape = forecast.read_shape(locate(run))
+        model = forecast.model_without_weights(locate(run))
     except ParamsError as error:  # on this machine: another may run it
         yield f"note: {error}"
         return
     except (OSError, ValueError) as error:
         yield f"memory and time are not foretold: {type(error).__name__}, no config.json of a kind that is known here"
         return
-    work = forecast.work(mean, statistics.mean(answers), max(prompts) + max(answers), parts)
-    gb = forecast.gigabytes(run, shape, work, gpus > 0) / max(1, gpus)
+    counts = (len(parts[name]) for name in ("train", "prefer", "test"))
+    work = forecast.Work(mean, statistics.mean(answers), max(prompts) + max(answers), *counts)
+    gb = forecast.gigabytes(run, model, work, gpus > 0) / max(1, gpus)
     rate = forecast.GPU_RATE if gpus else forecast.CPU_RATE
-    minutes = max(1, forecast.seconds(run, shape, work, rate) / 60)
+    minutes = max(1, forecast.seconds(run, model, work, rate) / 60)
     time = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
     where = f"GPU memory and {time} at {rate / 1e12:.0f} TFLOP/s" if gpus else f"memory and {time} on one idle core"
-    yield f"{shape.weights / 1e6:,.0f} million weights; a run takes about {gb:.1f} GB of {where} (up to twice that)"
-
-
-def _labels(card: DataCard, outcomes: Any, table: pd.DataFrame) -> Iterator[str]:
-    """The count of each label in each split."""
-    from medstudy.evaluation.predictions import show_counts
-
-    shown = show_counts(card, table, list(table.columns[2:]))
-    for row in shown[shown["topic"].isin(list(outcomes))].to_dict("records"):
-        counts = ", ".join(f"{name} {row[name]}" for name in table.columns[3:])
-        yield f"{row['topic']} '{row['measure']}': {row['source']} ({counts})"
-
-
-def _power(test: list[Case], task: Task) -> Iterator[str]:
-    """The smallest difference that the test split shows, in each outcome's own measure and by independent units.
-
-    Simulated: two arms that answer a share of units differently, the rest alike and SHARE_RIGHT of it right.
-    """
-    import numpy as np
-    from sklearn.metrics import accuracy_score, f1_score
-
-    from medstudy.evaluation.statistics import smallest_detectable
-
-    groups, unit = np.unique([case.group_id for case in test], return_inverse=True)
-    rng = np.random.default_rng(0)
-    for outcome in task.card.labels or [""]:
-        # an open answer is right or wrong
-        gold = np.array([case.gold[outcome] if outcome else "right" for case in test])
-        names = np.unique(gold if outcome else ["right", "wrong"])
-        positive = task.card.positive
-        kind = {"pos_label": positive, "average": "binary"} if positive else {"average": "macro"}
-        score, how = (f1_score, kind | {"zero_division": 0}) if outcome else (accuracy_score, {})
-        differences = []
-        for _ in range(100):
-            wrong = names[(np.searchsorted(names, gold) + rng.integers(1, len(names), len(gold))) % len(names)]
-            apart, first, both = (rng.random(len(groups)) < share for share in (DISCORDANT, 0.5, SHARE_RIGHT))
-            right = (np.where(apart, side, both)[unit] for side in (first, ~first))
-            one, other = (score(gold, np.where(there, gold, wrong), **how) for there in right)
-            differences.append(one - other)
-        least = smallest_detectable(float(np.std(differences)))
-        measure = f"{'F1' if positive else 'macro-F1'} of {outcome}" if outcome else "right answers"
-        yield (
-            f"smallest difference in {measure} that {len(groups)} independent test cases show with 80 % power:"
-            f" {100 * least:.0f} points (if {DISCORDANT:.0%} of answers differ; one training)"
-        )
+    weights = f"{model.num_parameters() / 1e6:,.0f} million weights"
+    yield f"{weights}; a run takes about {gb:.1f} GB of {where} (up to twice that)"
 
 
 def _check_pairs(run: RunParams, card: DataCard) -> None:

@@ -6,7 +6,18 @@ import argparse
 import signal
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+
+#: Arguments that are given by place, and what they are.
+ARGUMENTS = {
+    "study": "params/<study> or results/<study>",
+    "notebook": "an executed notebook",
+    "run": "results/<study>/<model>/<task>/seed<k>",
+    "form": "trl, openai, azure, together, fireworks, gemini or nova",
+    "arm": "sft, sft_more, sft_chosen or dpo",
+    "target": "the file or folder to write",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,15 +29,14 @@ def main(argv: list[str] | None = None) -> int:
     split = words.index("--") if "--" in words else len(words)
     args = _parser().parse_args(words[:split])
     args.extra = words[split + 1 :]
+    from medstudy.batch.machine import remedy
     from medstudy.batch.study import BatchError
     from medstudy.data.cases import DataError
     from medstudy.params import ParamsError
 
     try:
-        return args.command(args)
+        return args.command(args) or 0
     except (BatchError, DataError, ParamsError, OSError) as error:
-        from medstudy.batch.machine import remedy
-
         print(f"medstudy: {error}{remedy(repr(error)) if isinstance(error, OSError) else ''}", file=sys.stderr)
         return 2
 
@@ -36,73 +46,56 @@ def _parser() -> argparse.ArgumentParser:
         prog="medstudy", description="Is DPO worth it after SFT? Runs a study's notebooks."
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    run = _command(commands, "run", _run, "execute every notebook of a study that is missing or out of date")
+    run = _add(commands, "run study", _run, "execute every notebook of a study that is missing or out of date")
     run.add_argument("--jobs", type=_positive, metavar="N", help="notebooks at once (default: by cores, memory, GPUs)")
     run.add_argument("--threads", type=_positive, metavar="N", help="threads of each (default: cores / jobs)")
-    run.add_argument(
-        "--only", action="append", default=[], metavar="TASK", help="this task (may be given more than once)"
-    )
+    only = "this task (may be given more than once)"
+    run.add_argument("--only", action="append", default=[], metavar="TASK", help=only)
     run.add_argument("--profile", default="default", help="folder in profiles/: default (this machine) or slurm")
     run.epilog = "What follows -- is given to Snakemake, for example: medstudy run params/demo -- --dry-run"
-    _command(commands, "check", _check, "validate a study, read its data and say what would run; loads no model")
-    _command(commands, "status", _status, "one line a run: ok, running, failed, stopped or not started")
-    _command(commands, "compare", _compare, "compute every number again from the predictions; loads no model")
-    plan = _command(commands, "plan", _plan, "what a study can show, before anything runs")
+    _add(commands, "check study", _check, "validate a study, read its data and say what would run; loads no model")
+    _add(commands, "status study", _status, "one line a run: ok, running, failed, stopped or not started")
+    _add(commands, "compare study", _compare, "compute every number again from the predictions; loads no model")
+    plan = _add(commands, "plan study", _plan, "what a study can show, before anything runs")
     plan.add_argument("--variances", type=Path, help="results of an earlier study (default: those of the demo)")
     plan.add_argument("--freeze", action="store_true", help="write rules and looks, before the test set is read")
-    _command(commands, "report", _report, "write the HTML report of a study that has been run")
+    _add(commands, "report study", _report, "write the HTML report of a study that has been run")
     text = "write a first card and study for files of your own, and say what was guessed and why"
-    card = commands.add_parser("init-card", help=text, description=text)
+    card = _add(commands, "init-card", _init_card, text)
     card.add_argument("files", nargs="+", type=Path, metavar="FILE")
     card.add_argument("task", help="text_classification, numeric_classification, clinical_reasoning, …")
     card.add_argument("--to", type=Path, metavar="FOLDER", help="default: params/<name of the first file>")
-    card.set_defaults(command=_init_card)
-    text = "write a copy of an executed notebook without outputs that repeat private cases of this checkout"
-    share = commands.add_parser("share", help=text, description=text)
-    share.add_argument("notebook", type=Path)
-    share.add_argument("target", type=Path, help="the copy to write")
-    share.add_argument("--results", type=Path, help="where the runs are (default: the checkout's results)")
-    share.set_defaults(command=_share)
-    _pairs_parser(commands)
-    text = "write the trained model of an arm, adapter and base in one, for use elsewhere"
-    model = commands.add_parser("model", help=text, description=text)
-    model.add_argument("run", type=Path, help="results/<study>/<model>/<task>/seed<k>")
-    model.add_argument("arm", help="sft, sft_more, sft_chosen or dpo")
-    model.add_argument("target", type=Path, help="the folder to write")
-    model.add_argument("--allow-private", action="store_true", help="also where the cases may not be shown")
-    model.set_defaults(command=_model)
-    _ratings_parser(commands)
+    _add_exports(commands)
     return parser
 
 
-def _pairs_parser(commands: argparse._SubParsersAction) -> None:
+def _add_exports(commands: argparse._SubParsersAction) -> None:
+    text = "write a copy of an executed notebook without outputs that repeat private cases of this checkout"
+    share = _add(commands, "share notebook target", _share, text)
+    share.add_argument("--results", type=Path, help="where the runs are (default: the checkout's results)")
     text = "write the preference pairs of a run in the form that a trainer elsewhere reads"
-    pairs = commands.add_parser("pairs", help=text, description=text)
-    pairs.add_argument("run", type=Path, help="results/<study>/<model>/<task>/seed<k>")
-    pairs.add_argument("form", help="trl, openai, azure, together, fireworks, gemini or nova")
-    pairs.add_argument("target", type=Path, help="the JSON-lines file to write")
-    pairs.add_argument("--allow-private", action="store_true", help="also where the cases may not be shown")
-    pairs.set_defaults(command=_pairs)
-
-
-def _ratings_parser(commands: argparse._SubParsersAction) -> None:
+    pairs = _add(commands, "pairs run form target", _pairs, text)
+    text = "write the trained model of an arm, adapter and base in one, for use elsewhere"
+    model = _add(commands, "model run arm target", _model, text)
+    for made in (pairs, model):
+        made.add_argument("--allow-private", action="store_true", help="also where the cases may not be shown")
     text = "blinded sheets for human ratings of one run, and their way back"
     actions = commands.add_parser("ratings", help=text, description=text).add_subparsers(required=True)
-    out = actions.add_parser("export", help="write one blinded sheet a rater into private/ratings")
-    out.add_argument("run", help="results/<study>/<model>/<task>/seed<k>")
+    out = _add(actions, "export run", _export_ratings, "write one blinded sheet a rater into private/ratings")
     out.add_argument("raters", nargs="+", help="a name for each rater's sheet, such as initials")
     out.add_argument("--cases", type=_positive, default=50)
     out.add_argument("--arms", nargs="+", default=[], help="default: all of the run")
-    out.set_defaults(command=_export_ratings)
-    back = actions.add_parser("import", help="check filled-in sheets and write ratings.json")
-    back.add_argument("run")
-    back.add_argument("sheets", nargs="+")
-    back.set_defaults(command=_import_ratings)
+    back = _add(actions, "import run", _import_ratings, "check filled-in sheets and write ratings.json")
+    back.add_argument("sheets", nargs="+", type=Path)
 
 
-def _command(commands: argparse._SubParsersAction, name: str, action: object, text: str) -> argparse.ArgumentParser:
+def _add(commands: argparse._SubParsersAction, words: str, action: Callable, text: str) -> argparse.ArgumentParser:
+    """Add a command: its name and what is given by place, what it calls and what it is for."""
+    name, *places = words.split()
     parser = commands.add_parser(name, help=text, description=text)
-    parser.add_argument("study", help="params/<study> or results/<study>")
+    for place in places:
+        kind = Path if place in {"notebook", "run", "target"} else str
+        parser.add_argument(place, type=kind, help=ARGUMENTS[place])
     parser.set_defaults(command=action)
     return parser
 
@@ -126,18 +119,15 @@ def _check(args: argparse.Namespace) -> int:
     return check.report_study(batch.enter(args.study))
 
 
-def _init_card(args: argparse.Namespace) -> int:
+def _init_card(args: argparse.Namespace) -> None:
     from medstudy.data.init_card import init_card
 
     stem = args.files[0].name.partition(".")[0]
-    for line in init_card(
-        args.files, args.task, args.to or Path("params", "".join(c if c.isalnum() else "_" for c in stem))
-    ):
-        print(line)
-    return 0
+    to = args.to or Path("params", "".join(c if c.isalnum() else "_" for c in stem))
+    print("\n".join(init_card(args.files, args.task, to)))
 
 
-def _status(args: argparse.Namespace) -> int:
+def _status(args: argparse.Namespace) -> None:
     from medstudy.batch import study as batch
     from medstudy.params import load_study
 
@@ -146,7 +136,6 @@ def _status(args: argparse.Namespace) -> int:
         counts[state] += 1
         print(f"{params.task:<24} {params.model:<24} seed {params.seed:<3} {state:<12} {remark}".rstrip())
     print(", ".join(f"{n} {state}" for state, n in counts.items()))
-    return 0
 
 
 def _compare(args: argparse.Namespace) -> int:
@@ -164,7 +153,7 @@ def _compare(args: argparse.Namespace) -> int:
     return 1 if other else 0
 
 
-def _plan(args: argparse.Namespace) -> int:
+def _plan(args: argparse.Namespace) -> None:
     import pandas as pd
 
     from medstudy.batch import study as batch
@@ -186,10 +175,9 @@ def _plan(args: argparse.Namespace) -> int:
     if args.freeze:
         frozen = plan.freeze(study, batch.results_of(study))
         print(f"frozen {frozen['frozen']}: {batch.results_of(study) / 'plan.json'}, hash {frozen['hash']}")
-    return 0
 
 
-def _report(args: argparse.Namespace) -> int:
+def _report(args: argparse.Namespace) -> None:
     from medstudy.batch import study as batch
     from medstudy.report import pages as report
 
@@ -197,7 +185,6 @@ def _report(args: argparse.Namespace) -> int:
         print(report.build(batch.enter_results(args.study)))
     except report.ReportError as error:  # too slow to import for every other command
         raise batch.BatchError(str(error)) from None
-    return 0
 
 
 def _share(args: argparse.Namespace) -> int:
@@ -220,33 +207,30 @@ def _share(args: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(args: argparse.Namespace) -> int:
+def _pairs(args: argparse.Namespace) -> None:
     from medstudy.report.exports import export_pairs
 
     print(f"{args.target}: {export_pairs(args.run, args.form, args.target, args.allow_private)} pairs")
-    return 0
 
 
-def _model(args: argparse.Namespace) -> int:
+def _model(args: argparse.Namespace) -> None:
     from medstudy.report.export_model import export_model
 
     export_model(args.run, args.arm, args.target, args.allow_private)
     print(f"{args.target}: loads by AutoModelForCausalLM.from_pretrained, or as a model of vLLM")
-    return 0
 
 
-def _export_ratings(args: argparse.Namespace) -> int:
+def _export_ratings(args: argparse.Namespace) -> None:
     from medstudy.report import ratings
 
-    for file in ratings.export(Path(args.run), args.raters, args.cases, args.arms):
+    for file in ratings.export(args.run, args.raters, args.cases, args.arms):
         print(file)
-    return 0
 
 
-def _import_ratings(args: argparse.Namespace) -> int:
+def _import_ratings(args: argparse.Namespace) -> None:
     from medstudy.report import ratings
 
-    found = ratings.import_sheets(Path(args.run), [Path(sheet) for sheet in args.sheets])
+    found = ratings.import_sheets(args.run, args.sheets)
     for arm, cell in found["arms"].items():
         print(f"{arm:<10} mean {cell['mean']:.2f} of {cell['n']} cases")
     for row in found["contrasts"]:
@@ -254,7 +238,6 @@ def _import_ratings(args: argparse.Namespace) -> int:
     for row in found["agreement"]:
         kappa = "undefined" if row["weighted_kappa"] is None else f"{row['weighted_kappa']:.2f}"
         print(f"{' and '.join(row['raters'])}: weighted kappa {kappa}, n = {row['n']}")
-    return 0
 
 
 if __name__ == "__main__":

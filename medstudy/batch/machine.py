@@ -55,14 +55,6 @@ def memory_gb() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**3
 
 
-def oom_kills() -> int:
-    """Processes that Linux has killed for want of memory since it started; 0 where it does not tell."""
-    with contextlib.suppress(OSError):
-        found = re.search(r"^oom_kill (\d+)$", Path("/proc/vmstat").read_text(), re.MULTILINE)
-        return int(found[1]) if found else 0
-    return 0
-
-
 def visible_gpus() -> list[str]:
     """Names of the GPUs that a job may be given; asks the driver, as torch is slow to import."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")

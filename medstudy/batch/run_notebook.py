@@ -24,7 +24,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from medstudy.batch.machine import die_with_parent, oom_kills, remedy, take_gpus, visible_gpus
+from medstudy.batch.machine import die_with_parent, remedy, take_gpus, visible_gpus
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
 from medstudy.runs import private_folder, write_json
 
@@ -32,8 +32,10 @@ from medstudy.runs import private_folder, write_json
 FIGURES = """c.InlineBackend.figure_formats = {"svg"}
 c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}
 """
-KILLED_FOR_MEMORY = "the system killed it for want of memory: fewer --jobs, smaller batch_size or eval_batch_size"
-KILLED = "it was killed from outside: by hand, by the batch system or by a limit on time"
+KILLED = (
+    "it was killed from outside: by the system for want of memory (fewer --jobs, smaller batch_size), by hand, "
+    "by the batch system or by a limit on time"
+)
 
 
 class NotebookError(RuntimeError):
@@ -153,7 +155,6 @@ def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], fol
     for name in set(parameters) - set(known):  # papermill itself only warns, and runs the default
         allowed = f"(allowed: {', '.join(known)})"
         raise NotebookError(f"{notebook.name} has no parameter '{name}'{nearest(name, known)} {allowed}")
-    killed = oom_kills()
     try:
         papermill.execute_notebook(
             str(notebook),
@@ -173,7 +174,7 @@ def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], fol
     except Exception as error:  # noqa: BLE001  of papermill and what it uses, whose messages may quote an output
         traceback.print_exc()
         if isinstance(error, RuntimeError) and "ernel died" in str(error):
-            said = f"{error}; {KILLED_FOR_MEMORY if oom_kills() > killed else KILLED}"
+            said = f"{error}; {KILLED}"
         else:
             said = f"{type(error).__name__}: {'its message is withheld' if hidden else error}"
         raise NotebookError(f"cell {_last_started(working)}: {said}") from None

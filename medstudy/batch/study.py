@@ -200,13 +200,6 @@ def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[
     jobs = jobs or max(1, gpus // wanted if wanted else min(cores(), memory_gb() // JOB_GB))
     threads = threads or max(1, cores() // jobs)
     print(f"{study.name}: {jobs} notebooks at once, {threads} thread{'s' * (threads > 1)} each", flush=True)
-    without = [task for task, resources in study.tasks.items() if not resources.get("gpu")]
-    if gpus and without:
-        print(
-            f"note: this machine shows {gpus} GPU, which {', '.join(without)} will not use: "
-            f"say {{gpu: 1}} beside the task in {study.folder}/study.yaml",
-            flush=True,
-        )
     return jobs, threads, gpus
 
 

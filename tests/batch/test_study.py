@@ -18,7 +18,6 @@ import pytest
 from mock_study import medstudy, record, runs, write
 
 from medstudy.batch import study as batch
-from medstudy.params import load_study
 
 #: The mock results are nothing to report on.
 NO_REPORT = ("--", "--until", "comparison")
@@ -239,18 +238,6 @@ def test_a_gpu_that_is_not_there_is_said_at_once(tmp_path: Path, monkeypatch: py
     done = medstudy(root, "run", "params/tiny")
     assert done.returncode == 2
     assert "asks for gpu: 1 a run and this machine shows 0" in done.stderr
-
-
-def test_a_gpu_that_no_task_asks_for_is_pointed_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    for asked, said in (({}, True), ({"gpu": 1}, False)):
-        folder = tmp_path / f"gpu{len(asked)}"
-        folder.mkdir()
-        write(folder / "study.yaml", models=["m"], seeds=[0], tasks={"clinical_triage": asked})
-        batch._shares(load_study(folder), None, None)
-        assert ("clinical_triage will not use" in capsys.readouterr().out) == said
 
 
 def batch_plan(root: Path) -> dict[str, int]:
