@@ -76,15 +76,6 @@ class Cluster:
         """Output of one of Slurm's commands."""
         return subprocess.run(command, capture_output=True, text=True).stdout
 
-    def node(self, state: str) -> None:
-        """Drain the node, or resume it."""
-        words = ["scontrol", "update", f"nodename={HOST}", f"state={state}", "reason=test"]
-        subprocess.run(words, check=True, capture_output=True)
-
-    def jobs(self, state: str) -> list[str]:
-        """Numbers of the jobs in a state (RUNNING, PENDING)."""
-        return self.ask("squeue", "-h", "-t", state, "-o", "%i").split()
-
     def _start(self, *command: str) -> None:
         log = (self.folder / f"{Path(command[-2] if command[0] == 'runuser' else command[0]).name}.out").open("w")
         self._running.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))

@@ -13,8 +13,6 @@ from typing import Any
 
 from medstudy.batch.machine import remedy
 
-UNSAID = "ended without saying why (killed?); see {log}"
-
 
 class Progress(logging.Handler):
     """Prints ``[3/12] task model seed 0 ok 41 s`` as jobs end, and keeps what failed and what had changed."""
@@ -37,7 +35,9 @@ class Progress(logging.Handler):
         if event == "run_info":
             self.total = record.stats["total"] - record.stats.get("all", 0)
         elif event == "job_info" and record.rule_name != "all":
-            self.jobs[record.jobid] = (self._called(record.rule_name, record.wildcards), time.time())
+            model, seed = record.wildcards.get("model"), record.wildcards.get("seed")
+            name = f"{record.rule_name} {self.models[model]} seed {seed}" if model else record.rule_name
+            self.jobs[record.jobid] = (name, time.time())
             self._note_change(record.rule_name, record.reason)
         elif event == "job_finished" and record.job_id in self.jobs:
             self.failed.pop(record.job_id, None)
@@ -61,10 +61,6 @@ class Progress(logging.Handler):
                 file.unlink(missing_ok=True)
                 print(text, end="", flush=True)
 
-    def _called(self, rule: str, wildcards: Mapping[str, str]) -> str:
-        model, seed = wildcards.get("model"), wildcards.get("seed")
-        return f"{rule} {self.models[model]} seed {seed}" if model else rule
-
     def _note_change(self, rule: str, reason: str) -> None:
         """Keep the changed files that are nobody's result, and which of the keys are others."""
         told = set(re.findall(r"(code cells|parameters|data):([0-9a-f]+)", reason))  # as they were, and as they are
@@ -76,8 +72,7 @@ class Progress(logging.Handler):
     def _end(self, job: int, state: str) -> None:
         name, begun = self.jobs[job]
         self.ended.add(job)
-        line = f"[{len(self.ended)}/{self.total}] {name} {state} {time.time() - begun:.0f} s"
-        print(line, flush=True)
+        print(f"[{len(self.ended)}/{self.total}] {name} {state} {time.time() - begun:.0f} s", flush=True)
 
     def _why(self, job: int, logs: list[str]) -> str:
         """What a job's log says last, if it is of this start: only what is meant for a terminal."""
@@ -90,4 +85,4 @@ class Progress(logging.Handler):
                     return f"{name}: {text.rsplit(start, 1)[1].strip()}"
         if shutil.disk_usage(log.parent).free < 2**20:  # then the log could not be written either
             return f"{name}: {remedy('No space left on device').removeprefix('; ')}"
-        return f"{name}: {UNSAID.format(log=log)}"
+        return f"{name}: ended without saying why (killed?); see {log}"

@@ -82,8 +82,11 @@ def _run_alone(args: argparse.Namespace, marker: Path | None) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for old in filter(None, (args.output, marker)):
             old.unlink(missing_ok=True)
-        named = (item.partition("=")[::2] for item in args.set)
-        parameters = run_parameters(*args.run) if args.run else {name: _value(text) for name, text in named}
+        if args.run:
+            parameters = run_parameters(*args.run)
+        else:  # a decimal number is a number; whole ones may be names
+            named = (item.partition("=")[::2] for item in args.set)
+            parameters = {name: float(text) if re.fullmatch(r"\d*\.\d+", text) else text for name, text in named}
         execute(args.notebook, args.output, parameters, args.threads, args.gpus, marker)
 
 
@@ -97,11 +100,6 @@ def run_parameters(study: str, task: str, model: str, seed: str) -> dict[str, An
     run = load_study(folder).run(task, model, int(seed))
     given = read_yaml(folder / "shared.yaml") | read_yaml(folder / f"{task}.yaml")
     return given | {"study": run.study, "model": run.model, "seed": run.seed}
-
-
-def _value(text: str) -> str | float:
-    """A decimal number as a number; whole ones may be names."""
-    return float(text) if re.fullmatch(r"\d*\.\d+", text) else text
 
 
 def execute(

@@ -154,22 +154,16 @@ def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
     for params in study.runs():
         folder = run_folder(params)
         record, progress = _read(folder / "run.json"), _read(folder / "status.json")
-        stage = _where(progress)
+        stage = str(progress.get("stage", ""))
+        if "step" in progress:
+            left = f", {progress['seconds_left']} s left" if "seconds_left" in progress else ""
+            stage += f" {progress['step']}/{progress['steps']}, loss {progress['loss']:.3f}{left}"
         if is_locked(lock_of(folder / "notebook.ipynb")):
             yield params, "running", stage
         elif record:
             yield params, str(record["status"]), str(record.get("message", ""))
         else:
             yield params, "stopped" if progress else "not started", stage
-
-
-def _where(progress: dict[str, Any]) -> str:
-    """Stage and, in a training, step, loss and time left."""
-    stage = str(progress.get("stage", ""))
-    if "step" not in progress:
-        return stage
-    left = f", {progress['seconds_left']} s left" if "seconds_left" in progress else ""
-    return f"{stage} {progress['step']}/{progress['steps']}, loss {progress['loss']:.3f}{left}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -195,8 +189,7 @@ def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[
     """Jobs at once, threads of each (so that no core is used twice, which is many times slower), and GPUs."""
     gpus, wanted = len(visible_gpus()), max(int(r.get("gpu", 0)) for r in study.tasks.values())
     if wanted > gpus:
-        where = f"{study.folder}/study.yaml"
-        raise BatchError(f"{where} asks for gpu: {wanted} a run and this machine shows {gpus}")
+        raise BatchError(f"{study.folder}/study.yaml asks for gpu: {wanted} a run and this machine shows {gpus}")
     jobs = jobs or max(1, gpus // wanted if wanted else min(cores(), memory_gb() // JOB_GB))
     threads = threads or max(1, cores() // jobs)
     print(f"{study.name}: {jobs} notebooks at once, {threads} thread{'s' * (threads > 1)} each", flush=True)

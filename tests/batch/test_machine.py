@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -53,24 +50,3 @@ def test_lock_is_free_again_when_its_holder_ends(tmp_path: Path) -> None:
         assert not machine.try_lock(other)
         assert machine.is_locked(path)
     assert not machine.is_locked(path)
-
-
-def test_a_process_dies_with_its_parent(tmp_path: Path) -> None:
-    child = (
-        "from medstudy.batch.machine import die_with_parent; die_with_parent(); print(flush=True);"
-        "import time; time.sleep(60)"
-    )
-    parent = (
-        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=-1);"
-        "child.stdout.readline(); print(child.pid, flush=True); sys.stdin.read()"
-    )
-    command = [sys.executable, "-c", parent, child]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    pid = process.stdout.readline().strip()
-    assert Path("/proc", pid).exists()
-    process.kill()
-    process.wait()
-    end = time.monotonic() + 30
-    while Path("/proc", pid).exists() and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not Path("/proc", pid).exists()

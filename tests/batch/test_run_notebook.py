@@ -17,13 +17,7 @@ from medstudy.batch.run_notebook import NotebookError
 
 
 def execute(root: Path, name: str, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "medstudy.batch.run_notebook",
-        f"notebooks/{name}.ipynb",
-        f"out/{name}.ipynb",
-    ]
+    command = [sys.executable, "-m", "medstudy.batch.run_notebook", f"notebooks/{name}.ipynb", f"out/{name}.ipynb"]
     return subprocess.run([*command, *words], cwd=root, capture_output=True, text=True)
 
 
@@ -114,10 +108,7 @@ def test_figures_are_svg_and_the_same_each_time(tmp_path: Path) -> None:
             "import urllib.request\nurllib.request.urlopen('http://127.0.0.1:9/x')",
             "a host cannot be reached: check the network",
         ),
-        (
-            "import requests\nrequests.get('http://no.invalid')",
-            "a host cannot be reached: check the network",
-        ),
+        ("import requests\nrequests.get('http://no.invalid')", "a host cannot be reached: check the network"),
         ("raise RuntimeError('CUDA out of memory. Tried to allocate 20 MiB')", "the GPU's memory is full"),
         ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "it was killed from outside: by the system"),
         ("raise ValueError('no such ward')", "ValueError: no such ward\n"),
@@ -141,16 +132,7 @@ def test_a_full_disk_is_named_and_the_next_start_works(tmp_path: Path) -> None:
     results.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "small", str(results)]).returncode:
         pytest.skip("cannot mount a small disk here")
-    words = [
-        "run",
-        "params/tiny",
-        "--jobs",
-        "1",
-        "--only",
-        "text_classification",
-        "--only",
-        "clinical_triage",
-    ]
+    words = ["run", "params/tiny", "--jobs", "1", "--only", "text_classification", "--only", "clinical_triage"]
     try:
         fill = "(folder / 'big').write_bytes(bytes(10**6)) if not Path('room').exists() else None"
         mock_study.task_notebook(root, "text_classification", fill)
@@ -182,20 +164,3 @@ def test_an_engines_own_error_does_not_quote_a_private_output(tmp_path: Path) ->
     seen = done.stdout + done.stderr
     seen += "".join(f.read_text() for f in (root / "out").rglob("*") if f.is_file() and "private" not in f.parts)
     assert "Grobblestone" not in seen
-
-
-def test_caches_are_where_any_of_their_variables_says(tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from medstudy.batch.run_notebook import job_environment as e\n"
-    code += (
-        "found = e(Path(sys.argv[1]), Path(sys.argv[1]), 1, []); print(found['HF_HUB_CACHE'], found['HF_TOKEN_PATH'])"
-    )
-    names = {"HF_HOME", "HUGGINGFACE_HUB_CACHE", "HF_HUB_CACHE", "XDG_CACHE_HOME", "HF_TOKEN_PATH"}
-    plain = {name: value for name, value in os.environ.items() if name not in names}
-    for given, hub, token in (
-        ({"XDG_CACHE_HOME": "/x"}, "/x/huggingface/hub", "/x/huggingface/token"),
-        ({"HF_HOME": "/h"}, "/h/hub", "/h/token"),
-        ({"HF_HOME": "/h", "HUGGINGFACE_HUB_CACHE": "/c"}, "/c", "/h/token"),
-        ({"HF_HUB_CACHE": "/c", "HF_TOKEN_PATH": "/t"}, "/c", "/t"),
-    ):
-        done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=plain | given, capture_output=True)
-        assert done.stdout.decode().split() == [hub, token], done.stderr

@@ -152,15 +152,7 @@ def test_nothing_outlives_a_killed_start_and_the_next_one_finishes(tmp_path: Pat
     root = mock_study.make(tmp_path, seeds=(0,))
     waits = "import time\n(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(60 if n_test == 20 else 0)"
     mock_study.task_notebook(root, "text_classification", waits)
-    command = [
-        sys.executable,
-        "-m",
-        "medstudy.batch.cli",
-        "run",
-        "params/tiny",
-        "--only",
-        "text_classification",
-    ]
+    command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/tiny", "--only", "text_classification"]
     start = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL)
     pid = root / RESULTS / "mock-a" / "text_classification" / "seed0" / "pid"
     assert wait_for(lambda: pid.is_file() and pid.read_text() != "")
@@ -179,15 +171,7 @@ def test_a_start_from_a_script_in_the_background_ends_when_asked_to(tmp_path: Pa
     root = mock_study.make(tmp_path, seeds=(0,))
     waits = "import time\n(folder / 'pid').write_text(str(os.getpid()))\ntime.sleep(60)"
     mock_study.task_notebook(root, "text_classification", waits)
-    command = [
-        sys.executable,
-        "-m",
-        "medstudy.batch.cli",
-        "run",
-        "params/tiny",
-        "--only",
-        "text_classification",
-    ]
+    command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/tiny", "--only", "text_classification"]
     deaf = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
     start = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, preexec_fn=deaf)
     pid = root / RESULTS / "mock-a" / "text_classification" / "seed0" / "pid"
@@ -228,12 +212,7 @@ def test_data_redo_their_task_and_are_named_nowhere(tmp_path: Path) -> None:
 
 def test_a_gpu_that_is_not_there_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = mock_study.make(tmp_path)
-    write(
-        root / "params" / "tiny" / "study.yaml",
-        models=["m"],
-        seeds=[0],
-        tasks={"clinical_triage": {"gpu": 1}},
-    )
+    write(root / "params" / "tiny" / "study.yaml", models=["m"], seeds=[0], tasks={"clinical_triage": {"gpu": 1}})
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done = medstudy(root, "run", "params/tiny")
     assert done.returncode == 2
@@ -274,16 +253,7 @@ def test_two_studies_at_once_with_a_home_that_cannot_be_written(tmp_path: Path) 
     try:
         starts = [
             subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "medstudy.batch.cli",
-                    "run",
-                    f"params/{study}",
-                    "--jobs",
-                    "1",
-                    *NO_REPORT,
-                ],
+                [sys.executable, "-m", "medstudy.batch.cli", "run", f"params/{study}", "--jobs", "1", *NO_REPORT],
                 cwd=root,
                 env=os.environ | {"HOME": str(home), "XDG_CACHE_HOME": str(home / ".cache")},
                 stdout=subprocess.PIPE,
