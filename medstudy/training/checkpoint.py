@@ -24,12 +24,19 @@ class ModelError(RuntimeError):
 
 
 def locate(params: RunParams) -> str:
-    """What `from_pretrained` is given: a folder or a hub id."""
+    """What `from_pretrained` is given: a folder or a hub id. A GGUF file or folder is converted once.
+
+    Raises:
+        ModelError: GGUF weights that cannot be converted.
+    """
     if params.model in BUILTIN:
         return str(BASE_MODELS / slug(params.model))
     place = from_root(params.model)
-    if place.suffix == ".gguf":
-        raise ModelError(f"{place} is a GGUF file: `python -m demo.gguf {place}` makes a folder of it; give that")
+    whole = any(place.glob("*.safetensors")) or any(place.glob("pytorch_model*.bin"))
+    if place.suffix == ".gguf" or (any(place.glob("*.gguf")) and not whole):
+        from medstudy.training.gguf import converted
+
+        return str(converted(place))
     return str(place) if place.is_dir() else params.model
 
 

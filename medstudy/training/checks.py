@@ -130,13 +130,17 @@ def _weights(seen: Seen) -> Judged:
     """Frozen weights unchanged to the bit; of the adapter every kind of tensor moved, if not in every layer."""
     facts = list(seen.trained.values())
     frozen, still = sum(f["frozen_changed"] for f in facts), sorted({kind for f in facts for kind in f["unmoved"]})
-    moved = _shares(seen, "adapter_changed", "adapter_tensors")
+    value = {
+        "frozen tensors changed": frozen,
+        "adapter tensors moved": _shares(seen, "adapter_changed", "adapter_tensors"),
+        "weights without an adapter": sorted({kind for f in facts for kind in f["not_adapted"]}) or "none",
+    }
     reasons = ["weights below the adapter were trained too, so that the saved adapter is not the model"] * (frozen > 0)
     if still and any(f["steps"] == 1 for f in facts):
         reasons += ["one step alone moves half of a new adapter: train longer"]
     elif still:
         reasons += [f"no gradient reached {', '.join(still[:5])}: leave these layers out of target_modules"]
-    return not reasons, {"frozen tensors changed": frozen, "adapter tensors moved": moved}, "; ".join(reasons)
+    return not reasons, value, "; ".join(reasons)
 
 
 @gate("no dropout", "two passes in training are the same", *TRAINED)

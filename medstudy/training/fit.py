@@ -156,7 +156,9 @@ def beside(stage: Stage, minutes: float) -> Any:
                 return
             left = round((now - self.begun) / max(1, step - self.first) * (steps - step))
             stage.run.status(stage.name, state="running", step=step, steps=steps, loss=logs["loss"], seconds_left=left)
-            line = {"text/plain": f"{stage.name}: step {step} of {steps}, loss {float(logs['loss']):.3f}"}
+            text = f"{stage.name}: step {step} of {steps}, loss {float(logs['loss']):.3f}"
+            bar = f'<progress aria-label="{stage.name}" value="{step}" max="{steps}"></progress>'
+            line = {"text/plain": text, "text/html": f"{bar} {text}"}
             self.shown = now
             if self.line is None:
                 self.line = display(line, raw=True, display_id=True)

@@ -45,12 +45,19 @@ def measured(trainer: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     facts["frozen_changed"] = sum(frozen_after[name] != value for name, value in frozen.items())
     facts |= {"adapter_changed": len(moved), "adapter_tensors": len(far), "moved": math.hypot(*far.values())}
     facts["unmoved"] = sorted(set(map(_kind, far)) - set(map(_kind, moved)))
+    facts["not_adapted"] = _not_adapted(trainer.model)
     trainer.model.eval()
 
 
 def _kind(name: str) -> str:
     """The name of a weight without the number of its layer."""
     return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+
+def _not_adapted(model: Any) -> list[str]:
+    """Matrices of the layers that carry no adapter, such as fused experts."""
+    own = [(name, p) for name, p in model.named_parameters() if "lora_" not in name and ".base_layer." not in name]
+    return sorted({_kind(name) for name, p in own if p.dim() >= 2 and re.search(r"\.\d+\.", name)})[:5]
 
 
 def score_labels_only() -> None:

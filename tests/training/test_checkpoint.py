@@ -69,11 +69,6 @@ def test_a_spoilt_folder_is_named_with_the_remedy(
         load_model(params)
 
 
-def test_a_gguf_file_is_refused_with_the_command_that_converts_it(params: RunParams) -> None:
-    with pytest.raises(ModelError, match=r"`python -m demo\.gguf .*packed\.gguf` makes a folder"):
-        load_chat(params.model_copy(update={"model": "packed.gguf"}))
-
-
 @pytest.mark.parametrize("status", [401, 403, 500])
 def test_a_model_is_gated_only_if_the_hub_says_so(status: int) -> None:
     def refuse(source: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from demo import gguf
+from demo.smollm2 import smollm2
 from medstudy.params import RunParams
 from medstudy.training.chat import load_chat
 from medstudy.training.decoding import Decoding, decode
@@ -16,7 +16,7 @@ from medstudy.training.models import load_model
 @pytest.mark.network
 def test_smollm2_answers(params: RunParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf")
-    monkeypatch.setattr(gguf, "project_root", lambda: tmp_path)
-    params = params.model_copy(update={"model": str(gguf.smollm2())})
+    monkeypatch.setattr("medstudy.training.gguf.project_root", lambda: tmp_path)
+    params = params.model_copy(update={"model": str(smollm2())})
     asked = [[{"role": "user", "content": "What is the capital of France?"}]]
     assert "Paris" in decode(load_model(params), load_chat(params), asked, Decoding(20, 1)).texts[0][0]
