@@ -83,7 +83,18 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         gpus = int(study.tasks[name].get("gpu", 0))
         yield from (f"    {line}" for line in _needs(runs[model][0], lengths, task, vars(splits), gpus))
         if model == study.models[-1]:
+            yield f"  {_power(name, splits.test, len(study.models), len(study.seeds))}"
             yield from (f"  {line}" for line in _audited(first, card, loaded, splits))
+
+
+def _power(task: str, test: list[Case], models: int, seeds: int) -> str:
+    """What this size can show, as `medstudy plan` foretells it from the demo's variances; groups count, not rows."""
+    from medstudy.evaluation import plan
+
+    units = len({case.group_id for case in test})
+    found = plan.shows(plan.earlier_variances(), {task: units}, models, seeds).set_index("scope").loc["task"]
+    gain = f"a gain of {found['gain']:g} has 80 % power" if seeds > 1 else "one training is no evidence of a gain"
+    return f"{units} independent test cases, {seeds} trainings a model: {gain}, intervals are ±{found['half_width']:g}"
 
 
 def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> Iterator[str]:

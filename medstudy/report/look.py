@@ -76,9 +76,13 @@ def ask(run: Run, arm: str, text: str, task: Task | None = None) -> str:
 
 
 def compare_runs(first: Run | str | Path, second: Run | str | Path) -> pd.DataFrame:
-    """Two finished runs side by side: parameters that differ, then the value of every metric."""
+    """Two finished runs side by side: parameters that differ, then every value; of two studies, their verdicts."""
     import pandas as pd
 
+    if all((_folder(run) / "verdicts.csv").is_file() for run in (first, second)):
+        keys, kept = ["scope", "name", "outcome", "contrast"], ["difference", "low", "high", "verdict"]
+        one, other = (pd.read_csv(_folder(run) / "verdicts.csv").set_index(keys)[kept] for run in (first, second))
+        return one.join(other, how="outer", lsuffix=" first", rsuffix=" second")
     columns = {}
     for name, run in (("first", first), ("second", second)):
         record, metrics = (_folder(run) / file for file in ("run.json", "metrics.json"))

@@ -69,6 +69,12 @@ def test_two_runs_are_compared_by_what_was_asked_and_what_came_out(tmp_path: Pat
     table = look.compare_runs(tmp_path / "a", tmp_path / "b")
     assert table.to_dict("split")["data"] == [[0.1, 0.5], [0.5, 0.6]]
     assert list(table.index) == [("parameter", "dpo_beta"), ("dpo", "f1")]
+    columns = ["scope", "name", "outcome", "contrast", "difference", "low", "high", "verdict"]
+    for name, verdict in (("a", "inconclusive"), ("b", "DPO harms")):  # two studies
+        row = ["study", "study", "mean", "dpo-sft", 0.1, 0.0, 0.2, verdict]
+        pd.DataFrame([row], columns=columns).to_csv(tmp_path / name / "verdicts.csv")
+    [row] = look.compare_runs(tmp_path / "a", tmp_path / "b").to_dict("records")
+    assert (row["verdict first"], row["verdict second"]) == ("inconclusive", "DPO harms")
 
 
 def test_an_arm_answers_a_text_of_ones_own_and_nothing_is_kept(params, card) -> None:
