@@ -37,15 +37,11 @@ if TYPE_CHECKING:
     from medstudy.data.card import DataCard
     from medstudy.data.cases import Case
 
-#: Parameters that hold paths.
-PATH_PARAMETERS = ("data_root", "data", "pair_file")
 LIBRARIES = ("torch", "transformers", "trl", "peft")
 #: Facts in words that the package itself notes of a run.
 FACTS = frozenset({"shareable", "labels", "positive", "model_revision", "dtype", "compute_dtype"})
 #: Trainer arguments that say where and how loudly, not what: they do not change a result.
 COSMETIC = frozenset({"output_dir", "logging_dir", "run_name", "disable_tqdm", "log_level", "report_to"})
-#: What a run must have written of its own, besides the end marker.
-TABLES = ("metrics", "contrasts", "gates")
 
 
 class RunError(RuntimeError):
@@ -63,14 +59,10 @@ def slug(name: str) -> str:
     return re.sub(r"[^\w.]+", "-", name).strip("-")
 
 
-def results_root(params: RunParams) -> Path:
-    """The results folder of all studies; a relative one starts at the project root."""
-    return project_root() / params.results
-
-
 def run_folder(params: RunParams) -> Path:
-    """``<results>/<study>/<model-slug>/<task>/seed<k>``."""
-    return results_root(params) / params.study / slug(params.model) / params.task / f"seed{params.seed}"
+    """``<results>/<study>/<model-slug>/<task>/seed<k>``; relative results start at the project root."""
+    study = project_root() / params.results / params.study
+    return study / slug(params.model) / params.task / f"seed{params.seed}"
 
 
 def private_folder(path: Path) -> Path:
@@ -86,13 +78,10 @@ def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[
 
     ``card`` stands for a path to the data card; the name of a card in params/data stays.
     """
-    shown = dict(parameters)
-    for name in PATH_PARAMETERS:
-        value = shown.get(name)
-        named = name == "data" and value and not re.search(r"[/\\.]", value)
-        if value and not named:
-            shown[name] = card if name == "data" else "private"
-    return shown
+    shown = {name: "private" for name in ("data_root", "pair_file") if parameters.get(name)}
+    if re.search(r"[/\\.]", parameters.get("data") or ""):
+        shown["data"] = card
+    return {**parameters, **shown}
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -149,11 +138,12 @@ class Stage:
 
     Attributes:
         key: what the stage depends on; a stage made from this one takes the key among its inputs.
-        folder: of this name and key; a stage that was begun and not finished may have left files in it.
+        folder: of this name and key; a start that was killed may have left files in it.
         start: the stage that it goes on from; None if from the base model.
         made_with: parameter -> value that its trainer was given.
         args: of a training, its trainer's arguments.
-        done: an earlier start finished it, with the same key.
+        done: finished, by this start or an earlier one.
+        earlier: seconds of a start that was killed, where it is gone on with.
         facts: what was measured while it ran (seconds, steps, …), for gates, costs and provenance.
     """
 
@@ -167,7 +157,7 @@ class Stage:
         self.made_with: dict[str, Any] = {}
         self.args: Any = None
         self._started = time.monotonic()
-        self.earlier = 0.0  # seconds of a start that was killed, where it is gone on with
+        self.earlier = 0.0
 
     def finish(self, **facts: Any) -> None:
         """Mark the stage as done; its files must be complete by now."""
@@ -198,14 +188,12 @@ class Run:
 
     def _set_aside(self) -> None:
         """An old end marker must not vouch for this start; what it stood for stays, where it was another run's."""
-        marker = self.folder / "run.json"
+        marker, whole = self.folder / "run.json", self.private / "parameters.json"
         if not marker.is_file():
             return
         old = json.loads(marker.read_text(encoding="utf-8"))
-        whole = self.private / "parameters.json"
         said = json.loads(whole.read_text(encoding="utf-8")) if whole.is_file() else old.get("parameters", {})
-        now = self.params.model_dump()
-        other = sorted(name for name in now if said.get(name, now[name]) != now[name])
+        other = sorted(name for name, now in self.params.model_dump().items() if said.get(name, now) != now)
         if other:
             place = self.private / "earlier" / re.sub(r"\W", "", old["finished"])
             place.mkdir(parents=True, exist_ok=True)
@@ -237,13 +225,13 @@ class Run:
         """
         import pandas as pd
 
-        named = card.columns and (card.columns.case_id, card.columns.group_id)
+        ids = [name for name in ("case_id", "group_id") if card.columns and getattr(card.columns, name)]
         rows = [
             {
                 "case_id": case.case_id,
                 "group_id": case.group_id,
                 "texts": [case.text, *case.gold.values(), *_strings(case.details), *_strings(case.demonstration)],
-                "ids": [i for i, column in zip((case.case_id, case.group_id), named or (), strict=False) if column],
+                "ids": [getattr(case, name) for name in ids],
             }
             for case in cases
         ]
@@ -255,11 +243,12 @@ class Run:
 
     def keep(self, name: str, value: Any) -> None:
         """Write the ``splits`` or ``pairs`` of this start into ``private/``, JSON lines."""
-        lines = (json.dumps(_plain(row), ensure_ascii=False) for row in (value if isinstance(value, list) else [value]))
+        rows = value if isinstance(value, list) else [value]
+        lines = (json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
         file = self.private / f"{name}.jsonl"
-        file.touch(mode=0o600)
+        file.touch()
         file.chmod(0o600)
-        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        file.write_text("".join(lines), encoding="utf-8")
         self.kept[name] = value
 
     def split_of(self, cases: list[Case]) -> str:
@@ -288,27 +277,24 @@ class Run:
         """
         self._refuse_mixtures()
         self.status("finished", state="ok")
-        parameters = self.params.model_dump()
+        parameters, facts = self.params.model_dump(), self.facts | facts
         write_json(self.private / "parameters.json", parameters)
+        if not self.facts.get("shareable"):  # what a cell added may be a text, unless it is a number
+            parameters = without_paths(parameters, self._card)
+            facts = {k: v for k, v in facts.items() if k in FACTS or isinstance(v, (bool, int, float))}
         record = {
             "status": "ok",
-            "parameters": parameters if self.facts.get("shareable") else without_paths(parameters, self._card),
+            "parameters": parameters,
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": {name: stage.facts.get("seconds") for name, stage in self.stages.items()},
             "stages": {name: {"key": stage.key, **stage.facts} for name, stage in self.stages.items()},
             "tried": [row for rows in self.tried.values() for row in rows],
             **provenance(),
-            **self._told(self.facts | facts),
+            **facts,
         }
         write_json(self.folder / "run.json", record)
         return record
-
-    def _told(self, facts: dict[str, Any]) -> dict[str, Any]:
-        """Facts as they may leave ``private/``: of a private source, what a cell added only if it is a number."""
-        if self.facts.get("shareable"):
-            return facts
-        return {k: v for k, v in facts.items() if k in FACTS or isinstance(v, (bool, int, float))}
 
     def _answered(self) -> dict[str, str]:
         return {name: stage.key for name, stage in self.stages.items() if name.startswith("answers_")}
@@ -318,31 +304,31 @@ class Run:
         for name in ("splits", "pairs"):
             if name not in self.kept:
                 raise RunError(f"the {name} are of an earlier start; run the cell that makes them, and those below it")
-        for name in TABLES:
+        for name in ("metrics", "contrasts", "gates"):
             if self._saved.get(name) != self._answered():
                 raise RunError(f"{name}.json is not of the answers as they are now; run the cell that saves it again")
         for arm in self._arms:
-            stage = self.stages.get(f"answers_{arm}")
-            if stage is None:
+            made = self.stages.get(f"answers_{arm}")
+            if made is None:
                 raise RunError(f"the answers of {arm} are of an earlier start; run the cell that makes them again")
-            while stage.start:
-                self._refuse_other(stage, stage.start)
-                stage = stage.start
+            while start := made.start:
+                self._refuse_other_values(start)
+                if self.stages.get(start.name) is not start:
+                    raise RunError(
+                        f"{made.name} was made from a training {start.name} that is not the one of this start: "
+                        f"run again from the cell that trains {start.name} on"
+                    )
+                made = start
 
-    def _refuse_other(self, made: Stage, start: Stage) -> None:
-        chosen = [row["settings"] for row in self.tried.get(start.name, []) if row["chosen"]]
+    def _refuse_other_values(self, training: Stage) -> None:
+        chosen = [row["settings"] for row in self.tried.get(training.name, []) if row["chosen"]]
         now = self.params.model_dump() | (chosen[0] if chosen else {})
-        for name, value in start.made_with.items():
+        for name, value in training.made_with.items():
             if value != now[name]:
                 raise RunError(
-                    f"{start.name} was trained with {name} = {value!r}, but the parameters say {now[name]!r}: set it "
-                    "in the parameters cell, and run the notebook from there on"
+                    f"{training.name} was trained with {name} = {value!r}, but the parameters say {now[name]!r}: set "
+                    "it in the parameters cell, and run the notebook from there on"
                 )
-        if self.stages.get(start.name) is not start:
-            raise RunError(
-                f"{made.name} was made from a training {start.name} that is not the one of this start: "
-                f"run again from the cell that trains {start.name} on"
-            )
 
 
 def _strings(value: Any) -> list[str]:
@@ -365,35 +351,30 @@ def _release_memory() -> None:
 
 def provenance() -> dict[str, Any]:
     """Code, library versions, device and peak memory of this process."""
-    versions = {name: importlib.metadata.version(name) for name in (*LIBRARIES, "datasets", "scipy", "papermill")}
+    import torch
+
+    gpu = torch.cuda.is_available()
+    device = {"device": torch.cuda.get_device_name() if gpu else "cpu"}
+    if gpu:
+        device["gpu_peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1024**2)
+    else:
+        device["threads"] = torch.get_num_threads()
+    status = _git("status", "--porcelain", "-uno")
+    units_per_mb = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
     return {
         "medstudy": importlib.metadata.version("medstudy"),
-        **_git(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_dirty": None if status is None else bool(status),
         "python": platform.python_version(),
-        "versions": versions,
-        **_device(),
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _RSS_UNITS_PER_MB),
+        "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, "datasets", "scipy", "papermill")},
+        **device,
+        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_mb),
     }
 
 
-#: ru_maxrss counts kilobytes on Linux, bytes on macOS.
-_RSS_UNITS_PER_MB = 1024**2 if sys.platform == "darwin" else 1024
-
-
-def _git() -> dict[str, Any]:
-    def ask(*command: str) -> str | None:
-        done = subprocess.run(["git", *command], cwd=project_root(), capture_output=True, text=True)
-        return done.stdout.strip() if done.returncode == 0 else None
-
+def _git(*command: str) -> str | None:
+    """What git says of the project; None without git or outside a repository."""
     if shutil.which("git") is None:
-        return {"git_commit": None, "git_dirty": None}
-    return {"git_commit": ask("rev-parse", "HEAD"), "git_dirty": bool(ask("status", "--porcelain", "-uno"))}
-
-
-def _device() -> dict[str, Any]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return {"device": "cpu", "threads": torch.get_num_threads()}
-    peak = round(torch.cuda.max_memory_allocated() / 1024**2)
-    return {"device": torch.cuda.get_device_name(), "gpu_peak_memory_mb": peak}
+        return None
+    done = subprocess.run(["git", *command], cwd=project_root(), capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -13,7 +13,7 @@ from peft import LoraConfig
 from medstudy.data.cases import Case
 from medstudy.data.splits import Splits
 from medstudy.params import RunParams, project_root
-from medstudy.runs import Run, RunError, Stage, fingerprint, from_root, run_folder, slug, write_json
+from medstudy.runs import Run, RunError, Stage, fingerprint, from_root, slug, write_json
 from medstudy.training.preferences import Pair
 
 
@@ -51,59 +51,43 @@ def test_a_stage_that_was_begun_is_not_done_and_loses_nothing(params: RunParams)
     assert not again.done and (again.folder / "checkpoints").is_dir()
 
 
-def test_what_a_stage_goes_on_from_is_part_of_its_key(params: RunParams) -> None:
+def test_the_start_of_a_stage_and_its_code_are_part_of_its_key(params: RunParams) -> None:
     run = Run(params)
     one, two = (run.stage("sft", ("training",), rows=[row]) for row in (1, 2))
-    assert run.stage("dpo", ("training",), one).key != run.stage("dpo", ("training",), two).key
+    made = [("training", one), ("training", two), ("generation", one)]
+    assert len({run.stage("dpo", (code,), start).key for code, start in made}) == 3
 
 
-def test_other_code_is_another_key(params: RunParams) -> None:
-    run = Run(params)
-    assert run.stage("a", ("training",), x=1).key != run.stage("b", ("generation",), x=1).key
-
-
-def test_fingerprint_sees_content_not_order_and_not_where_it_is_written() -> None:
-    assert fingerprint({"a": 1, "b": [2.0]}) == fingerprint({"b": [2.0], "a": 1})
-    assert fingerprint({"output_dir": "x"}) != fingerprint({"output_dir": "y"})  # only cosmetic in trainer arguments
-    one, two = (LoraConfig(r=rank, target_modules="all-linear") for rank in (2, 4))
-    assert fingerprint(one) != fingerprint(two)
-    assert fingerprint(one) == fingerprint(LoraConfig(r=2, target_modules="all-linear"))
-
-
-def test_trainer_arguments_are_compared_without_their_folders(tmp_path: Path) -> None:
+def test_fingerprint_sees_content_not_order_and_not_where_it_is_written(tmp_path: Path) -> None:
     from trl import SFTConfig
 
-    def made(folder: str, rate: float) -> SFTConfig:
-        return SFTConfig(
-            output_dir=str(tmp_path / folder), learning_rate=rate, use_cpu=True, bf16=False, report_to="none"
-        )
+    def config(folder: str, rate: float) -> SFTConfig:
+        return SFTConfig(str(tmp_path / folder), learning_rate=rate, use_cpu=True, bf16=False, report_to="none")
 
-    assert fingerprint(made("a", 1e-3)) == fingerprint(made("b", 1e-3))
-    assert fingerprint(made("a", 1e-3)) != fingerprint(made("a", 2e-3))
-
-
-def test_private_is_closed_to_others(params: RunParams) -> None:
-    run = Run(params)
-    assert stat.S_IMODE(run.private.stat().st_mode) == 0o700
-    assert run_folder(params) == run.folder
+    assert fingerprint({"a": 1, "b": [2.0]}) == fingerprint({"b": [2.0], "a": 1})
+    assert fingerprint({"output_dir": "x"}) != fingerprint({"output_dir": "y"})  # only cosmetic in trainer arguments
+    assert fingerprint(config("a", 1e-3)) == fingerprint(config("b", 1e-3)) != fingerprint(config("a", 2e-3))
+    one, two, three = (LoraConfig(r=rank, target_modules="all-linear") for rank in (2, 4, 2))
+    assert fingerprint(one) == fingerprint(three) != fingerprint(two)
 
 
 @pytest.fixture
 def told(params: RunParams, cases: list[Case]) -> Run:
     """A run that has done all it must: sft, dpo on it, answers of both, tables."""
-    return all_done(Run(params), cases)
-
-
-def all_done(run: Run, cases: list[Case]) -> Run:
-    """Stages, answers and tables of a run, all of this start."""
+    run = Run(params)
     run.keep("splits", Splits(cases[:4], [], cases[4:6], cases[6:]))
     run.keep("pairs", [Pair("a", "b", [], "yes", "no", "own")])
     sft = trained(run, "sft")
     for name, adapter in (("base", None), ("sft", sft), ("dpo", trained(run, "dpo", sft))):
         run.stage(f"answers_{name}", ("training",), adapter)
-    for name, value in (("metrics", {"base": 1, "sft": 1, "dpo": 1}), ("contrasts", []), ("gates", [])):
-        run.save(name, value)
+    save(run, "base", "sft", "dpo")
     return run
+
+
+def save(run: Run, *arms: str, but: str = "") -> None:
+    """Write the tables of these arms, except ``but``."""
+    for name in {"metrics", "contrasts", "gates"} - {but}:
+        run.save(name, dict.fromkeys(arms, 1) if name == "metrics" else [])
 
 
 def trained(run: Run, name: str, start: Stage | None = None, **made_with: Any) -> Stage:
@@ -114,11 +98,18 @@ def trained(run: Run, name: str, start: Stage | None = None, **made_with: Any) -
     return stage
 
 
-def test_the_end_marker_is_written_last_and_does_not_vouch_for_a_new_start(told: Run, params: RunParams) -> None:
-    record = told.finish(pairs=5)
-    assert record["status"] == "ok"
-    assert json.loads((told.folder / "run.json").read_text())["pairs"] == 5
+@pytest.mark.parametrize("shareable", [True, False])
+def test_the_end_marker_is_whole_and_does_not_vouch_for_a_new_start(
+    told: Run, params: RunParams, shareable: bool
+) -> None:
+    """Of a private source it holds no text that a cell added."""
+    told.facts |= {"shareable": shareable, "dtype": "float32"}
+    told.finish(pairs=5, note="Grobblestone, Ferdinand")
+    record = json.loads((told.folder / "run.json").read_text())
+    assert (record["status"], record["pairs"], record["dtype"]) == ("ok", 5, "float32")
+    assert ("note" in record) == shareable
     assert (told.private / "splits.jsonl").is_file() and (told.private / "pairs.jsonl").is_file()
+    assert stat.S_IMODE(told.private.stat().st_mode) == 0o700
     Run(params)
     assert not (told.folder / "run.json").exists()
 
@@ -138,8 +129,7 @@ def test_a_training_with_another_value_than_run_json_would_say_is_named(told: Ru
     sft = told.stages["sft"]
     dpo = trained(told, "dpo", sft, dpo_beta=0.5)  # its arguments were edited, the parameters not
     told.stage("answers_dpo", ("training",), dpo)
-    for name in ("metrics", "contrasts", "gates"):
-        told.save(name, {"dpo": 1} if name == "metrics" else [])
+    save(told, "dpo")
     with pytest.raises(RunError, match="dpo was trained with dpo_beta = 0.5, but the parameters say 0.1"):
         told.finish()
     assert not (told.folder / "run.json").exists()
@@ -151,13 +141,11 @@ def test_answers_of_a_training_of_an_earlier_start_are_named(told: Run, params: 
     with pytest.raises(RunError, match="the pairs are of an earlier start"):
         new.finish()
     new.keep("pairs", [])
-    for name in ("metrics", "contrasts", "gates"):
-        new.save(name, {"dpo": 1} if name == "metrics" else [])
+    save(new, "dpo")
     with pytest.raises(RunError, match="the answers of dpo are of an earlier start"):
         new.finish()
     new.stage("answers_dpo", ("training",), told.stages["dpo"])
-    for name in ("metrics", "contrasts", "gates"):
-        new.save(name, {"dpo": 1} if name == "metrics" else [])
+    save(new, "dpo")
     with pytest.raises(RunError, match="dpo was trained with dpo_beta = 0.1, but the parameters say 0.5"):
         new.finish()
 
@@ -172,8 +160,7 @@ def test_an_adapter_whose_start_was_trained_anew_is_named(told: Run) -> None:
 def test_a_table_that_was_not_saved_of_these_answers_stops_the_end_marker(told: Run, missing: str) -> None:
     """An error in the gates' cell cannot be followed by ok, though an earlier gates.json is there."""
     told.stage("answers_sft", ("training",), told.stages["sft"], prompts=["another"])
-    for name in {"metrics", "contrasts", "gates"} - {missing}:
-        told.save(name, {"base": 1, "sft": 1, "dpo": 1} if name == "metrics" else [])
+    save(told, "base", "sft", "dpo", but=missing)
     with pytest.raises(RunError, match=f"{missing}.json is not of the answers as they are now"):
         told.finish()
 
@@ -195,12 +182,3 @@ def test_names_and_places() -> None:
     assert slug("meta-llama/Meta-Llama-3-8B-Instruct") == "meta-llama-Meta-Llama-3-8B-Instruct"
     root = Path(__file__).resolve().parents[1]
     assert project_root(root / "notebooks") == root
-
-
-@pytest.mark.parametrize("shareable", [True, False])
-def test_run_json_of_a_private_source_holds_no_text_that_a_cell_added(params: RunParams, shareable: bool) -> None:
-    run = Run(params)
-    run.facts |= {"shareable": shareable, "dtype": "float32"}
-    told = run._told(run.facts | {"pairs": 3, "note": "Grobblestone, Ferdinand"})
-    assert ("note" in told) == shareable
-    assert told["pairs"] == 3 and told["dtype"] == "float32"
