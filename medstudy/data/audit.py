@@ -67,28 +67,31 @@ def numbers(card: DataCard, loaded: Loaded) -> Iterator[str]:
     Of a private source the range leaves out the outer twentieths, which may be one patient's.
     """
     low, high, ends = (0, 1, "") if card.shareable else (0.05, 0.95, " (5 % to 95 %)")
-    for spec in card.columns.fields:
-        found = [case.details["features"][spec.column] for case in loaded.cases] if spec.is_number else []
-        values = pd.Series([value for value in found if value is not None], dtype=float)
+    for spec in (field for field in card.columns.fields if field.is_number):
+        values = pd.Series([case.details["features"][spec.column] for case in loaded.cases], dtype=float).dropna()
         if values.empty:
             continue
         least, middle, most = values.quantile([low, 0.5, high])
         often = values.value_counts()
         frequent = f"{often.index[0]:g} ({often.iloc[0]} times)" if often.iloc[0] >= SMALLEST_COUNT else "none often"
         line = f"{spec.column}: {least:g} to {most:g}{ends}, median {middle:g}, most frequent {frequent}"
-        marks = [
-            v for v in (values.min(), values.max()) if v in _MARKS and (v < 0 < middle or abs(v) > 3 * abs(middle))
-        ]
-        yield line + "".join(f"; does {v:g} ({often[v]} times) mean 'not known'? See columns.missing" for v in marks)
+        for v in (values.min(), values.max()):
+            if v in _MARKS and (v < 0 < middle or abs(v) > 3 * abs(middle)):
+                line += f"; does {v:g} ({often[v]} times) mean 'not known'? See columns.missing"
+        yield line
 
 
 def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
     """What of a source and its `audit` a reader should look at before training."""
     yield from loaded.notes
-    parts = [name for name in table.columns[3:] if table[name].notna().any()]
+
+    def few(count: int) -> str:
+        return str(count) if card.shareable or not 0 < count < SMALLEST_COUNT else f"fewer than {SMALLEST_COUNT}"
+
+    parts = [name for name in table.columns[3:] if name != "validation" and table[name].notna().any()]
     for row in table.to_dict("records"):
         topic, what, count = row["topic"], row["measure"], row["source"]
-        rare = [name for name in parts if name != "validation" and topic in loaded.labels and row[name] < RARE]
+        rare = [name for name in parts if topic in loaded.labels and row[name] < RARE]
         if topic == "leak?":
             name = what if card.shareable or not what.startswith(WORDING) else "a wording (not shown)"
             yield f"{name}: {count}; does it give the answer away? See columns.exclude"
@@ -101,14 +104,10 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
         elif rare and count == 0:
             yield f"no case has {topic} '{what}'"
         elif rare:
-            yield f"{topic} '{what}' is rare: " + ", ".join(f"{_few(card, row[name])} in {name}" for name in rare)
+            yield f"{topic} '{what}' is rare: " + ", ".join(f"{few(row[name])} in {name}" for name in rare)
     largest = Counter(case.group_id for case in loaded.cases).most_common(1)[0][1]
     if largest > len(loaded.cases) / 10:
         yield f"one group holds {largest} of {len(loaded.cases)} cases: is columns.group_id the patient's column?"
-
-
-def _few(card: DataCard, count: int) -> str:
-    return str(count) if card.shareable or not 0 < count < SMALLEST_COUNT else f"fewer than {SMALLEST_COUNT}"
 
 
 def _counts(loaded: Loaded) -> Iterator[tuple[str, str, Count]]:
@@ -146,11 +145,10 @@ def _overlap(drawn: dict[str, list[Case]]) -> Iterator[Line]:
     yield {"topic": "overlap", "measure": "groups in another split (must be 0)"} | shared
     train = [*drawn["train"], *drawn["prefer"]]
     held = {text_key(c.text) for c in train}
-    others = {name: [text_key(c.text) in held for c in cases] for name, cases in drawn.items() if name in HELD_OUT}
-    same = {name: sum(there) for name, there in others.items()}
-    yield {"topic": "overlap", "measure": "cases with the text of a training case"} | same
-    like = {name: int((_near(drawn[name], train) | np.array(there)).sum()) for name, there in others.items()}
-    yield {"topic": "overlap", "measure": _LIKE} | like
+    same = {name: np.array([text_key(c.text) in held for c in drawn[name]], dtype=bool) for name in HELD_OUT}
+    like = {name: there | _near(drawn[name], train) for name, there in same.items()}
+    for measure, found in (("cases with the text of a training case", same), (_LIKE, like)):
+        yield {"topic": "overlap", "measure": measure} | {name: int(there.sum()) for name, there in found.items()}
 
 
 def _near(cases: list[Case], train: list[Case]) -> np.ndarray:
@@ -173,8 +171,7 @@ def _leaks(loaded: Loaded) -> Iterator[Line]:
     cases = loaded.cases
     for outcome in sorted(cases[0].open_outcomes):
         told = [(" ".join(c.gold[outcome].casefold().split()), " ".join(c.text.casefold().split())) for c in cases]
-        held = sum(answer.count(" ") >= 3 and answer in text for answer, text in told)
-        if held:
+        if held := sum(answer.count(" ") >= 3 and answer in text for answer, text in told):
             yield {"topic": "leak?", "measure": f"cases whose text holds the {outcome}", "source": held}
     for outcome, labels in loaded.labels.items() if len(cases) >= 2 * LEAK_CASES else ():
         patterns = {a: re.compile(rf"(?<![\w-]){re.escape(a.casefold())}(?![\w-])") for a in labels if len(a) > 3}
@@ -193,14 +190,16 @@ def _telling_values(cases: list[Case], gold: np.ndarray) -> dict[str, float]:
     from sklearn.model_selection import cross_val_score
     from sklearn.tree import DecisionTreeClassifier
 
-    folds = min(5, int(np.unique(gold, return_counts=True)[1].min()))
+    labels, sizes = np.unique(gold, return_counts=True)
     found = {}
-    for name in cases[0].details.get("features", {}) if folds > 1 else ():
+    for name in cases[0].details.get("features", {}) if min(sizes) > 1 else ():
         values = np.array([[case.details["features"][name]] for case in cases], dtype=float)
-        leaves = 2 * len(np.unique(gold))
-        tree = DecisionTreeClassifier(max_leaf_nodes=leaves, class_weight="balanced", random_state=0)
-        found[f"'{name}'"] = cross_val_score(tree, values, gold, cv=folds, scoring="balanced_accuracy").mean()
-    return {name: float(accuracy) for name, accuracy in found.items() if accuracy >= LEAK}
+        tree = DecisionTreeClassifier(max_leaf_nodes=2 * len(labels), class_weight="balanced", random_state=0)
+        folds = min(5, int(min(sizes)))
+        accuracy = cross_val_score(tree, values, gold, cv=folds, scoring="balanced_accuracy").mean()
+        if accuracy >= LEAK:
+            found[f"'{name}'"] = float(accuracy)
+    return found
 
 
 def _telling_words(cases: list[Case], gold: np.ndarray) -> dict[str, float]:

@@ -1,8 +1,7 @@
 """Splits: by group, never overlapping, the test split the same for every seed.
 
-scikit-learn's group splitters (GroupShuffleSplit, StratifiedGroupKFold) draw a share of the groups; a
-study asks for a number of cases, in proportion to the answers however rare. So groups are put in one
-random order, stratified by systematic sampling, and the splits are taken from its front.
+A study asks for a number of cases, in proportion to the answers however rare; scikit-learn's group splitters draw a
+share of the groups. So groups are put in one random order, and the splits are taken from its front.
 """
 
 from __future__ import annotations
@@ -51,29 +50,29 @@ def split_cases(cases: Sequence[Case], params: RunParams) -> Splits:
     Raises:
         DataError: more cases are asked for than there are, or a split would hold one answer only.
     """
-    n_valid, n_test, seed, split_seed = params.n_valid, params.n_test, params.seed, params.split_seed
-    names = (field.name for field in fields(Splits))
-    given = {name: [c for c in cases if (c.split or "train") == name] for name in names}
-    rest = given["train"]
-    if given["test"]:
-        test = _take("test", _shuffled(given["test"], split_seed), n_test)
-    else:
-        test, rest = _carve("test", _shuffled(rest, split_seed), n_test, TEST_SHARE)
-    rest = _shuffled(rest, seed)
-    if given["validation"]:
-        validation = _take("valid", _shuffled(given["validation"], seed), n_valid)
-    else:
-        validation, rest = _carve("valid", rest, n_valid, VALIDATION_SHARE)
-    if given["prefer"]:
-        train = _take("train", rest, params.n_train)
-        prefer = _take("prefer", _shuffled(given["prefer"], seed), params.n_prefer)
-    elif params.n_train:
+    given = {f.name: [c for c in cases if (c.split or "train") == f.name] for f in fields(Splits)}
+
+    def draw(name: str, rest: list[Case], n: int, share: float) -> tuple[list[Case], list[Case]]:
+        """The split that the source fixes; without one it is carved out of the rest."""
+        if given[name]:
+            return _take(name, _shuffled(given[name], params.split_seed if name == "test" else params.seed), n), rest
+        return _carve(name, rest, n, share)
+
+    test, rest = draw("test", _shuffled(given["train"], params.split_seed), params.n_test, TEST_SHARE)
+    validation, rest = draw("validation", _shuffled(rest, params.seed), params.n_valid, VALIDATION_SHARE)
+    if params.n_train and not given["prefer"]:
         train, rest = _carve("train", rest, params.n_train, TRAIN_SHARE)
         prefer = _take("prefer", rest, params.n_prefer)
     else:
-        prefer, rest = _carve("prefer", rest, params.n_prefer, 1 - TRAIN_SHARE)
-        train = _take("train", rest, 0)
-    _check_answers(cases, train, test)
+        prefer, rest = draw("prefer", rest, params.n_prefer, 1 - TRAIN_SHARE)
+        train = _take("train", rest, params.n_train)
+    for outcome in sorted(cases[0].gold.keys() - cases[0].open_outcomes):
+        for name, split in (("train", train), ("test", test)):
+            if len(answers := {case.gold[outcome] for case in split}) == 1:
+                raise DataError(
+                    f"all {len(split)} cases of the {name} split have one {outcome}, '{answers.pop()}';"
+                    f" raise n_{name}, or check the source's own splits"
+                )
     return Splits(train, prefer, validation, test)
 
 
@@ -99,6 +98,7 @@ def _stratum(cases: list[Case]) -> str:
 
 
 def _take(name: str, cases: list[Case], n: int) -> list[Case]:
+    name = {"validation": "valid"}.get(name, name)
     if n > len(cases) or not cases:
         groups = len({c.group_id for c in cases})
         raise DataError(
@@ -113,14 +113,3 @@ def _carve(name: str, cases: list[Case], n: int, share: float) -> tuple[list[Cas
     taken = _take(name, cases, n or max(1, round(share * len(cases))))
     groups = {case.group_id for case in taken}
     return taken, [case for case in cases if case.group_id not in groups]
-
-
-def _check_answers(cases: Sequence[Case], train: list[Case], test: list[Case]) -> None:
-    for outcome in sorted(cases[0].gold.keys() - cases[0].open_outcomes):
-        for name, split in (("train", train), ("test", test)):
-            answers = {case.gold[outcome] for case in split}
-            if len(answers) == 1:
-                raise DataError(
-                    f"all {len(split)} cases of the {name} split have one {outcome}, '{answers.pop()}';"
-                    f" raise n_{name}, or check the source's own splits"
-                )
