@@ -27,7 +27,7 @@ from medstudy.tasks import TASK_TYPES, get_task
 NAMES = {
     "id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$|^mrn$|^pid$|^(patient|subject|person)$",
     "split": r"^(split|fold|partition|subset)$",
-    "date": r"date|datum|time|year",
+    "date": r"date|datum|(^|[_ ])time|^year$",
     "text": r"complain|text|note|message|report|question|dialog|convers|history|abstract|narrative|vignette|reason",
     "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priority|level",
     "provider": r"provider|dispos|destination|special|department|seen[_ ]by|referr|team",

@@ -23,7 +23,11 @@ NOTES = pd.DataFrame(
     }
 )
 VALUES = pd.DataFrame(
-    {"age": ["61", "70", "n/a", "55"] * 10, "sodium": ["136,5", "140,1", "129,0", "133,2"] * 10, "outcome": [0, 1] * 20}
+    {
+        "Age (years)": ["61", "70", "n/a", "55"] * 10,
+        "sodium": ["136,5", "140,1", "129,0", "133,2"] * 10,
+        "outcome": [0, 1] * 20,
+    }
 )
 
 
@@ -72,8 +76,8 @@ def test_notes_with_a_label_are_read_whatever_the_file(write: Callable[[Path], P
 
 def test_numbers_with_commas_and_words_for_no_value(tmp_path: Path) -> None:
     _, cases = guessed(csv(VALUES, sep=";")(tmp_path), "numeric_classification", tmp_path / "mine")
-    assert cases[0].details["features"] == {"age": 61.0, "sodium": 136.5}
-    assert cases[2].details["features"]["age"] is None
+    assert cases[0].details["features"] == {"Age (years)": 61.0, "sodium": 136.5}
+    assert cases[2].details["features"]["Age (years)"] is None
     assert [c.gold["label"] for c in cases[:2]] == ["no", "yes"]
 
 
