@@ -11,6 +11,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -64,6 +65,8 @@ def _known_task(name: str) -> str:
 
 #: A task has a notebook of its name.
 TaskName = Annotated[str, AfterValidator(_known_task)]
+#: Libraries that draw training curves elsewhere.
+WATCHERS = ("tensorboard", "wandb", "mlflow")
 DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
 PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
 #: Arm -> its parameters that may be chosen on validation cases.
@@ -122,6 +125,7 @@ class RunParams(BaseModel):
     candidates: dict[str, list[dict[str, Any]]]
     max_new_tokens: Count
     eval_batch_size: Count
+    report_to: Literal["none", "tensorboard", "wandb", "mlflow"]
 
     @field_validator("dpo_loss", mode="before")
     @classmethod
@@ -296,11 +300,26 @@ def resolve(values: Mapping[str, Any], where: str = "parameters") -> RunParams:
 
 
 def refuse_missing(params: RunParams) -> None:
-    """Raise ParamsError if a run asks for what is not installed: 4-bit weights need a library more."""
-    if params.quantization == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
+    """Raise ParamsError if a run asks for what is not installed: 4-bit weights and `report_to` need a library more."""
+    needed = [("quantization", "4bit", "bitsandbytes"), *(("report_to", name, name) for name in WATCHERS)]
+    for parameter, value, library in needed:
+        if getattr(params, parameter) == value and importlib.util.find_spec(library) is None:
+            raise ParamsError(
+                f"{parameter} = {value!r} needs {library}, which is not installed: `pip install {library}`, or use "
+                f"{parameter} = 'none'"
+            )
+
+
+def refuse_remote(params: RunParams, shareable: bool) -> None:
+    """Raise ParamsError if training curves of a private source would leave this machine."""
+    remote = {
+        "wandb": os.environ.get("WANDB_MODE") not in ("offline", "disabled"),
+        "mlflow": "http" in os.environ.get("MLFLOW_TRACKING_URI", ""),
+    }
+    if remote.get(params.report_to) and not shareable:
         raise ParamsError(
-            "quantization = '4bit' needs bitsandbytes, which is not installed: `pip install -e '.[gpu]'`, "
-            "or use quantization = 'none'"
+            f"report_to = {params.report_to!r} would send what is told of a private source to another machine: set "
+            "WANDB_MODE=offline, or an MLFLOW_TRACKING_URI that is no address, or use tensorboard"
         )
 
 

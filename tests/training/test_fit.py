@@ -425,3 +425,13 @@ def test_sides_are_scored_as_they_will_be_trained(
     monkeypatch.setitem(preferences.SOURCES, "own_errors", exchanged)
     made = make_pairs(params, task, cases, [])
     assert made.counts["chosen scored wrong"] == made.counts["rejected scored right"] == len(cases)
+
+
+def test_curves_elsewhere_outlive_the_training_and_change_no_key(
+    params: RunParams, card: DataCard, cases: list[Case]
+) -> None:
+    pytest.importorskip("tensorboard")
+    watched = sft_stage(Run(params.model_copy(update={"report_to": "tensorboard"})), card, cases)
+    assert list((watched.run.private / "watched" / f"sft-{watched.key}").glob("events.out.tfevents.*"))
+    assert sft_stage(Run(params), card, cases).done and Run(params).folder == watched.run.folder
+    assert sft_stage(Run(params), card, cases).key == watched.key
