@@ -184,26 +184,20 @@ class Run:
         self.tried: dict[str, list[dict[str, Any]]] = {}
         self._card = "private"  # its name, once it is known
         self._started = datetime.now(UTC)
-        self._set_aside()
+        self._note_earlier()
 
-    def _set_aside(self) -> None:
-        """An old end marker must not vouch for this start; what it stood for stays, where it was another run's."""
-        marker, whole = self.folder / "run.json", self.private / "parameters.json"
-        if not marker.is_file():
-            return
-        old = json.loads(marker.read_text(encoding="utf-8"))
-        said = json.loads(whole.read_text(encoding="utf-8")) if whole.is_file() else old.get("parameters", {})
+    def _note_earlier(self) -> None:
+        """An old end marker must not vouch for this start; that it was another run's is said."""
+        (self.folder / "run.json").unlink(missing_ok=True)
+        file = self.private / "parameters.json"
+        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
         other = sorted(name for name, now in self.params.model_dump().items() if said.get(name, now) != now)
         if other:
-            place = self.private / "earlier" / re.sub(r"\W", "", old["finished"])
-            place.mkdir(parents=True, exist_ok=True)
-            for file in (f for f in self.folder.glob("*.json") if f.name != "status.json"):
-                shutil.copy2(file, place)
             print(  # noqa: T201
-                f"A finished run with another {', '.join(other)} was here. Its tables are kept in private/earlier/"
-                f"{place.name}, its trainings in private/stages; with another `study` both would stand side by side."
+                f"A finished run with another {', '.join(other)} was here. Its tables and answers are kept in "
+                f"private/results/{fingerprint(said)}, its trainings in private/stages; with another `study` both "
+                "would stand side by side."
             )
-        marker.unlink()
 
     def stage(self, name: str, code: tuple[str, ...], start: Stage | None = None, **inputs: Any) -> Stage:
         """Open the stage ``name``, made from ``inputs`` and ``start`` by the package modules ``code``."""
@@ -280,6 +274,7 @@ class Run:
         self.status("finished", state="ok")
         parameters, facts = self.params.model_dump(), self.facts | facts
         write_json(self.private / "parameters.json", parameters)
+        kept = self.private / "results" / fingerprint(parameters)
         if not self.facts.get("shareable"):  # what a cell added may be a text, unless it is a number
             parameters = without_paths(parameters, self._card)
             facts = {k: v for k, v in facts.items() if k in FACTS or isinstance(v, (bool, int, float))}
@@ -295,6 +290,10 @@ class Run:
             **facts,
         }
         write_json(self.folder / "run.json", record)
+        kept.mkdir(parents=True, exist_ok=True)
+        for file in (*self.folder.glob("*.json"), self.private / "predictions.parquet"):
+            if file.is_file() and file.name != "status.json":
+                shutil.copy2(file, kept)  # where a run with another parameter does not replace it
         return record
 
     def _answered(self) -> dict[str, str]:

@@ -118,9 +118,10 @@ def test_what_another_run_left_is_kept_and_said(
     told: Run, params: RunParams, cases: list[Case], capsys: pytest.CaptureFixture[str]
 ) -> None:
     told.finish()
+    (told.folder / "run.json").unlink()  # as a batch does before it starts one again
     Run(params.model_copy(update={"dpo_beta": 0.5}))
     assert "A finished run with another dpo_beta was here" in capsys.readouterr().out
-    [kept] = (told.private / "earlier").glob("*/run.json")
+    [kept] = (told.private / "results").glob("*/run.json")
     assert json.loads(kept.read_text())["parameters"]["dpo_beta"] == 0.1
     assert (kept.parent / "metrics.json").is_file()
 
