@@ -58,6 +58,8 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
     from medstudy.data.load import load_cases
     from medstudy.data.splits import split_cases
     from medstudy.tasks import get_task
+    from medstudy.training.chat import load_chat
+    from medstudy.training.prompts import worked_examples
 
     try:
         runs = {model: [study.run(name, model, seed) for seed in study.seeds] for model in study.models}
@@ -77,6 +79,8 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         cases, lengths = _fitting(runs[model][0], task, loaded.cases, faults)
         try:
             splits = [split_cases(cases, run) for run in runs[model]][0]
+            if lengths:  # raises where no worked example fits beside the longest prompt
+                worked_examples(splits.train, lengths, task, load_chat(runs[model][0]), runs[model][0])
         except DataError as error:
             faults.append(f"{name}, {model}: {error}")
             continue

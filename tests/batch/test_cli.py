@@ -94,6 +94,15 @@ def test_check_lists_all_that_is_wrong_with_every_task_and_model(root: Path, tin
     assert numbers and "set that" in numbers[0]
 
 
+def test_check_refuses_an_arm_that_would_have_no_room(root: Path) -> None:
+    """Seen once: check passed, and the notebook stopped at its worked examples."""
+    study = root / "params" / "tiny"
+    write(study / "study.yaml", models=["builtin/llama"], seeds=[0], tasks={"text_classification": {}})
+    sizes = {"n_train": 8, "n_prefer": 8, "n_valid": 8, "n_test": 8}
+    write(study / "text_classification.yaml", data="fever.yaml", max_new_tokens=2010, **sizes)
+    assert_refused(root, "few_shot_k = 1: beside the longest prompt", "set few_shot_k = 0")
+
+
 def assert_refused(root: Path, *words: str) -> None:
     done = medstudy(root, "check", "params/tiny")
     assert done.returncode == 2
