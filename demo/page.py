@@ -74,7 +74,7 @@ def main(results: Path, docs: Path) -> None:
     verdicts[numbers] = verdicts[numbers].apply(pd.to_numeric, errors="coerce")
     records = [json.loads(file.read_text(encoding="utf-8")) for file in results.glob("*/*/seed*/run.json")]
     (docs / "demo.md").write_text(page(verdicts, records, f"results/{results.name}"), encoding="utf-8")
-    forest_figure(verdicts).savefig(docs / "demo.svg")
+    forest_figure(verdicts).savefig(docs / "demo.svg", metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from medstudy.data.cases import DataError
-from medstudy.params import RunParams
+from medstudy.params import resolve
 from medstudy.report.privacy import is_private
 from medstudy.training.fit import PRIVATE_ADAPTER
 from medstudy.training.models import compute_dtype, load_model, load_tokenizer
@@ -36,7 +36,7 @@ def export_model(run: Path, arm: str, target: Path, allow_private: bool = False)
         )
     if target.exists():
         raise DataError(f"{target} is there already; give another folder")
-    params = RunParams(**parameters)
+    params = resolve(parameters)
     adapter = run / "private" / "stages" / arm / record["stages"][arm]["key"] / "adapter"
     whole = params.model_copy(update={"dtype": "float32", "quantization": "none"})
     load_model(whole, adapter, merged=True).to(compute_dtype(params)).save_pretrained(target)

@@ -25,7 +25,7 @@ from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_card
 from medstudy.params import RunParams
-from medstudy.report.scan import Guard, plain
+from medstudy.report.scan import PATTERNS, RULES, Guard, plain
 from medstudy.runs import private_folder, project_root, slug, without_paths
 from medstudy.show import NOT_SHOWN, TAG
 from medstudy.tasks import TASK_TYPES
@@ -39,6 +39,12 @@ UNKNOWN = "withheld: the cases were not known yet"
 RELEASED = "released by hand (cell tag `release`)"
 #: Key in the metadata of an output or a cell that was withheld: why.
 _WHY = f"{TAG}_withheld"
+#: What such a mark may say when a copy is released again: a cell could put any text there.
+_RULE = "|".join(map(re.escape, (*RULES, *PATTERNS)))
+_SAID = re.compile(
+    rf"{'|'.join(map(re.escape, (WITHHELD, SOURCE_WITHHELD, UNKNOWN, RELEASED)))}|withheld: ({_RULE})(, ({_RULE}))*"
+    r"|(Value|Key|Type|Name|Index|Attribute|Runtime|OS|Data|Run|Params)Error: withheld"
+)
 _PARAMETERS = {"parameters", "injected-parameters"}
 #: What the package itself writes into a run's folder beside ``private/``, and into a study's.
 _RUN_FILES = re.compile(
@@ -163,7 +169,7 @@ class Filter:
 
     def _source(self, cell: Any) -> str:
         """Leave of a cell's source what may be seen; returns why it was withheld."""
-        tags, why = set(cell.metadata.get("tags", [])), cell.metadata.get(_WHY, "")
+        tags, why = set(cell.metadata.get("tags", [])), _said_before(cell.metadata)
         if {source := _trimmed(cell.source), _digest(source)} & self.shipped:
             return ""
         if not why and not self.public:
@@ -193,7 +199,7 @@ class Filter:
         if output.output_type == "error":
             return None, f"{re.sub(r'[^A-Za-z]', '', output.ename)}: withheld"
         data, metadata = output.get("data", {}), output.get("metadata", {})
-        if why := metadata.get(_WHY):  # an earlier copy said so
+        if why := _said_before(metadata):
             return None, why
         words = data.get("text/markdown", data.get("text/plain", output.get("text", ""))).strip()
         if _LINES.fullmatch(words) and (words or set(data) <= {"text/plain", "text/markdown"}):
@@ -280,8 +286,14 @@ def run_folders(study: Path) -> list[Path]:
 
 
 def card_of(run: Path) -> DataCard:
-    """The card of a run's source as it is today; where it is gone, as it was."""
+    """The card of a run's source as it is today; where it is gone, as it was.
+
+    Raises:
+        DataError: no cases were read in this folder.
+    """
     said = _source(run)
+    if not said:
+        raise DataError(f"{run} is no run that has read its cases: give results/…/seed0")
     try:
         return load_card(said.get("data") or said["card"])
     except DataError:
@@ -295,6 +307,13 @@ def _source(run: Path) -> dict[str, Any]:
 
 def _is_known(run: Path) -> bool:
     return bool(_source(run)) and (run / "private" / "cases.parquet").is_file()
+
+
+def _said_before(metadata: Any) -> str:
+    """Why an earlier copy withheld this; empty where none did."""
+    if _WHY not in metadata:
+        return ""
+    return why if _SAID.fullmatch(why := str(metadata[_WHY])) else "withheld: so says an earlier copy"
 
 
 def _because(broken: list[str]) -> str:

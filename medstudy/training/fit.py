@@ -83,7 +83,7 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
         names = {name: getattr(trainer_class, name) for name in ("__module__", "__qualname__")}
         trainer_class = type(trainer_class.__name__, (trainer_class,), names | as_they_are)
     args.output_dir = str(stage.folder / "checkpoints")
-    if args.report_to:  # such logs outlive the training, in private/ unless the user has another place for them
+    if args.report_to:  # such logs outlive the training; of wandb and mlflow the user's own variables say where
         watched = stage.run.private.absolute() / "watched"
         watched.mkdir(exist_ok=True)
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(watched / f"{stage.name}-{stage.key}")

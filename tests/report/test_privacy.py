@@ -313,6 +313,17 @@ def test_only_tagged_outputs_and_committed_sources_leave(known: Guard) -> None:
     assert nbformat.writes(again) == text
 
 
+def test_a_mark_of_an_earlier_copy_carries_no_words_of_a_cell(known: Guard) -> None:
+    """Whoever can set metadata could have had any text shown as the reason why something was withheld."""
+    mark = {privacy._WHY: "Grobblestone, Ferdinand"}
+    cell = nbformat.v4.new_code_cell("look('Grobblestone')", metadata=mark)
+    cell.outputs = [nbformat.v4.new_output("display_data", {"text/plain": "Grobblestone"}, metadata=mark)]
+    said = Filter(known, frozenset()).notebook(notebook := nbformat.v4.new_notebook(cells=[cell]))
+    assert "Grobblestone" not in nbformat.writes(notebook) + str(said) and len(said) == 2
+    again = Filter(known, frozenset()).notebook(notebook)
+    assert len(again) == 2 and "Grobblestone" not in nbformat.writes(notebook)
+
+
 def test_before_the_cases_are_known_no_output_leaves() -> None:
     notebook = executed()
     Filter(Guard(), frozenset(), nothing=True).notebook(notebook)
