@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 #: Share of the largest logit by which two ways of computing may differ, in fp32 and in fewer bits: rounding is far
 #: below, another model or a padding that is seen above.
 ROUNDING = (0.001, 0.03)
+#: Tokens of prompts in a batch, so that long notes need no more memory than short ones: of masks and activations.
+BATCH_TOKENS = 32_768
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,11 @@ def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, 
     config = _generation_config(model, chat, how)
     encoded = [chat.prompt(messages) for messages in prompts]
     ends = [chat.row(prompts[0], label)[1] for label in labels] if prompts else []
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     made: list[list[list[int]]] = [[] for _ in prompts]
     log_p, asked, padded = np.empty((len(prompts), len(labels))), list(encoded), {"none"}
     reuses = reads_by_attention(model) and "past_key_values" in _known(model)
     torch.manual_seed(how.seed)
-    per_batch = max(1, how.batch_size // how.samples)
-    for start in range(0, len(order), per_batch):
-        chosen = order[start : start + per_batch]
+    for chosen in batches([len(ids) for ids in encoded], how):
         ids, mask = _left_pad([encoded[i] for i in chosen], config.pad_token_id, model.device)
         padded.add("none" if mask.all() else "left" if mask[:, -1].all() else "right")
         for i, row, seen in zip(chosen, ids, mask.bool(), strict=True):
@@ -89,6 +88,19 @@ def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, 
     texts = [[chat.read(ids) for ids in several] for several in made]
     side = next(side for side in ("right", "left", "none") if side in padded)
     return Decoded(texts, made, softmax(log_p, axis=1) if labels else log_p, asked, side, config)
+
+
+def batches(lengths: list[int], how: Decoding) -> Iterator[list[int]]:
+    """Places of prompts, shortest first, in parts of so many rows, or of so many tokens with their padding."""
+    part: list[int] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        rows = (len(part) + 1) * how.samples
+        if part and (rows > how.batch_size or rows * lengths[place] > BATCH_TOKENS):
+            yield part
+            part = []
+        part.append(place)
+    if part:
+        yield part
 
 
 def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers: list[list[int]]) -> int:

@@ -89,7 +89,8 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(watched / f"{stage.name}-{stage.key}")
         os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{watched}/mlflow.db")
         os.environ.setdefault("WANDB_DIR", str(watched))
-    model = load_model(stage.run.params, stage.start and stage.start.folder / "adapter", trainable=True)
+    adapter, longest = stage.start and stage.start.folder / "adapter", max(map(row_length, rows))
+    model = load_model(stage.run.params, adapter, trainable=True, longest=longest)
     if lora and (others := without_adapter(model)):
         lora = copy.copy(lora)
         lora.exclude_modules = others

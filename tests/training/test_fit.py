@@ -26,7 +26,7 @@ from medstudy.tasks.base import Task
 from medstudy.training import checks, preferences
 from medstudy.training.arguments import arguments_table, control_config, dpo_config, lora_config, sft_config
 from medstudy.training.chat import Chat, load_chat
-from medstudy.training.decoding import ROUNDING
+from medstudy.training.decoding import ROUNDING, batches
 from medstudy.training.fit import beside, fit, training_log
 from medstudy.training.generation import (
     Decoding,
@@ -213,6 +213,14 @@ def test_the_saved_adapter_answers_as_the_trained_model_did(trained: Trained, ta
 def test_generation_refuses_a_model_in_training_mode(params: RunParams) -> None:
     with pytest.raises(RuntimeError, match="training mode"):
         decode(load_model(params, trainable=True), load_chat(params), [[]], Decoding(2, 1))
+
+
+def test_long_prompts_are_answered_a_few_at_a_time() -> None:
+    """A set of long notes took as much memory as rows x longest squared: the largest batch is bounded in tokens."""
+    lengths, how = [9000, 40, 2000, 41, 40_000, 2100], Decoding(8, 16, samples=4)
+    assert list(batches(lengths, how)) == [[1, 3, 2], [5], [0], [4]]
+    assert list(batches([30] * 9, how)) == [[0, 1, 2, 3], [4, 5, 6, 7], [8]]
+    assert list(batches([], how)) == []
 
 
 def test_batches_padding_and_shared_prompts_change_no_answer(asked: tuple[Any, Chat, list[Any]]) -> None:
