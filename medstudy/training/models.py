@@ -11,8 +11,8 @@ from medstudy.params import BUILTIN, RunParams, refuse_missing
 from medstudy.training.architectures import loader, prepare
 from medstudy.training.checkpoint import MISTAKES, ModelError, check_files, locate, reach, revision
 
-#: Tokens of the longest row up to which eager attention trains faster on a CPU, and its memory is small.
-EAGER = 512
+#: What the attention of all layers may keep for the backward pass of a batch, where it is computed eagerly.
+EAGER_GB = 2
 
 if TYPE_CHECKING:
     import torch
@@ -59,7 +59,7 @@ def load_model(
     check_files(locate(params))
     config = _load_config(params)
     prepare(config)
-    how = _load_arguments(params, longest)
+    how = _load_arguments(params, config, longest)
     made, loaded = _load(params, loader(config), config=config, output_loading_info=True, **how)
     if wrong := _fault(made, loaded["missing_keys"]):
         raise ModelError(f"model = {params.model!r}: {wrong}")
@@ -129,15 +129,15 @@ def cpu_multiplies_bf16() -> bool:
     return known.get("amx_bf16", False) or (known.get("avx512_bf16", False) and "Intel" not in known["cpu_name"])
 
 
-def _load_arguments(params: RunParams, longest: int) -> dict[str, Any]:
+def _load_arguments(params: RunParams, config: Any, longest: int) -> dict[str, Any]:
     import torch
 
     arguments: dict[str, Any] = {"dtype": compute_dtype(params)}
     if torch.cuda.is_available():
         # a model that is larger than one GPU is spread over those that the run was given
         arguments["device_map"] = "auto" if torch.cuda.device_count() > 1 else {"": 0}
-    elif compute_dtype(params) == torch.float32 and params.quantization == "none" and 0 < longest <= EAGER:
-        # measured: for rows this short eager attention trains 1.2 to 1.5 times faster than SDPA on a CPU; SDPA
+    elif longest and compute_dtype(params) == torch.float32 and _eager_gb(params, config, longest) <= EAGER_GB:
+        # measured: for short rows eager attention trains 1.2 to 1.5 times faster than SDPA on a CPU; SDPA
         # answers faster, with less memory. In fewer bits the two differ by as much as the gates look for
         arguments["attn_implementation"] = "eager"
     if params.quantization == "4bit":
@@ -148,6 +148,13 @@ def _load_arguments(params: RunParams, longest: int) -> dict[str, Any]:
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(params)
         )
     return arguments
+
+
+def _eager_gb(params: RunParams, config: Any, longest: int) -> float:
+    """Eight bytes for each head, layer and pair of tokens of a batch of the longest rows."""
+    text = config.get_text_config()
+    heads, layers = (getattr(text, name, 1_000) for name in ("num_attention_heads", "num_hidden_layers"))
+    return 8e-9 * params.batch_size * heads * layers * longest**2
 
 
 def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
