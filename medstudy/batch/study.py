@@ -53,7 +53,7 @@ def enter(folder: str | Path) -> Path:
 def enter_results(folder: str | Path) -> Path:
     """As `enter`, but return the results folder, which needs no params folder beside it."""
     entered = enter(folder)
-    executed = (entered / "comparison.ipynb").is_file() and not (entered / "study.yaml").is_file()
+    executed = any(entered.glob("*/*/seed*/run.json")) and not (entered / "study.yaml").is_file()
     return entered if executed else results_of(load_study(entered))
 
 
