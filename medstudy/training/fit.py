@@ -66,7 +66,8 @@ def fit(
         shutil.copy(before.folder / "probe.pt", stage.folder)
         stage.finish(rows=0, steps=0, train_seconds=0.0)
     elif not stage.done:
-        _train(stage, _trainer(stage, trainer_class, copy.copy(args), tokens, lora), len(rows))
+        # copies: libraries fill in what they find, and the next trial of the same object would have another key
+        _train(stage, _trainer(stage, trainer_class, copy.copy(args), tokens, copy.copy(lora)), len(rows))
     training_log(stage)
     run.facts["dtype"] = str(compute_dtype(run.params)).removeprefix("torch.")
     run.facts["compute_dtype"] = "bfloat16" if args.bf16 else run.facts["dtype"]
@@ -92,7 +93,6 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
     adapter, longest = stage.start and stage.start.folder / "adapter", max(map(row_length, rows))
     model = load_model(stage.run.params, adapter, trainable=True, longest=longest)
     if lora and (others := without_adapter(model)):
-        lora = copy.copy(lora)
         lora.exclude_modules = others
     given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(stage.run.params)}
     trainer = trainer_class(model, args=args, peft_config=lora, **given)

@@ -117,6 +117,22 @@ def test_arguments_are_those_of_the_parameters_and_shown_with_them(
     assert {"loss_type", "learning_rate", "num_train_epochs", "per_device_train_batch_size", "bf16"} <= set(shown.index)
 
 
+def test_every_trial_of_the_same_lora_is_found_again(params: RunParams, card: DataCard, cases: list[Case]) -> None:
+    """PEFT writes the names of layers into the config that it is given: the second trial had another key each start."""
+    task = get_task("text_classification", card)
+    rows, tries = [sft_row(task, case) for case in cases], [{"sft_learning_rate": rate} for rate in (1e-3, 2e-3)]
+    keys = []
+    for _ in range(2):
+        run, lora = Run(params), lora_config(params)
+        stages = []
+        for tried in tries:
+            args = sft_config(params.model_copy(update=tried), run)
+            stages.append(fit(run, "sft", SFTTrainer, args, rows, start=lora))
+        keys.append([stage.key for stage in stages])
+        assert lora.target_modules == "all-linear"
+    assert keys[0] == keys[1] and keys[0][0] != keys[0][1]
+
+
 @pytest.mark.parametrize(("rows", "of_dpo", "steps"), [(8, 7, 7), (24, 7, 12)])
 def test_a_control_trains_for_as_many_steps_as_dpo_or_more(
     rows: int, of_dpo: int, steps: int, params: RunParams
