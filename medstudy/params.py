@@ -166,7 +166,7 @@ class RunParams(BaseModel):
     def tries(self, arm: str) -> list[RunParams]:
         """The parameters with each of the ``arm``'s candidates, or as they are; ParamsError if one is out of range."""
         tries, plain = self.candidates.get(arm) or [{}], self.model_dump()
-        return [_validate(RunParams, plain | one, f"candidates of {arm}") for one in tries]
+        return [_validate(RunParams, plain | one, dict.fromkeys(one, f"candidates of {arm}")) for one in tries]
 
     def settings(self, arm: str) -> dict[str, Any]:
         """What may be chosen for an arm, with its values."""
@@ -260,14 +260,17 @@ class StudyParams(BaseModel):
 
     def run(self, task: str, model: str, seed: int) -> RunParams:
         """Parameters of one run: shared.yaml, then <task>.yaml, then model and seed."""
-        values = read_yaml(self.folder / "shared.yaml") | read_yaml(self.folder / f"{task}.yaml")
+        shared, own = (read_yaml(self.folder / f"{name}.yaml") for name in ("shared", task))
+        values = shared | own
         fixed = {"task": task, "study": self.name, "model": model, "seed": seed}
         # shared.yaml may say the study's name, so that plain papermill writes to the same place
         clash = sorted(name for name, value in fixed.items() if values.get(name, value) != value)
         if clash:
             said = ", ".join(f"{name} = {values[name]!r}" for name in clash)
             raise ParamsError(f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files")
-        return resolve(values | fixed, where=str(self.folder / f"{task}.yaml"))
+        return resolve(
+            values | fixed, {name: f"{self.folder}/{task if name in own else 'shared'}.yaml" for name in values}
+        )
 
     def runs(self) -> list[RunParams]:
         """Every run of the study, in the order task, model, seed."""
@@ -287,27 +290,30 @@ def load_study(folder: str | Path) -> StudyParams:
     values = read_yaml(folder / "study.yaml")
     if isinstance(values.get("tasks"), dict):
         values["tasks"] = {task: resources or {} for task, resources in values["tasks"].items()}
-    return _validate(StudyParams, values | {"name": folder.name, "folder": folder}, str(folder / "study.yaml"))
+    return _validate(
+        StudyParams, values | {"name": folder.name, "folder": folder}, dict.fromkeys(values, f"{folder}/study.yaml")
+    )
 
 
-def resolve(values: Mapping[str, Any], where: str = "parameters") -> RunParams:
-    """Validate one run's values, the rest from its notebook; ``where`` is named in the error."""
+def resolve(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> RunParams:
+    """Validate one run's values, the rest from its notebook; ``where``, the file of a name, is said in the error."""
     try:
         task = _known_task(str(values.get("task")))
     except ValueError as error:
-        raise ParamsError(f"{where}: {error}") from None
-    return _validate(RunParams, _tasks()[task] | values, where)
+        raise ParamsError(f"parameters: {error}") from None
+    return _validate(RunParams, _tasks()[task] | values, where or {})
 
 
 def refuse_missing(params: RunParams) -> None:
     """Raise ParamsError if a run asks for what is not installed: 4-bit weights and `report_to` need a library more."""
     needed = [("quantization", "4bit", "bitsandbytes"), *(("report_to", name, name) for name in WATCHERS)]
-    for parameter, value, library in needed:
-        if getattr(params, parameter) == value and importlib.util.find_spec(library) is None:
-            raise ParamsError(
-                f"{parameter} = {value!r} needs {library}, which is not installed: `pip install {library}`, or use "
-                f"{parameter} = 'none'"
-            )
+    asked = [(name, value, library) for name, value, library in needed if getattr(params, name) == value]
+    if missing := [row for row in asked if importlib.util.find_spec(row[2]) is None]:
+        said = "; ".join(
+            f"{name} = {value!r} needs {library}, which is not installed" for name, value, library in missing
+        )
+        libraries = " ".join(library for *_, library in missing)
+        raise ParamsError(f"{said}: `pip install {libraries}`, or use {missing[0][0]} = 'none'")
 
 
 def refuse_remote(params: RunParams, shareable: bool) -> None:
@@ -342,15 +348,16 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{hit[0]}'?" if hit else ""
 
 
-def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: str) -> Any:
+def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: Mapping[str, str]) -> Any:
     try:
         return kind(**values)
     except ValidationError as error:
         raise ParamsError("\n".join(_explain(e, kind, where) for e in error.errors())) from None
 
 
-def _explain(error: Any, kind: type[BaseModel], where: str) -> str:
+def _explain(error: Any, kind: type[BaseModel], files: Mapping[str, str]) -> str:
     name, said = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
+    where = files.get(str(error["loc"][0]) if error["loc"] else "", next(reversed(files.values()), "parameters"))
     if error["type"] == "extra_forbidden":
         allowed = list(kind.model_fields)
         return f"{where}: unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"

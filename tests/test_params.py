@@ -92,6 +92,8 @@ def test_a_library_that_is_missing_is_named_with_the_remedy(monkeypatch: pytest.
         refuse_missing(run.model_copy(update={"quantization": "4bit"}))
     with pytest.raises(ParamsError, match=r"report_to = 'mlflow' needs mlflow.*pip install mlflow"):
         refuse_missing(run.model_copy(update={"report_to": "mlflow"}))
+    with pytest.raises(ParamsError, match="pip install bitsandbytes mlflow"):  # all at once
+        refuse_missing(run.model_copy(update={"report_to": "mlflow", "quantization": "4bit"}))
 
 
 def study_folder(folder: Path, study: str, **files: str) -> Path:
@@ -120,6 +122,16 @@ def study_folder(folder: Path, study: str, **files: str) -> Path:
 def test_a_study_that_cannot_be_meant_is_refused(study: str, task_file: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=said):
         load_study(study_folder(tmp_path / "mine", study, summarization=task_file)).runs()
+
+
+def test_a_misspelt_name_is_looked_for_in_the_file_that_has_it(tmp_path: Path) -> None:
+    both = "models: [m]\nseeds: [0]\ntasks: {summarization: {}}"
+    folder = study_folder(tmp_path / "mine", both, shared="n_tran: 5", summarization="data: x\nseeed: 1")
+    with pytest.raises(ParamsError) as error:
+        load_study(folder).runs()
+    shared, own = str(error.value).splitlines()
+    assert shared.startswith(f"{folder}/shared.yaml: unknown parameter 'n_tran'; did you mean 'n_train'")
+    assert own.startswith(f"{folder}/summarization.yaml: unknown parameter 'seeed'")
 
 
 def test_a_missing_study_is_named_with_those_beside_it(tmp_path: Path) -> None:

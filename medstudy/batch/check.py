@@ -35,6 +35,9 @@ def report_study(folder: Path) -> int:
     study = load_study(folder)
     shape = f"{len(study.tasks)} tasks x {len(study.models)} models x {len(study.seeds)} seeds"
     print(f"{study.name}: {math.prod(map(len, (study.tasks, study.models, study.seeds)))} runs ({shape})")
+    gpus, here = max(int(of.get("gpu", 0)) for of in study.tasks.values()), len(batch.visible_gpus())
+    if gpus > here:
+        print(f"note: a run asks for gpu: {gpus}, and this machine shows {here}; nodes of a cluster may have more")
     faults: list[str] = []
     for task in study.tasks:
         for line in check_task(study, task, faults):
@@ -69,7 +72,8 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         _check_pairs(first, card)
         refuse_remote(first, card.shareable)
     except (DataError, ParamsError) as error:
-        faults.append(f"{name}: {error}")
+        if not any(fault.endswith(str(error)) for fault in faults):  # one of shared.yaml is every task's
+            faults.append(f"{name}: {error}")
         return
     yield f"{name}: {card.title} ({first.data})"
     yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"

@@ -25,11 +25,11 @@ from medstudy.tasks import TASK_TYPES, get_task
 
 #: What columns are called, by the part that they play.
 NAMES = {
-    "id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$|^mrn$|^pid$|^(patient|subject|person)$",
+    "id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$|^mrn$|^pid$|^(patient|subject|person)(\w*(id|nr|no|key|code))?$",
     "split": r"^(split|fold|partition|subset)$",
     "date": r"date|datum|(^|[_ ])time|^year$",
     "text": r"complain|text|note|message|report|question|dialog|convers|history|abstract|narrative|vignette|reason",
-    "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priority|level",
+    "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priorit|level|dringlich",
     "provider": r"provider|dispos|destination|special|department|seen[_ ]by|referr|team",
     "summary": r"summary|section_text|target|note|impression|reference",
     "diagnosis": r"^answer$|diagnos|\bdx\b|correct",
@@ -241,6 +241,9 @@ class _Guess:
         named = sorted(
             (n for n in self._named(outcome) if n in fit), key=lambda n: not re.search("expert|gold|final", n, re.I)
         )
+        if self.task == "clinical_triage" and not named:  # what a column says tells urgency from who should see
+            graded = [n for n in fit if all(_place(str(value)) >= 0 for value in self.frame[n].dropna())]
+            fit = (graded if outcome == "urgency" else [n for n in fit if n not in graded]) or fit
         longest = sorted(fit, key=self._length, reverse=True)[1:2] if is_open else fit[-1:]
         if not named and not longest:
             raise DataError(
@@ -267,11 +270,9 @@ class _Guess:
             labels = {value: f"{kind} {value}" for value in sorted(labels, key=int)}
         order = list(labels.values())
         if outcome == "urgency":
-            places = {
-                a: next((i for i, p in enumerate(ORDER) if re.search(rf"\b(?:{p})", a.casefold())), -1) for a in order
-            }
-            order = order[::-1] if digits else sorted(order, key=places.__getitem__)
-            how = "1 as the most urgent" if digits else "by their words" if min(places.values()) >= 0 else "NOT KNOWN"
+            known = min(map(_place, order)) >= 0
+            order = order[::-1] if digits else sorted(order, key=_place)
+            how = "1 as the most urgent" if digits else "by their words" if known else "NOT KNOWN"
             self.why.append(f"urgency from the least: {', '.join(order)} (order {how})")
         self.why.append(f"{outcome}: " + ", ".join(f"{value!r} {n} x" for value, n in counts.most_common()))
         self.labels[outcome] = order
@@ -316,6 +317,11 @@ class _Guess:
                 continue
             missing |= {name: sorted(none)} if none else {}
         return fields, missing
+
+
+def _place(word: str) -> int:
+    """Of a word of urgency among `ORDER`; -1 for any other."""
+    return next((i for i, words in enumerate(ORDER) if re.search(rf"\b(?:{words})", word.casefold())), -1)
 
 
 def _looked_at(content: bytes, entry: dict[str, Any]) -> tuple[dict[str, Any], list[list[Any]], str]:

@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from medstudy.data.card import load_card
 from medstudy.data.cases import DataError
+from medstudy.data.load import load_cases
+from medstudy.data.splits import split_cases
 from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
 from medstudy.evaluation.statistics import Estimate, combined, smallest_detectable
 from medstudy.evaluation.verdict import ALPHA
-from medstudy.params import StudyParams
+from medstudy.params import RunParams, StudyParams
 from medstudy.runs import fingerprint
 from medstudy.tasks import TASK_TYPES
 
@@ -49,11 +52,14 @@ def looks_of(study: StudyParams) -> list[int]:
 
 
 def test_cases(study: StudyParams) -> dict[str, int]:
-    """Task -> test cases that its parameters ask for; all there are (0) is a `DataError`."""
-    cases = {task: study.run(task, study.models[0], study.seeds[0]).n_test for task in study.tasks}
-    if unknown := [task for task, n in cases.items() if not n]:
-        raise DataError(f"{study.folder}: n_test = 0 (all there are) in {', '.join(unknown)}; a plan needs a number")
-    return cases
+    """Task -> test cases that its parameters ask for; for all there are (0), the groups that the source gives."""
+    runs = {task: study.run(task, study.models[0], study.seeds[0]) for task in study.tasks}
+    return {task: run.n_test or _test_groups(run) for task, run in runs.items()}
+
+
+def _test_groups(run: RunParams) -> int:
+    loaded = load_cases(load_card(run.data), run.data_root)
+    return len({case.group_id for case in split_cases(loaded.cases, run).test})
 
 
 def shows(

@@ -107,6 +107,19 @@ def test_levels_in_words_have_an_order(tmp_path: Path) -> None:
     )
 
 
+def test_the_words_tell_urgency_and_a_long_name_the_patient(tmp_path: Path) -> None:
+    """A German table: the columns' names say nothing, and the two answers were taken for one another."""
+    frame = {
+        "Nr": range(60),
+        "PatientenID": [f"P{i // 2}" for i in range(60)],
+        "Nachricht": [f"words {i}" for i in range(60)],
+    }
+    frame |= {"Fachgruppe": ["nurse", "doctor", "pharmacy"] * 20, "Stufe": ["soon", "routine", "urgent", "Urgent"] * 15}
+    said, cases = guessed(csv(pd.DataFrame(frame))(tmp_path), "clinical_triage", tmp_path / "mine")
+    assert cases[0].gold == {"provider": "nurse", "urgency": "soon"} and cases[0].group_id == cases[1].group_id
+    assert "urgency from the least: routine, soon, urgent (order by their words)" in said
+
+
 def test_rows_that_each_file_numbers_anew_are_no_patients(tmp_path: Path) -> None:
     files = [tmp_path / f"{name}.csv" for name in ("train", "test")]
     for file in files:
