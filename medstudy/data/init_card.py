@@ -86,6 +86,8 @@ def init_card(paths: list[Path], task: str, folder: Path) -> Iterator[str]:
     _write(folder / "study.yaml", {"models": ["builtin/llama"], "seeds": [0, 1, 2], "tasks": {task: {}}})
     few = dict.fromkeys(("n_train", "n_prefer", "n_valid", "n_test"), 0) if len(loaded.cases) < 1000 else {}
     _write(folder / "shared.yaml", {"data_root": str(root)} | few)
+    if few:
+        yield "n_train … n_test = 0: a quarter for the test, a tenth for validation, the rest halved; see shared.yaml"
     wanted = {"data": str(folder / "card.yaml"), "max_new_tokens": max(8, longest // 2 + 4)}
     _write(folder / f"{task}.yaml", wanted)
     yield f"max_new_tokens = {wanted['max_new_tokens']}: the longest answer has {longest} signs"
