@@ -257,7 +257,10 @@ def load_card(name_or_path: str | Path) -> DataCard:
     path = CARDS / f"{name_or_path}.yaml" if named else from_root(name_or_path)
     if not path.is_file():
         known = sorted(p.stem for p in CARDS.glob("*.yaml"))
-        raise DataError(f"no data card {path}{nearest(path.stem, known)} (cards that ship: {', '.join(known)})")
+        raise DataError(
+            f"no data card {path}{nearest(path.stem, known)} (cards that ship: {', '.join(known)}; one of "
+            "your own by its path, such as params/<study>/card.yaml)"
+        )
     try:
         card = DataCard.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

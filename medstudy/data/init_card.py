@@ -27,10 +27,10 @@ from medstudy.tasks import TASK_TYPES, get_task
 NAMES = {
     "id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$|^mrn$|^pid$|^(patient|subject|person)(\w*(id|nr|no|key|code))?$",
     "split": r"^(split|fold|partition|subset)$",
-    "date": r"date|datum|(^|[_ ])time|^year$",
-    "text": r"complain|text|note|message|report|question|dialog|convers|history|abstract|narrative|vignette|reason",
+    "date": r"date|datum|eingang|(^|[_ ])time|^year$",
+    "text": r"complain|text|note|message|nachricht|report|question|dialog|convers|histor|abstract|narrat|vignet|reason",
     "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priorit|level|dringlich",
-    "provider": r"provider|dispos|destination|special|department|seen[_ ]by|referr|team",
+    "provider": r"provider|dispos|destination|special|department|seen[_ ]by|referr|team|fachgr|abteilung",
     "summary": r"summary|section_text|target|note|impression|reference",
     "diagnosis": r"^answer$|diagnos|\bdx\b|correct",
     "label": r"label|class|outcome|target|categor|diagnos|status|result|\bdx\b",
@@ -251,7 +251,13 @@ class _Guess:
             raise DataError(
                 f"no column looks like the answer '{outcome}' (columns: {', '.join(self.frame.columns[:-1])})"
             )
-        why = f"by its name, {many[named[0]]} values" if named else "second longest text" if is_open else "few values"
+        why = (
+            f"by its name, {many[named[0]]} values"
+            if named
+            else "second longest text"
+            if is_open
+            else "A GUESS: few values"
+        )
         column = self._take((named or longest)[0], outcome, why)
         for other in named[1:] if not is_open else ():  # another's judgement of the same gives the answer away
             self.free.remove(other)

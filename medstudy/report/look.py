@@ -1,6 +1,7 @@
 """A closer look at a run, a line each: wrong answers, confusions, two arms side by side, a question of one's own.
 
-Nothing here is tagged as an aggregate: of a private source what these show stays in ``private/``.
+Nothing here is tagged as an aggregate: of a private source what these show is in the notebook that is open, and in no
+other that leaves ``private/``.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from medstudy.data.cases import Case, DataError
 from medstudy.report.privacy import card_of
-from medstudy.runs import Run
+from medstudy.runs import Run, from_root
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
 
@@ -118,7 +119,7 @@ def predictions_of(run: Run | str | Path, *arms: str) -> pd.DataFrame:
 
 
 def _folder(run: Run | str | Path) -> Path:
-    return run.folder if isinstance(run, Run) else Path(run)
+    return run.folder if isinstance(run, Run) else from_root(run)
 
 
 def _whole(table: pd.DataFrame) -> Styler:

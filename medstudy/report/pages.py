@@ -18,7 +18,7 @@ from medstudy.arms import ARMS, BASELINES
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
 from medstudy.evaluation.evaluate import value_text
-from medstudy.evaluation.metrics import metric_name
+from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
 from medstudy.report.privacy import Review, card_of
 from medstudy.runs import slug
 
@@ -94,7 +94,8 @@ def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[st
     """What the templates are told of a study."""
     tables, plan = read_tables(study), study / "plan.json"
     verdicts = tables["verdicts.csv"].fillna({"verdict": ""}).drop_duplicates(["scope", "name"])
-    said = verdicts[verdicts["scope"].isin(("study", "kind"))]
+    one_task = len({run.cell[0] for run in runs}) == 1  # its kind would say the same again
+    said = verdicts[verdicts["scope"].isin(("study",) if one_task else ("study", "kind"))]
     words = f"Differences that DPO makes, with 95 % intervals. {' '.join(said['sentence'])}"
     return {
         "study": study.name,
@@ -133,11 +134,12 @@ def cell_facts(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> dict
         cells = metrics[metrics["metric"] == name].set_index("arm").to_dict("index")
         shown = {arm: value_text(cell, 2) for arm, cell in cells.items()}
         baselines = [f"{BASELINES[arm].label} {text}" for arm, text in shown.items() if arm in BASELINES]
-        against = {contrast: _interval(row) for contrast, row in differences.items()}
+        against = {contrast: _interval(row, name in LOWER_IS_BETTER) for contrast, row in differences.items()}
         outcomes.append({"name": name, "against": against, "values": shown, "baselines": baselines})
     verdicts = tables["verdicts.csv"]
     judged = verdicts[(verdicts["scope"] == "cell") & (verdicts["name"] == f"{task}, {model}")].iloc[0]
     facts = {"task": task, "model": model, "runs": runs, "outcomes": outcomes, "flow": _flow(runs[0])}
+    facts["few_pairs"] = any(run.record.get("enough_pairs") is False for run in runs)
     return facts | {"verdict": judged["verdict"], "sentence": judged["sentence"], "card": card_of(runs[0].folder)}
 
 
@@ -166,9 +168,11 @@ def _commit(record: dict[str, Any]) -> str:
     return (record.get("git_commit") or "unknown")[:10] + " with uncommitted changes" * bool(record.get("git_dirty"))
 
 
-def _interval(row: dict[str, Any]) -> str:
-    numbers = [row[key] for key in ("difference", "low", "high")]
-    return "" if any(x != x for x in numbers) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*(x + 0.0 for x in numbers))
+def _interval(row: dict[str, Any], turned: bool) -> str:
+    """A difference as a verdict has it: more is better, also where the outcome counts errors (``turned``)."""
+    numbers = [row[key] for key in (("difference", "high", "low") if turned else ("difference", "low", "high"))]
+    shown = [float(f"{-x if turned else x:.6g}") + 0.0 for x in numbers]  # rounded as verdicts.csv, which figures read
+    return "" if any(x != x for x in numbers) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*shown)
 
 
 def _failed(runs: list[FinishedRun]) -> list[dict[str, Any]]:

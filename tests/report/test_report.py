@@ -92,3 +92,22 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
         assert words in index
     assert "macro-F1" not in index and "Holm" not in index
     assert "<details" in pages["text_classification-builtin-llama-seed0.html"]
+
+
+def test_a_difference_has_the_sign_of_its_verdict_and_too_few_pairs_stand_beside_it(tmp_path: Path) -> None:
+    """Under-triage fell: `+` in the sentence and the figure, and once `-` in the table; rounded alike."""
+    fell = {"difference": -0.0750000001, "low": -0.12, "high": 0.031}
+    assert report._interval(fell, turned=True) == "+0.07 [-0.03, +0.12]"
+    assert report._interval(fell | {"difference": -0.08}, turned=False) == "-0.08 [-0.12, +0.03]"
+    assert report._interval({"difference": float("nan"), "low": 0.0, "high": 0.0}, turned=True) == ""
+    for seed in (0, 1):
+        folder = finished(tmp_path, seed)
+        record = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(record | {"enough_pairs": False}))
+    nbformat.write(new_notebook(), tmp_path / "comparison.ipynb")
+    cells = study_cells(finished_runs(tmp_path))
+    save_tables(tmp_path, tables := study_tables(cells, 0.03))
+    save_study(tmp_path, tables, 0.03)
+    index = report.build(tmp_path).read_text()
+    assert "Too few pairs or steps to expect that DPO learns from them." in index
+    assert "On classification tasks" not in index  # one task: its kind would say the same again
