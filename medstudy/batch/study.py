@@ -135,7 +135,7 @@ def run(
                 (run_folder(params) / "metrics.json").unlink(missing_ok=True)
         (private / "failures.txt").unlink(missing_ok=True)
         code = _supervise(command, private / "engine.log")
-    _print_end(code, folder, results)
+    _print_end(code, folder, results, profile)
     return code
 
 
@@ -233,10 +233,11 @@ def _engine_begins() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _print_end(code: int, folder: Path, results: Path) -> None:
+def _print_end(code: int, folder: Path, results: Path, profile: str) -> None:
     log, failures = results / "private" / "engine.log", results / "private" / "failures.txt"
     if code == INTERRUPTED:
-        print("interrupted; what has finished is kept", file=sys.stderr)
+        cluster = "" if profile == "default" else "; jobs may go on in the queue: see `squeue --me`, and `scancel` them"
+        print(f"interrupted; what has finished is kept{cluster}", file=sys.stderr)
     elif code:
         # what broke before or beside the notebooks, only the engine can tell
         told = failures if failures.is_file() else log
