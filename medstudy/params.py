@@ -67,7 +67,7 @@ def _known_task(name: str) -> str:
 TaskName = Annotated[str, AfterValidator(_known_task)]
 #: Libraries that draw training curves elsewhere.
 WATCHERS = ("tensorboard", "wandb", "mlflow")
-DpoLoss = Literal["sigmoid", "hinge", "ipo", "robust", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
+DpoLoss = Literal["sigmoid", "hinge", "ipo", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
 PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
 #: Arm -> its parameters that may be chosen on validation cases.
 SETTINGS = {
