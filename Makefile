@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # options for pip, such as an index of builds without CUDA
 PIP_FLAGS ?=
-# environments of peers for `make benchmark`, such as: --llamafactory ~/lf --swift ~/swift
+# environments of peers for `make benchmark`, such as: --llamafactory ~/lf
 PEERS ?=
 BIN := .venv/bin
 STAMP := .venv/.installed
@@ -34,7 +34,6 @@ smoke: $(STAMP) ## every notebook, tiny, end to end; its pages in Chromium, if t
 
 benchmark: $(STAMP) ## speed against a bare loop, TRL and, if PEERS names their environments, others
 	$(BIN)/python benchmarks/speed.py $(PEERS)
-	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/cell.py $(PEERS)
 
 lab: $(STAMP) ## open JupyterLab

@@ -1,10 +1,10 @@
-"""A whole cell, SFT -> samples -> DPO -> answers, by this package and by its peers' commands; two at once.
+"""A whole cell, SFT -> samples -> DPO -> answers, by this package and by its peer's commands.
 
-    python benchmarks/cell.py --rounds 3 [--llamafactory VENV] [--swift VENV]
+    python benchmarks/cell.py --rounds 3 [--llamafactory VENV]
 
 The work is that of the demo's clinical reasoning: 100 cases for 8 epochs, 6 samples of each, DPO on the same pairs for
 everybody, 200 test cases. A peer needs a command for each step, which reads files that the step before has written;
-here it is one process. Then two cells at once with a thread each, against one after the other with all threads.
+here it is one process.
 """
 
 from __future__ import annotations
@@ -12,10 +12,8 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +32,6 @@ def main() -> None:
         peers.prepare(folder, CASES, pairs_per_case=2, test=TESTED, samples=SAMPLES)
         cells: dict[str, Any] = {"medstudy": ours}
         cells |= {"llamafactory": llamafactory} if args.llamafactory else {}
-        cells |= {"swift": swift} if args.swift else {}
         found: dict[str, list[float]] = {name: [] for name in cells}
         for number in range(args.rounds):
             for name, commands in cells.items():
@@ -48,10 +45,6 @@ def main() -> None:
         for name, seconds in found.items():
             median, commands = statistics.median(seconds), 1 if name == "medstudy" else len(STEPS)
             print(f"| {name} | {commands} | {median:.1f} | {median / fastest:.2f} |")
-        turns = [two_cells(args, folder, at_once) for _ in range(args.rounds) for at_once in (False, True)]
-    one, both = statistics.median(turns[::2]), statistics.median(turns[1::2])
-    print("\n| two cells | seconds | throughput |\n|---|---|---|")
-    print(f"| one after the other | {one:.1f} | 1.00 |\n| at once | {both:.1f} | {one / both:.2f} |")
 
 
 def ours(args: argparse.Namespace, folder: Path, number: int) -> list[peers.Command]:
@@ -85,29 +78,6 @@ def llamafactory(args: argparse.Namespace, folder: Path, number: int) -> list[pe
     at = {step: folder / f"llamafactory-{step}" for step in peers.RATES}
     epochs = {"sft": EPOCHS}
     return [peers.llamafactory(args, folder, s, number, epochs.get(s, 1), at.get(start)) for s, start in STEPS.items()]
-
-
-def swift(args: argparse.Namespace, folder: Path, number: int) -> list[peers.Command]:
-    """Four commands."""
-    last = {"sft": -(-CASES // peers.BATCH) * EPOCHS, "dpo": -(-2 * CASES // peers.BATCH)}
-    at = {step: folder / f"swift-{step}" / f"checkpoint-{number}" for step, number in last.items()}
-    epochs = {"sft": EPOCHS}
-    return [peers.swift(args, folder, s, number, epochs.get(s, 1), at.get(start)) for s, start in STEPS.items()]
-
-
-def two_cells(args: argparse.Namespace, folder: Path, at_once: bool) -> float:
-    """Seconds for two cells, in turn with all threads, or at once with half of them each."""
-    shared = argparse.Namespace(threads=max(1, args.threads // 2) if at_once else args.threads)
-    begun, running = time.monotonic(), []
-    for number in (0, 1):
-        [(command, env)] = ours(shared, folder, number)
-        running.append(subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-        if not at_once:
-            running[-1].wait()
-    codes = [process.wait() for process in running]
-    if any(codes):
-        sys.exit(f"cells ended with {codes}")
-    return time.monotonic() - begun
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The same rows in everybody's form, the commands by which peers are started, and what a process costs.
 
-A peer runs by its own command from an environment of its own (`pip install llamafactory`, `pip install ms-swift`;
-torchvision and torchaudio for CUDA must go, a stub of torchaudio may be needed).
+LLaMA-Factory runs by its own command from an environment of its own (`pip install llamafactory`; torchvision and
+torchaudio for CUDA must go, a stub of torchaudio may be needed).
 """
 
 from __future__ import annotations
@@ -31,7 +31,6 @@ def arguments(doc: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--llamafactory", type=Path, help="virtual environment with LLaMA-Factory")
-    parser.add_argument("--swift", type=Path, help="virtual environment with ms-swift")
     return parser
 
 
@@ -72,8 +71,6 @@ def prepare(folder: Path, train: int, pairs_per_case: int = 1, test: int = 0, sa
         info[kind] = {"file_name": f"lf-{kind}.json", "columns": columns | sides, "ranking": kind == "dpo"}
         write(folder / f"{kind}.json", some)
         write(folder / f"lf-{kind}.json", [_for_llamafactory(tokenizer, row) for row in some])
-        lines = [json.dumps(_for_swift(row), ensure_ascii=False) for row in some]
-        (folder / f"swift-{kind}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     write(folder / "dataset_info.json", info)
 
 
@@ -87,13 +84,6 @@ def _for_llamafactory(tokenizer: Any, row: dict[str, Any]) -> dict[str, str]:
         if old in row
     }
     return {"instruction": prompt, "input": ""} | whole
-
-
-def _for_swift(row: dict[str, Any]) -> dict[str, Any]:
-    """Messages; the worse answer beside them."""
-    answer = row.get("completion") or row["chosen"]
-    worse = {"rejected_response": row["rejected"][0]["content"]} if "rejected" in row else {}
-    return {"messages": [*row["prompt"], *answer]} | worse
 
 
 def llamafactory(
@@ -117,30 +107,6 @@ def llamafactory(
     write(folder / f"llamafactory-{step}.yaml", told)
     program = str(args.llamafactory / "bin/llamafactory-cli")
     return [program, "train", str(folder / f"llamafactory-{step}.yaml")], environment(args.threads)
-
-
-def swift(
-    args: argparse.Namespace, folder: Path, step: str, seed: int, epochs: int = 1, start: Path | None = None
-) -> Command:
-    """A training (``sft``, ``dpo``) or answers (``samples``, ``test``) from the adapter ``start``."""
-    told = {"model": folder / "model", "model_type": "llama", "template": "dummy", "template_backend": "jinja"}
-    told |= {"torch_dtype": "float32", "max_length": 256, "seed": seed} | ({"adapters": start} if start else {})
-    rows, verb = folder / f"swift-{step}.jsonl", {"sft": ["sft"], "dpo": ["rlhf", "--rlhf_type", "dpo"]}
-    if step in RATES:
-        told |= {"dataset": rows, "output_dir": folder / f"swift-{step}", "num_train_epochs": epochs}
-        told |= {"learning_rate": RATES[step]} | ({"beta": BETA} if step == "dpo" else {})
-        told |= {"tuner_type": "lora", "lora_rank": RANK, "lora_alpha": 2 * RANK, "lora_dropout": 0}
-        told |= {"target_modules": "all-linear", "bf16": "true", "fp16": "false", "use_cpu": "true"}
-        told |= {"per_device_train_batch_size": BATCH, "gradient_accumulation_steps": 1, "save_strategy": "epoch"}
-        told |= {"lr_scheduler_type": "linear", "warmup_ratio": WARMUP, "add_version": "false", "report_to": "none"}
-        told |= {"gradient_checkpointing": "false", "split_dataset_ratio": 0, "save_only_model": "true"}
-        told |= {"save_total_limit": 1, "dataset_num_proc": 1, "logging_steps": 1}
-    else:
-        told |= {"infer_backend": "transformers", "max_batch_size": 64, "max_new_tokens": NEW, "stream": "false"}
-        told |= {"load_data_args": "false", "write_batch_size": 1000, "val_dataset": rows}
-        told |= {"temperature": 1 if step == "samples" else 0}
-    words = [str(word) for name, value in told.items() for word in (f"--{name}", value)]
-    return [str(args.swift / "bin/swift"), *verb.get(step, ["infer"]), *words], environment(args.threads)
 
 
 def measured(command: list[str], env: dict[str, str]) -> dict[str, float]:

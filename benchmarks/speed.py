@@ -1,6 +1,6 @@
 """The same two trainings by this package, by its peers and by a bare loop, interleaved: ratios of medians.
 
-    python benchmarks/speed.py --rounds 3 [--llamafactory VENV] [--swift VENV]
+    python benchmarks/speed.py --rounds 3 [--llamafactory VENV]
 
 Work: LoRA of rank 32 on every linear layer of builtin/llama, 800 rows, batches of 8, one epoch; SFT on cases of
 synthetic_vignettes, DPO on their pairs, everyone from the same weights and with the same rates. Round k uses seed k.
@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--training", nargs="+", choices=("sft", "dpo"), default=["sft", "dpo"])
     parser.add_argument("--only", nargs="+", help="contestants to run; default: all that are there")
     args = parser.parse_args()
-    names = ["floor", "medstudy", "trl", *(name for name in ("llamafactory", "swift") if getattr(args, name))]
+    names = ["floor", "medstudy", "trl", *["llamafactory"] * bool(args.llamafactory)]
     with tempfile.TemporaryDirectory(prefix="speed-") as name:
         folder = Path(name)
         peers.prepare(folder, ROWS)
@@ -54,8 +54,8 @@ def contestant(name: str, kind: str, folder: Path, last: str | int) -> list[str]
 
 def command(args: argparse.Namespace, folder: Path, name: str, kind: str, seed: int) -> peers.Command:
     """A training by ``name`` and its environment; the floor gets that of a notebook job too."""
-    if name in ("llamafactory", "swift"):
-        return getattr(peers, name)(args, folder, kind, seed)
+    if name == "llamafactory":
+        return peers.llamafactory(args, folder, kind, seed)
     env = peers.environment(args.threads, None if name == "trl" else folder)
     return contestant(name, kind, folder, seed), env
 
@@ -64,10 +64,7 @@ def loop_seconds(out: Path, result: dict[str, float]) -> float:
     """The training loop, from what the contestant says or the trainer's own record of it."""
     if "loop" in result:
         return result["loop"]
-    if (out / "train_results.json").is_file():
-        return float(json.loads((out / "train_results.json").read_text())["train_runtime"])
-    lines = (out / "logging.jsonl").read_text().splitlines()
-    return float(next(row["train_runtime"] for row in map(json.loads, lines) if "train_runtime" in row))
+    return float(json.loads((out / "train_results.json").read_text())["train_runtime"])
 
 
 def judged(out: Path, kind: str) -> float:

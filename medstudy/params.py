@@ -20,6 +20,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from medstudy.arms import TRAINED
+
 #: The models that come with the package.
 BUILTIN = ("builtin/llama", "builtin/mistral")
 #: Differences smaller than this do not matter, unless the study says otherwise.
@@ -70,12 +72,8 @@ WATCHERS = ("tensorboard", "wandb", "mlflow")
 DpoLoss = Literal["sigmoid", "hinge", "ipo", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
 PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
 #: Arm -> its parameters that may be chosen on validation cases.
-SETTINGS = {
-    "sft": ("sft_learning_rate", "sft_epochs"),
-    "sft_more": ("sft_more_learning_rate", "sft_more_epochs"),
-    "sft_chosen": ("sft_chosen_learning_rate", "sft_chosen_epochs"),
-    "dpo": ("dpo_learning_rate", "dpo_epochs", "dpo_beta", "dpo_loss", "dpo_loss_weights"),
-}
+SETTINGS = {arm: (f"{arm}_learning_rate", f"{arm}_epochs") for arm in TRAINED}
+SETTINGS["dpo"] += ("dpo_beta", "dpo_loss", "dpo_loss_weights")
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]

@@ -9,13 +9,15 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from medstudy.arms import TRAINED
+
 #: Arguments that are given by place, and what they are.
 ARGUMENTS = {
     "study": "params/<study> or results/<study>",
     "notebook": "an executed notebook",
     "run": "results/<study>/<model>/<task>/seed<k>",
     "form": "trl, openai, azure, together, fireworks, gemini or nova",
-    "arm": "sft, sft_more, sft_chosen or dpo",
+    "arm": ", ".join(TRAINED),
     "target": "the file or folder to write",
 }
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medstudy.params import RunParams
+from medstudy.training.models import EAGER_GB, eager_gb
 
 #: Gigabytes before there is a model: libraries and figures of a process; a CUDA context.
 LIBRARIES_GB, CONTEXT_GB = 0.75, 0.6
@@ -73,6 +74,8 @@ def gigabytes(run: RunParams, model: Any, work: Work, gpu: bool) -> float:
     kept = layer + wide * hidden * depth if run.gradient_checkpointing else layer * depth
     logits = 2 * work.answer * text.vocab_size * 4 * 3  # logits, softmax, gradient
     training = run.batch_size * ((work.longest + work.answer) * kept + logits)
+    if not gpu and wide == 4 and (eager := eager_gb(run, model.config, work.longest)) <= EAGER_GB:
+        training += eager * 1e9
     keys = (getattr(text, "head_dim", None) or hidden // heads) * (getattr(text, "num_key_value_heads", None) or heads)
     # keys and values, copied when the cache grows
     answering = 2 * 2 * keys * depth * wide * run.eval_batch_size * (work.longest + run.max_new_tokens)

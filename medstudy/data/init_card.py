@@ -25,7 +25,7 @@ from medstudy.tasks import TASK_TYPES, get_task
 
 #: What columns are called, by the part that they play.
 NAMES = {
-    "id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$|^mrn$|^pid$|^(patient|subject|person)(\w*(id|nr|no|key|code))?$",
+    "id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$|^(mrn|pid)$|^(patient|subject|person)(en)?[_ ]?(id|nr|no|key)?$",
     "split": r"^(split|fold|partition|subset)$",
     "date": r"date|datum|eingang|(^|[_ ])time|^year$",
     "text": r"complain|text|note|message|nachricht|report|question|dialog|convers|histor|abstract|narrat|vignet|reason",

@@ -22,6 +22,8 @@ from medstudy.evaluation.views import values_table as values_table
 from medstudy.tasks.base import Metric
 
 Metrics = dict[str, dict[str, dict[str, Any]]]
+#: Kinds of metric from whose value no count of cases can be told.
+TELL_NO_COUNT = ("f1", "mean", "auroc")
 
 
 def evaluate(
@@ -107,16 +109,22 @@ class Measured:
         return tuple(self.sums[arm].sum(axis=(0, 1))[0, :2])
 
     def masked(self, arm: str) -> Limits | None:
-        """What is shown of a share that tells a small count of a private source; the primary outcome always is."""
-        if self.answers.shareable or self.metric.primary or not self.metric.kind.startswith("share"):
+        """What is shown of a number that tells a small count of a private source; the primary outcome always is.
+
+        Of a share, limits; of a kind that is not known to tell no count, nothing where one of its sums is small.
+        """
+        if self.answers.shareable or self.metric.primary or self.metric.kind in TELL_NO_COUNT:
             return None
-        return small_count(*(count / len(self.answers.frames) for count in self.counts(arm)))
+        if self.metric.kind.startswith("share"):
+            return small_count(*(count / len(self.answers.frames) for count in self.counts(arm)))
+        sums = np.round(self.sums[arm].sum(axis=(0, 1)) / len(self.answers.frames))
+        return (0.0, 1.0) if ((sums > 0) & (sums < SMALLEST_COUNT)).any() else None
 
     def entry(self, arm: str, estimate: Estimate) -> dict[str, Any]:
         """One cell of metrics.json."""
         hits, counted = self.counts(arm)
-        whole = self.metric.kind in ("f1", "auroc") or (counted and self.metric.kind != "share_of_parsed")
-        n = self.answers.n_cases if whole else round(counted / len(self.answers.frames))
+        some = self.metric.kind == "share_of_parsed" or (not counted and self.metric.kind in ("share", "mean"))
+        n = round(counted / len(self.answers.frames)) if some else self.answers.n_cases
         if masked := self.masked(arm):
             few = f"fewer than {SMALLEST_COUNT} cases on one side: not shown"
             return {"value": None, "low": _number(masked[0]), "high": _number(masked[1]), "n": n, "note": few}

@@ -14,7 +14,7 @@ from itertools import zip_longest
 from operator import eq
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import TRAINED
+from medstudy.arms import ARMS, TRAINED
 from medstudy.data.cases import SMALLEST_COUNT
 from medstudy.params import MARGIN
 from medstudy.tasks.base import Task
@@ -35,7 +35,7 @@ NAMED, NAMED_RIGHT = 0.8, 0.95
 #: A control must have moved by this share of what DPO moved: rates that validation chooses lie within a factor of ten.
 MOVED = 0.02
 #: Arms that answer the question what DPO's gain is worth.
-CONTROLS = ("sft_more", "sft_chosen")
+CONTROLS = tuple(arm for arm in TRAINED if ARMS[arm].start == "sft" and ARMS[arm].trainer == "SFTTrainer")
 ANSWERED = tuple(f"answers_{arm}" for arm in ("base", *TRAINED))
 DRAWN = {"adapter of SFT": True, "sampled": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from medstudy.arms import TRAINED
+from medstudy.arms import ARMS, TRAINED
 from medstudy.data.audit import near_duplicates
 from medstudy.runs import Run, fingerprint
 from medstudy.show import aggregate
@@ -77,12 +77,13 @@ class Seen:
         chat, of = load_chat(run.params), {case.case_id: case for case in splits.all()}
         self.prompt = {name: fingerprint(chat.prompt(task.messages(case))) for name, case in of.items()}
         pairs = [(of[pair.case_id], pair) for pair in run.kept.get("pairs", []) if pair.case_id in of]
-        self.taught = {
-            "sft": [(case, case.recorded().gold) for case in splits.train],
-            "sft_more": [(case, case.gold) for case in splits.prefer],
-            "sft_chosen": [(case, pair.chosen) for case, pair in pairs],
-            "dpo": [(case, side) for case, pair in pairs for side in (pair.chosen, pair.rejected)],
+        rows: dict[str, list[Any]] = {
+            "train": [(case, case.recorded().gold) for case in splits.train],
+            "prefer": [(case, case.gold) for case in splits.prefer],
+            "chosen": [(case, pair.chosen) for case, pair in pairs],
+            "pairs": [(case, side) for case, pair in pairs for side in (pair.chosen, pair.rejected)],
         }
+        self.taught = {arm: rows[ARMS[arm].rows] for arm in TRAINED}
 
 
 def check_gates(

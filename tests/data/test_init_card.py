@@ -113,6 +113,7 @@ def test_the_words_tell_urgency_and_a_long_name_the_patient(tmp_path: Path) -> N
         "Nr": range(60),
         "PatientenID": [f"P{i // 2}" for i in range(60)],
         "Nachricht": [f"words {i}" for i in range(60)],
+        "PatientSexCode": ["m", "f", "x"] * 20,
     }
     frame |= {"Fachgruppe": ["nurse", "doctor", "pharmacy"] * 20, "Stufe": ["soon", "routine", "urgent", "Urgent"] * 15}
     said, cases = guessed(csv(pd.DataFrame(frame))(tmp_path), "clinical_triage", tmp_path / "mine")

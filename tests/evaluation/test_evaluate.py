@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,10 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     looked = private.assign(score_rescued=0.0)
     assert first_look(looked).loc["sft"].tolist() == [40, "> 0.725", "< 0.275", "0.000"]
     assert first_look(looked.groupby("arm").head(3)).loc["sft", "n"] == "< 11"
+    [f1] = [m for m in measured(private) if m.metric.kind == "f1"]
+    assert f1.masked("sft") is None
+    new = replace(f1, metric=replace(f1.metric, kind="recall", primary=False))  # what a count is, nobody said yet
+    assert new.masked("sft") == (0, 1) and new.entry("sft", estimates([f1.line("sft")])[0])["n"] == 40
     private.attrs["shareable"] = True
     assert contrast(run(private)[1], "dpo-sft", "unparsed")["lost"] == 5
 

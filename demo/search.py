@@ -1,0 +1,78 @@
+"""Settings from validation cases: trains every candidate of a study's parameters, and answers no test case.
+
+    python -m demo.search params/demo_search --model builtin/llama
+
+As the notebooks do it with ``candidates``, without what they do besides. Appends a row a trial to ``tried.csv`` in the
+study's folder; the best of each arm is printed. The study must draw its test cases as the one that it is for
+(`n_test`, `split_seed`), or cases that are tested there are learnt from here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from trl import DPOTrainer, SFTTrainer
+
+from medstudy.data.load import load_card, load_cases
+from medstudy.data.splits import split_cases
+from medstudy.evaluation.choose import choose
+from medstudy.params import RunParams, load_study
+from medstudy.runs import Run, Stage
+from medstudy.tasks import get_task
+from medstudy.training import arguments, preferences, prompts
+from medstudy.training.chat import Row, load_chat
+from medstudy.training.fit import fit
+
+
+def search(params: RunParams) -> list[dict[str, object]]:
+    """A row a trial of SFT, DPO and the two controls: settings, score and number of validation cases, chosen or not."""
+    run, card = Run(params), load_card(params.data)
+    task, chat = get_task(params.task, card), load_chat(params)
+    loaded = load_cases(card, params.data_root)
+    run.keep_source(card, loaded.cases)
+    splits = split_cases(prompts.fit_context(loaded.cases, task, chat, params)[0], params)
+    run.keep("splits", splits)
+
+    def chosen(arm: str, trainer: type, made_by: Callable[[RunParams], Any], rows: list[Row], start: Any) -> Stage:
+        trials = [(tried, fit(run, arm, trainer, made_by(tried), rows, start)) for tried in params.tries(arm)]
+        return choose(run, arm, task, splits.validation, trials)[0]
+
+    lora, rows = arguments.lora_config(params), [prompts.sft_row(task, case) for case in splits.train]
+    sft = chosen("sft", SFTTrainer, lambda p: arguments.sft_config(p, run), rows, lora)
+    pairs = preferences.pairs_of(run, task, splits.prefer, sft).pairs
+    dpo = chosen("dpo", DPOTrainer, lambda p: arguments.dpo_config(p, run), [pair.row() for pair in pairs], sft)
+    steps = dpo.facts["steps"]
+    control_rows = {
+        "sft_more": [prompts.sft_row(task, case, task.target(case)) for case in splits.prefer],
+        "sft_chosen": [pair.chosen_row() for pair in pairs],
+    }
+    for arm, rows in control_rows.items():
+        number = len(rows)
+        chosen(arm, SFTTrainer, lambda p, a=arm, n=number: arguments.control_config(p, run, a, n, steps), rows, sft)
+    found = [row for arm in run.tried.values() for row in arm if row["score"] is not None]
+    return [{"task": params.task, "model": params.model, "seed": params.seed, **row} for row in found]
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m demo.search", description="Settings from validation cases.")
+    parser.add_argument("study", type=Path)
+    parser.add_argument("--model", help="this model of the study alone")
+    parser.add_argument("--only", help="this task alone")
+    args = parser.parse_args()
+    for params in load_study(args.study).runs():
+        if args.model in (None, params.model) and args.only in (None, params.task):
+            rows = pd.DataFrame(search(params))
+            print(rows[rows["chosen"]].to_string(index=False), flush=True)
+            rows["settings"] = rows["settings"].map(json.dumps)
+            file = args.study / "tried.csv"
+            rows.to_csv(file, mode="a", header=not file.exists(), index=False)
+
+
+if __name__ == "__main__":
+    main()
