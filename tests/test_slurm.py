@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -53,7 +54,10 @@ seen = [begun, time.time(), os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.g
 
 def start(root: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/tiny", "--profile", "slurm", "--threads", "1"]
-    return subprocess.Popen([*command, *EXTRA], cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    # tests that run in the background of a script are deaf to Ctrl-C, and so would be what they start
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen([*command, *EXTRA], cwd=root, **pipes, **heard)
 
 
 def until(true: Callable[[], object], job: subprocess.Popen[str]) -> None:
@@ -104,6 +108,23 @@ def test_a_cancelled_job_is_named_and_only_it_is_redone(cluster: Cluster, root: 
     assert again.wait(timeout=PATIENCE) == 0, again.communicate()
     assert all(runs(root)[n] == 1 for n in good)
     assert all(record_of(root, n)["status"] == "ok" for n in runs(root))
+
+
+def test_ctrl_c_leaves_no_job_in_the_queue_and_too_many_threads_are_refused(cluster: Cluster, root: Path) -> None:
+    (root / "hold").touch()
+    job = start(root)
+    until(lambda: len(cluster.ask("squeue", "-h").splitlines()) == 4, job)
+    assert "PENDING" in cluster.ask("squeue", "-h", "-o", "%T")
+    job.send_signal(signal.SIGINT)
+    assert job.wait(timeout=PATIENCE) == 130, job.communicate()
+    deadline = time.monotonic() + 30
+    while left := cluster.ask("squeue", "-h", "-t", "PENDING,RUNNING"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.5)
+    (root / "hold").unlink()
+    command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/tiny", "--profile", "slurm", "--threads", "9"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2 and "--threads 9" in done.stderr and "more than 2" in done.stderr
 
 
 def record_of(root: Path, name: str) -> dict[str, object]:

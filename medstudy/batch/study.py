@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,8 +122,9 @@ def run(
         jobs, threads, gpus = _shares(study, jobs, threads)
         # Snakemake grants `cores` in all, and each job asks for `threads` of them
         command += ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
-    elif jobs:
-        command += ["--jobs", str(jobs)]
+    else:
+        _refuse_wide(threads or CLUSTER_THREADS)
+        command += ["--jobs", str(jobs)] if jobs else []
     command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}"]
     command += [*(["--until", *only] if only else []), *extra]
     private = private_folder(results / "private")
@@ -135,7 +138,7 @@ def run(
                 (run_folder(params) / "metrics.json").unlink(missing_ok=True)
         (private / "failures.txt").unlink(missing_ok=True)
         code = _supervise(command, private / "engine.log")
-    _print_end(code, folder, results, profile)
+    _print_end(code, folder, results)
     return code
 
 
@@ -196,6 +199,24 @@ def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[
     return jobs, threads, gpus
 
 
+def _refuse_wide(threads: int) -> None:
+    """On Slurm a job with more threads than any node has waits for ever, and nobody says so."""
+    if shutil.which("sinfo") is None:
+        return
+    told = subprocess.run(["sinfo", "-h", "-o", "%c"], capture_output=True, text=True).stdout
+    if (most := max(map(int, re.findall(r"\d+", told)), default=threads)) < threads:
+        raise BatchError(
+            f"--threads {threads} (default {CLUSTER_THREADS}): no node of this cluster has more than {most}"
+        )
+
+
+def _empty_queue(log: Path) -> None:
+    """Cancel what an interrupted engine left in Slurm's queue: it forgets jobs that have not started."""
+    named = re.findall(r"SLURM run ID: (\S+)", log.read_text(encoding="utf-8", errors="replace"))
+    if named and shutil.which("scancel"):
+        subprocess.run(["scancel", f"--name={named[-1]}"])
+
+
 def _environment() -> dict[str, str]:
     """Snakemake keeps a cache in the user's home; where that cannot be written, in the checkout."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
@@ -223,6 +244,7 @@ def _supervise(command: list[str], log: Path) -> int:
         except KeyboardInterrupt:
             os.killpg(engine.pid, signal.SIGINT)
             engine.wait()
+            _empty_queue(log)
             return INTERRUPTED
 
 
@@ -233,11 +255,10 @@ def _engine_begins() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _print_end(code: int, folder: Path, results: Path, profile: str) -> None:
+def _print_end(code: int, folder: Path, results: Path) -> None:
     log, failures = results / "private" / "engine.log", results / "private" / "failures.txt"
     if code == INTERRUPTED:
-        cluster = "" if profile == "default" else "; jobs may go on in the queue: see `squeue --me`, and `scancel` them"
-        print(f"interrupted; what has finished is kept{cluster}", file=sys.stderr)
+        print("interrupted; what has finished is kept", file=sys.stderr)
     elif code:
         # what broke before or beside the notebooks, only the engine can tell
         told = failures if failures.is_file() else log
