@@ -16,7 +16,6 @@ ARGUMENTS = {
     "study": "params/<study> or results/<study>",
     "notebook": "an executed notebook",
     "run": "results/<study>/<model>/<task>/seed<k>",
-    "form": "trl, openai, azure, together, fireworks, gemini or nova",
     "arm": ", ".join(TRAINED),
     "target": "the file or folder to write",
 }
@@ -75,12 +74,9 @@ def _add_exports(commands: argparse._SubParsersAction) -> None:
     text = "write a copy of an executed notebook without outputs that repeat private cases of this checkout"
     share = _add(commands, "share notebook target", _share, text)
     share.add_argument("--results", type=Path, help="where the runs are (default: the checkout's results)")
-    text = "write the preference pairs of a run in the form that a trainer elsewhere reads"
-    pairs = _add(commands, "pairs run form target", _pairs, text)
     text = "write the trained model of an arm, adapter and base in one, for use elsewhere"
     model = _add(commands, "model run arm target", _model, text)
-    for made in (pairs, model):
-        made.add_argument("--allow-private", action="store_true", help="also where the cases may not be shown")
+    model.add_argument("--allow-private", action="store_true", help="also where the cases may not be shown")
     text = "blinded sheets for human ratings of one run, and their way back"
     actions = commands.add_parser("ratings", help=text, description=text).add_subparsers(required=True)
     out = _add(actions, "export run", _export_ratings, "write one blinded sheet a rater into private/ratings")
@@ -207,12 +203,6 @@ def _share(args: argparse.Namespace) -> int:
         "paraphrases and pictures are not seen"
     )
     return 0
-
-
-def _pairs(args: argparse.Namespace) -> None:
-    from medstudy.report.exports import export_pairs
-
-    print(f"{args.target}: {export_pairs(args.run, args.form, args.target, args.allow_private)} pairs")
 
 
 def _model(args: argparse.Namespace) -> None:
