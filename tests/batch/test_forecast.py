@@ -22,7 +22,13 @@ def test_an_8b_model_and_the_settings_that_save_memory_or_work(tmp_path: Path, m
     assert model.num_parameters() == pytest.approx(8.03e9, rel=0.001)
 
     def of(**asked: object) -> tuple[float, float]:
-        given = {"task": "clinical_reasoning", "data": "synthetic_vignettes", "lora_rank": 16, "dtype": "bfloat16"}
+        given = {
+            "task": "clinical_reasoning",
+            "data": "synthetic_vignettes",
+            "lora_rank": 16,
+            "dtype": "bfloat16",
+            "dpo_epochs": 1,
+        }
         run = resolve(given | asked)
         return gigabytes(run, model, WORK, gpu=True), seconds(run, model, WORK, 1e14)
 
