@@ -1,10 +1,10 @@
-"""Settings from validation cases: trains every candidate of a study's parameters, and answers no test case.
+"""Settings from validation cases: trains every candidate for a study, and answers no test case.
 
-    python -m demo.search params/demo_search --model builtin/llama
+    python -m demo.search params/demo params/demo/candidates/round3.yaml --seed 100 --model builtin/llama
 
-As the notebooks do it with ``candidates``, without what they do besides. Appends a row a trial to ``tried.csv`` in the
-study's folder; the best of each arm is printed. The study must draw its test cases as the one that it is for
-(`n_test`, `split_seed`), or cases that are tested there are learnt from here.
+As the notebooks do it with ``candidates``, without what they do besides. All but the seed and the candidates (a YAML
+file: task -> arm -> settings) is the study's own, so that its test cases are set aside here too. Appends a row a trial
+to ``tried.csv`` in ``results/<study>_search``; the best of each arm is printed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from trl import DPOTrainer, SFTTrainer
 from medstudy.data.load import load_card, load_cases
 from medstudy.data.splits import split_cases
 from medstudy.evaluation.choose import choose
-from medstudy.params import RunParams, load_study
-from medstudy.runs import Run, Stage
+from medstudy.params import RunParams, load_study, read_yaml, resolve
+from medstudy.runs import Run, Stage, run_folder
 from medstudy.tasks import get_task
 from medstudy.training import arguments, preferences, prompts
 from medstudy.training.chat import Row, load_chat
@@ -54,7 +54,7 @@ def search(params: RunParams) -> list[dict[str, object]]:
     for arm, rows in control_rows.items():
         number = len(rows)
         chosen(arm, SFTTrainer, lambda p, a=arm, n=number: arguments.control_config(p, run, a, n, steps), rows, sft)
-    found = [row for arm in run.tried.values() for row in arm if row["score"] is not None]
+    found = [row for arm in run.tried.values() for row in arm]
     return [{"task": params.task, "model": params.model, "seed": params.seed, **row} for row in found]
 
 
@@ -62,15 +62,21 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(prog="python -m demo.search", description="Settings from validation cases.")
     parser.add_argument("study", type=Path)
+    parser.add_argument("candidates", type=Path)
+    parser.add_argument("--seed", type=int, required=True, help="one that the study does not use")
     parser.add_argument("--model", help="this model of the study alone")
-    parser.add_argument("--only", help="this task alone")
     args = parser.parse_args()
-    for params in load_study(args.study).runs():
-        if args.model in (None, params.model) and args.only in (None, params.task):
+    study, asked = load_study(args.study), read_yaml(args.candidates)
+    if args.seed in study.seeds:
+        parser.error(f"--seed {args.seed} is one of {study.name}'s own ({study.seeds})")
+    for task, candidates in asked.items():
+        for model in [args.model] if args.model else study.models:
+            own = study.run(task, model, args.seed).model_dump()
+            params = resolve(own | {"study": f"{study.name}_search", "candidates": candidates})
             rows = pd.DataFrame(search(params))
             print(rows[rows["chosen"]].to_string(index=False), flush=True)
             rows["settings"] = rows["settings"].map(json.dumps)
-            file = args.study / "tried.csv"
+            file = run_folder(params).parents[2] / "tried.csv"
             rows.to_csv(file, mode="a", header=not file.exists(), index=False)
 
 

@@ -243,8 +243,10 @@ def _supervise(command: list[str], log: Path) -> int:
             return engine.wait()
         except KeyboardInterrupt:
             os.killpg(engine.pid, signal.SIGINT)
-            engine.wait()
-            _empty_queue(log)
+            try:
+                engine.wait()
+            finally:  # also where somebody could not wait
+                _empty_queue(log)
             return INTERRUPTED
 
 

@@ -13,7 +13,8 @@ def test_each_candidate_is_a_row_and_no_test_case_is_answered(params: RunParams)
     }
     sizes = {"n_train": 8, "n_prefer": 8, "n_valid": 6, "n_test": 10, "candidates": rates, "pair_source": "labels"}
     rows = search(params.model_copy(update=sizes))
-    assert [row["arm"] for row in rows] == ["dpo"] * 2 + ["sft_more"] * 2 + ["sft_chosen"] * 2
-    assert sum(row["chosen"] for row in rows) == 3 and {row["n"] for row in rows} == {6}
+    assert [row["arm"] for row in rows] == ["sft", *["dpo"] * 2, *["sft_more"] * 2, *["sft_chosen"] * 2]
+    assert sum(row["chosen"] for row in rows) == 4 and {row["n"] for row in rows} == {6}
+    assert [row["score"] is None for row in rows] == [True] + [False] * 6  # of SFT there was one, and nothing to choose
     made = {path.name for path in (run_folder(params) / "private" / "stages").iterdir()}
     assert made == {"sft", "dpo", "sft_more", "sft_chosen", *(f"validation_{arm}" for arm in rates)}
