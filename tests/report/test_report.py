@@ -16,7 +16,7 @@ from medstudy.evaluation.comparison import finished_runs, save_tables, study_cel
 from medstudy.evaluation.verdict import verdict_table
 from medstudy.params import resolve
 from medstudy.report import pages as report
-from medstudy.report.figures import save_study
+from medstudy.report.figures import gains, save_study
 from medstudy.training.gates import GATES
 
 
@@ -96,10 +96,10 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
 
 def test_a_difference_has_the_sign_of_its_verdict_and_too_few_pairs_stand_beside_it(tmp_path: Path) -> None:
     """Under-triage fell: `+` in the sentence and the figure, and once `-` in the table; rounded alike."""
-    fell = {"difference": -0.0750000001, "low": -0.12, "high": 0.031}
-    assert report._interval(fell, turned=True) == "+0.07 [-0.03, +0.12]"
-    assert report._interval(fell | {"difference": -0.08}, turned=False) == "-0.08 [-0.12, +0.03]"
-    assert report._interval({"difference": float("nan"), "low": 0.0, "high": 0.0}, turned=True) == ""
+    numbers = [(-0.0750000001, -0.12, 0.031), (-0.08, -0.12, 0.031), (float("nan"), 0.0, 0.0)]
+    rows = pd.DataFrame(numbers, columns=["difference", "low", "high"])
+    texts = gains(rows.assign(outcome=["under_triage", "f1", "under_triage"]))["text"].tolist()
+    assert texts == ["+0.07 [-0.03, +0.12]", "-0.08 [-0.12, +0.03]", ""]
     for seed in (0, 1):
         folder = finished(tmp_path, seed)
         record = json.loads((folder / "run.json").read_text())
