@@ -33,9 +33,6 @@ def test_real_sources_marked_private_have_their_report(tmp_path: Path, tiny_mode
     for folder in ("notebooks", "profiles"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     shutil.copy(ROOT / "Snakefile", tmp_path)
-    git = ("git", "-c", "user.name=us", "-c", "user.email=us@ward.example")
-    for words in (("init", "-q"), ("add", "notebooks"), ("commit", "-qm", "as it ships")):
-        subprocess.run([*git, *words], cwd=tmp_path, check=True)
     study = tmp_path / "params" / "ours"
     study.mkdir(parents=True)
     model = os.path.relpath(shutil.copytree(tiny_model, tmp_path / "tiny"), tmp_path)
