@@ -173,10 +173,7 @@ def _report(args: argparse.Namespace) -> None:
     from medstudy.batch import study as batch
     from medstudy.report import pages as report
 
-    try:
-        print(report.build(batch.enter_results(args.study)))
-    except report.ReportError as error:  # too slow to import for every other command
-        raise batch.BatchError(str(error)) from None
+    print(report.build(batch.enter_results(args.study)))
 
 
 def _share(args: argparse.Namespace) -> int:

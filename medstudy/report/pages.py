@@ -36,8 +36,6 @@ _GLOSS |= {"answers of sft_more": "answers of SFT with the same labels", "answer
 _GLOSS |= {"task x model": "of the single results", "majority baseline": "commonest answer"}
 #: Among the outcomes of triage, whatever a verdict looks at.
 _TRIAGE = ("under_triage", "over_triage")
-#: The study has nothing to report yet; the message names what is missing and the remedy.
-ReportError = DataError
 
 
 def build(study: str | Path) -> Path:
@@ -46,11 +44,11 @@ def build(study: str | Path) -> Path:
     Of private sources only what `medstudy.report.privacy` lets through is in it; the index names the rest.
 
     Raises:
-        ReportError: the comparison notebook has not been executed.
+        DataError: the comparison notebook has not been executed.
     """
     study = Path(study)
     if not (study / "comparison.ipynb").is_file():
-        raise ReportError(
+        raise DataError(
             f"{study}/comparison.ipynb does not exist; run the study first: medstudy run params/{study.name}"
         )
     report = study / "report"

@@ -12,6 +12,7 @@ import pytest
 from made_up import labelled
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from medstudy.data.cases import DataError
 from medstudy.evaluation.comparison import finished_runs, save_tables, study_cells, study_tables
 from medstudy.evaluation.verdict import verdict_table
 from medstudy.params import resolve
@@ -62,7 +63,7 @@ def test_only_runs_that_ended_well_count_and_a_run_without_gates_has_failed_them
 
 def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path) -> None:
     study = tmp_path / "mine"
-    with pytest.raises(report.ReportError, match="medstudy run params/mine"):
+    with pytest.raises(DataError, match="medstudy run params/mine"):
         report.build(study)
     asked = [finished(study, seed) for seed in (0, 1)] and finished_runs(study)[0].parameters
     tables = study_tables(study_cells(finished_runs(study)), 0.03)
