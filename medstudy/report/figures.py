@@ -79,9 +79,9 @@ def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
     import pandas as pd
 
     parts = [*(_judged(verdicts, scope) for scope in _SCOPES), _published(verdicts)]
-    rows = pd.concat([part for part in parts if len(part)], ignore_index=True)
+    rows = pd.concat(parts, ignore_index=True)
     # one wide interval would press all others together: it runs off the edge, with an arrow
-    limits = rows[["low", "high"]].abs().stack()
+    limits = rows[["low", "high"]].astype(float).abs().stack()
     reach = max(2 * margin, min(1.05 * limits.max(), 3 * limits.quantile(interpolation="higher")))
     looks = {f"dpo-{name}": Arm(f"against {arm.label}", arm.colour, arm.marker) for name, arm in ARMS.items()}
     looks["published"] = Arm("published, over SFT", "none", "o")
