@@ -111,6 +111,7 @@ def test_a_good_run_shows_nothing_and_hides_small_counts(checkout: Path) -> None
     assert len(adapters) == 4 and all("do not publish" in file.read_text() for file in adapters)
     page = (checkout / "results/ours/report/index.html").read_text()
     assert "the package's own tables and figures" in page.replace("&#39;", "'")
+    assert "source withheld" not in page and "output withheld" not in page  # no false alarm
     notebook = (folder / "notebook.ipynb").read_text()
     assert "< 11" in notebook and "data_root = 'private'" in notebook
     assert json.loads((folder / "run.json").read_text())["parameters"]["data_root"] == "private"
@@ -223,44 +224,44 @@ def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 COPY, WORD, NUMBER = RULES
 
 
-@pytest.mark.parametrize(
-    ("text", "rule"),
-    [
-        ("<p>THE ZEBRAFISH</p>", WORD),
-        ("zebra\u00adfish, zebra\u200bfish", WORD),
-        ("name_Ulverston_2.csv", WORD),
-        (r"['swallowed\na marble\non Friday']", WORD),
-        ("Frau\u0308lein Quittenbaum", WORD),
-        (json.dumps("Fr\u00e4ulein"), WORD),
-        ("<text x='1'>Ferdinand</text>", WORD),
-        ("山田太", WORD),
-        ("on 17/03/2019", NUMBER),
-        ("2019-03-17T10:00", NUMBER),
-        ("AB-1234503", NUMBER),
-        ("ab1234503", NUMBER),
-        ("id 48213", NUMBER),
-        ("call 0551-773104 or 0551/77-31-04", NUMBER),
-        ("P9b p#9-B", NUMBER),
-        ("write to anna@ward.example", "e-mail address"),
-        ("token hf_abcdefghijklmnopqrstuvwx", "access token"),
+#: Rule -> texts that break it.
+BREAKING = {
+    WORD: [
+        "<p>THE ZEBRAFISH</p>",
+        "zebra\u00adfish, zebra\u200bfish",
+        "name_Ulverston_2.csv",
+        r"['swallowed\na marble\non Friday']",
+        "Frau\u0308lein Quittenbaum",
+        json.dumps("Fr\u00e4ulein"),
+        "<text x='1'>Ferdinand</text>",
+        "山田太",
     ],
-)
-def test_each_rule_finds_what_it_is_for(known: Guard, text: str, rule: str) -> None:
-    assert rule in known.rules_broken(text)
+    NUMBER: [
+        "on 17/03/2019",
+        "2019-03-17T10:00",
+        "AB-1234503",
+        "ab1234503",
+        "id 48213",
+        "call 0551-773104 or 0551/77-31-04",
+        "P9b p#9-B",
+    ],
+    "e-mail address": ["write to anna@ward.example"],
+    "access token": ["token hf_abcdefghijklmnopqrstuvwx"],
+}
+#: The package's own words and numbers.
+NOBODYS = [
+    "the keeper of an infection: accuracy 0.123456 [0.11, 0.20], p < 0.001, n 40, step 1720",
+    "SFT is enough. DPO +0.010 [-0.020, +0.040] over SFT; 200 cases, 3 seeds",
+    "<svg><path d='M 48213 17.03 2019 L 48213 0'/><text>DPO</text></svg>",
+    '{"finished": "2026-11-26T01:44:37", "seconds": 48.213, "key": "9fcafe17bed0"}',
+    "<table class='zebrafish'><td>of 48213</td></table>",
+]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "the keeper of an infection: accuracy 0.123456 [0.11, 0.20], p < 0.001, n 40, step 1720",
-        "SFT is enough. DPO +0.010 [-0.020, +0.040] over SFT; 200 cases, 3 seeds",
-        "<svg><path d='M 48213 17.03 2019 L 48213 0'/><text>DPO</text></svg>",
-        '{"finished": "2026-11-26T01:44:37", "seconds": 48.213, "key": "9fcafe17bed0"}',
-        "<table class='zebrafish'><td>of 48213</td></table>",
-    ],
-)
-def test_the_packages_own_words_and_numbers_are_nobodys(known: Guard, text: str) -> None:
-    assert known.rules_broken(text, numbers=False) == []
+def test_each_rule_finds_what_it_is_for_and_nothing_else(known: Guard) -> None:
+    texts = [(text, rule) for rule, breaking in BREAKING.items() for text in breaking]
+    assert [text for text, rule in texts if rule not in known.rules_broken(text)] == []
+    assert [text for text in NOBODYS if known.rules_broken(text, numbers=False)] == []
 
 
 def test_wording_that_most_cases_share_is_no_patients() -> None:
