@@ -1,7 +1,6 @@
 """Human ratings: a blinded sheet to fill in, its check, and what the raters said of the arms.
 
-Everything here holds case text and lies in the run's ``private/ratings/``; only ``ratings.json``, with
-means, tests and agreement, is written beside the run's other results.
+Sheets, key and ratings lie in the run's ``private/ratings/``; only ``ratings.json``, without texts, lies outside.
 """
 
 from __future__ import annotations
@@ -76,28 +75,25 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
     """Mean rating of every arm, Wilcoxon's signed-rank test of the contrasts, agreement of the raters.
 
     Tests are paired on cases, over the mean of the raters; agreement is Cohen's quadratic weighted kappa.
-    ``ratings`` has one row a case_id, arm and rater, with its rating.
     """
     from scipy.stats import wilcoxon
     from sklearn.metrics import cohen_kappa_score
 
     by_case = ratings.groupby(["case_id", "arm"])["rating"].mean().unstack("arm")
-    contrasts = []
+    found: dict[str, Any] = {"arms": {}, "contrasts": [], "agreement": []}
+    for arm, rating in by_case.items():
+        found["arms"][arm] = {"mean": float(rating.mean()), "n": int(rating.count())}
     for first, second in (pair for pair in CONTRASTS if set(pair) <= set(by_case)):
         difference = (by_case[first] - by_case[second]).dropna()
         p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
         row = {"contrast": f"{first}-{second}", "difference": float(difference.mean()), "p": p}
-        contrasts.append(row | {"test": "Wilcoxon signed-rank", "n": len(difference)})
+        found["contrasts"].append(row | {"test": "Wilcoxon signed-rank", "n": len(difference)})
     by_rater = ratings.pivot(index=["case_id", "arm"], columns="rater", values="rating")
-    agreement = []
     for one, other in combinations(by_rater, 2):
-        both = by_rater[[one, other]].dropna().astype(int)
-        kappa = float(cohen_kappa_score(both[one], both[other], weights="quadratic", labels=SCALE))
-        if kappa != kappa:  # both raters gave one and the same value throughout
-            kappa = None
-        agreement.append({"raters": [str(one), str(other)], "weighted_kappa": kappa, "n": len(both)})
-    means = {arm: {"mean": float(by_case[arm].mean()), "n": int(by_case[arm].count())} for arm in by_case}
-    return {"arms": means, "contrasts": contrasts, "agreement": agreement}
+        kappa = float(cohen_kappa_score(by_rater[one], by_rater[other], weights="quadratic", labels=SCALE))
+        row = {"raters": [one, other], "weighted_kappa": kappa if kappa == kappa else None, "n": len(by_rater)}
+        found["agreement"].append(row)  # without a kappa where both gave one and the same value throughout
+    return found
 
 
 def _checked(file: Path, rows: pd.Index) -> pd.Series:
