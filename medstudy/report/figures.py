@@ -157,7 +157,7 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
             look = {"color": ARMS[name].colour, "marker": ARMS[name].marker, "markeredgecolor": _INK}
             axis.plot(points["said"], points["mean"], label=ARMS[name].label, **look)
         axis.set(xlabel=f"probability given to '{positive}'", ylabel=f"share of cases that are '{positive}'")
-        axis.set_title(f"n = {predictions['case_id'].nunique()} test cases; a point is 1/{bins} of them")
+        axis.set_title(f"n = {predictions['case_id'].nunique()} test cases, 1/{bins} a point")
         figure.legend(loc="outside right upper")
         return aggregate(figure)
 
