@@ -1,14 +1,13 @@
 """What others may see of patients: the package's own tables and figures, tagged when they are made.
 
-Of a private source only tagged outputs leave ``private/`` (`medstudy.report.privacy`). A function of the package that
-makes a table of counts, shares or tests, or a figure of them, ends with ``return aggregate(made)``; nothing else sets
-the tag. It belongs to what was made: a slice, a copy, or a table or figure that was changed afterwards has none.
+Of a private source only tagged outputs leave ``private/`` (`medstudy.report.privacy`). What makes a table or figure of
+counts, shares or tests ends with ``return aggregate(made)``; a slice, a copy, or what was changed later has no tag.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from io import StringIO
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -34,29 +33,25 @@ def aggregate(made: Made, words: Sequence[str] = ()) -> Made:
 
     Args:
         made: a DataFrame or its Styler, a matplotlib Figure, or a Markdown object that the package worded.
-        words: columns, and names of the index ("" where it has none), that hold the package's own words, such as
-            names of metrics. With text in any other column, which may be a case's, a table gets no tag.
+        words: columns, and names of the index ("" where it has none), that hold the package's own words. With text
+            in any other column, which may be a case's, a table gets no tag.
     """
     if hasattr(made, "savefig"):
-        seen, read = _drawn(made), None
+        seen, changed = _drawn(made), lambda: made.stale
     elif hasattr(made, "to_html"):
         if _columns_of_text(getattr(made, "data", made), words):
             return made
-        seen, read = {"text/html": made.to_html(), "text/plain": repr(made)}, made.to_html
+        html = made.to_html()
+        seen, changed = {"text/html": html, "text/plain": repr(made)}, lambda: made.to_html() != html
     else:
-        seen, read = {"text/markdown": made.data}, lambda: made.data
-    made._repr_mimebundle_ = _bundle(made, seen, read)
-    return made
-
-
-def _bundle(made: Any, seen: dict[str, str], read: Callable[[], str] | None) -> Callable[..., Any]:
-    first = next(iter(seen.values()))
+        text = made.data
+        seen, changed = {"text/markdown": text}, lambda: made.data != text
 
     def bundle(**_: Any) -> tuple[dict[str, str], dict[str, Any]] | None:
-        changed = made.stale if read is None else read() != first
-        return None if changed else (seen, {TAG: list(seen)})
+        return None if changed() else (seen, {TAG: list(seen)})
 
-    return bundle
+    made._repr_mimebundle_ = bundle
+    return made
 
 
 def _drawn(figure: Figure) -> dict[str, str]:

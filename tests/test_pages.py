@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import shutil
@@ -123,11 +122,6 @@ class Browser:
             if method in {"Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown"}:
                 said.append(f"console: {json.dumps(what)[:200]}")
         return said
-
-    def screenshot(self, file: Path) -> None:
-        """The whole page as PNG."""
-        shot = self.send("Page.captureScreenshot", captureBeyondViewport=True)
-        file.write_bytes(base64.b64decode(shot["data"]))
 
 
 @pytest.fixture(scope="module")

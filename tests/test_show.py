@@ -23,18 +23,26 @@ def table() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["metric", "value", "n", "p"], index=["dpo", "sft"])
 
 
-def test_a_table_is_shown_as_pandas_shows_it() -> None:
+def test_a_table_is_shown_as_pandas_shows_it_and_a_sentence_too() -> None:
     data, tagged = shown(aggregate(table(), ["", "metric"]))
     assert tagged == ["text/html", "text/plain"] and data["text/html"] == table().to_html()
     assert shown(aggregate(table().style, ["", "metric"]))[1]
     assert shown(aggregate(table().set_index("metric"), ["metric"]))[1]
+    assert shown(aggregate(Markdown("DPO +0.1, n 40")))[1] == ["text/markdown"]
+    assert shown(Markdown("Ferdinand"))[1] == []
 
 
-def test_text_that_is_not_the_packages_gets_no_tag() -> None:
-    assert shown(aggregate(table(), ["metric"]))[1] == []  # the index
-    assert shown(aggregate(table(), [""]))[1] == []
-    assert shown(aggregate(table().assign(p="Ferdinand"), ["", "metric"]))[1] == []
-    assert shown(aggregate(table().assign(p="17.03.2019"), ["", "metric"]))[1] == []
+@pytest.mark.parametrize(
+    ("cells", "words"),
+    [
+        ({}, ["metric"]),  # the index
+        ({}, [""]),
+        ({"p": "Ferdinand"}, ["", "metric"]),
+        ({"p": "17.03.2019"}, ["", "metric"]),
+    ],
+)
+def test_text_that_is_not_the_packages_gets_no_tag(cells: dict[str, str], words: list[str]) -> None:
+    assert shown(aggregate(table().assign(**cells), words))[1] == []
 
 
 @pytest.mark.parametrize("change", [pd.DataFrame.head, pd.DataFrame.copy, lambda t: t.assign(name="Ferdinand")])
@@ -59,8 +67,3 @@ def test_a_figure_that_is_changed_loses_its_tag() -> None:
     assert tagged == ["image/svg+xml"] and data["image/svg+xml"].startswith("<svg")
     axis.set_title("Ferdinand")
     assert shown(figure)[1] == []
-
-
-def test_a_sentence_of_the_package() -> None:
-    assert shown(aggregate(Markdown("DPO +0.1, n 40")))[1] == ["text/markdown"]
-    assert shown(Markdown("Ferdinand"))[1] == []

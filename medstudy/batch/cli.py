@@ -9,15 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from medstudy.arms import TRAINED
-
 #: Arguments that are given by place, and what they are.
 ARGUMENTS = {
     "study": "params/<study> or results/<study>",
     "notebook": "an executed notebook",
     "run": "results/<study>/<model>/<task>/seed<k>",
-    "arm": ", ".join(TRAINED),
-    "target": "the file or folder to write",
+    "target": "the file to write",
 }
 
 
@@ -74,9 +71,6 @@ def _add_exports(commands: argparse._SubParsersAction) -> None:
     text = "write a copy of an executed notebook without outputs that repeat private cases of this checkout"
     share = _add(commands, "share notebook target", _share, text)
     share.add_argument("--results", type=Path, help="where the runs are (default: the checkout's results)")
-    text = "write the trained model of an arm, adapter and base in one, for use elsewhere"
-    model = _add(commands, "model run arm target", _model, text)
-    model.add_argument("--allow-private", action="store_true", help="also where the cases may not be shown")
     text = "blinded sheets for human ratings of one run, and their way back"
     actions = commands.add_parser("ratings", help=text, description=text).add_subparsers(required=True)
     out = _add(actions, "export run", _export_ratings, "write one blinded sheet a rater into private/ratings")
@@ -179,10 +173,7 @@ def _report(args: argparse.Namespace) -> None:
     from medstudy.batch import study as batch
     from medstudy.report import pages as report
 
-    try:
-        print(report.build(batch.enter_results(args.study)))
-    except report.ReportError as error:  # too slow to import for every other command
-        raise batch.BatchError(str(error)) from None
+    print(report.build(batch.enter_results(args.study)))
 
 
 def _share(args: argparse.Namespace) -> int:
@@ -194,22 +185,12 @@ def _share(args: argparse.Namespace) -> int:
         return 2
     results = args.results or project_root(args.notebook.parent) / "results"
     taken, runs, cases = privacy.share(args.notebook, args.target, results)
-    if not runs:
-        print(f"medstudy: no run in {results}, so nothing to compare with: give --results", file=sys.stderr)
-        return 2
     print("".join(f"withheld: {place}\n" for place in taken), end="")
     print(
         f"{args.target}: compared with {cases} private cases of {runs} runs in {results}; "
         "paraphrases and pictures are not seen"
     )
     return 0
-
-
-def _model(args: argparse.Namespace) -> None:
-    from medstudy.report.export_model import export_model
-
-    export_model(args.run, args.arm, args.target, args.allow_private)
-    print(f"{args.target}: loads by AutoModelForCausalLM.from_pretrained, or as a model of vLLM")
 
 
 def _export_ratings(args: argparse.Namespace) -> None:

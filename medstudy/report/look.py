@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medstudy.data.cases import Case, DataError
-from medstudy.report.privacy import card_of
+from medstudy.evaluation.views import show_counts
+from medstudy.report.privacy import card_of, is_private
 from medstudy.runs import Run, from_root
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
@@ -39,21 +40,24 @@ def side_by_side(run: Run | str | Path, first: str, second: str, n: int = 20) ->
 def confusion(run: Run | str | Path, arm: str, outcome: str = "") -> pd.DataFrame:
     """How often an arm gave each answer (columns) where each was right (rows), in the card's order of labels.
 
-    ``outcome``: by default urgency where there is one, else the first that has labels.
+    Of a private source counts of 1 to 10 are masked, as somebody may release the cell by hand. ``outcome``: by default
+    urgency where there is one, else the first that has labels.
 
     Raises:
         DataError: the task has no such outcome with labels.
     """
     import pandas as pd
 
-    rows, labels = predictions_of(run, arm), card_of(_folder(run)).labels
+    rows, folder = predictions_of(run, arm), _folder(run)
+    card = card_of(folder).model_copy(update={"shareable": not is_private(folder)})
+    labels = card.labels
     outcome = outcome or ("urgency" if "urgency" in labels else next(iter(labels), ""))
     if outcome not in labels:
         allowed = ", ".join(labels) or "none, answers are text"
         raise DataError(f"no outcome '{outcome}' with labels (allowed: {allowed})")
     right, said = ([json.loads(text).get(outcome, UNREAD) for text in rows[name]] for name in ("gold", "answer"))
     table = pd.crosstab(pd.Series(right, name=f"right {outcome}"), pd.Series(said, name=arm))
-    return table.reindex(index=labels[outcome], columns=[*labels[outcome], UNREAD], fill_value=0)
+    return show_counts(card, table.reindex(index=labels[outcome], columns=[*labels[outcome], UNREAD], fill_value=0))
 
 
 def ask(run: Run, arm: str, text: str, task: Task | None = None) -> str:
@@ -74,29 +78,6 @@ def ask(run: Run, arm: str, text: str, task: Task | None = None) -> str:
     model = load_model(run.params, models[arm], merged=True)
     how = Decoding(run.params.max_new_tokens, 1)
     return decode(model, load_chat(run.params), [task.messages(Case("own", "own", text, {}, {}))], how).texts[0][0]
-
-
-def compare_runs(first: Run | str | Path, second: Run | str | Path) -> pd.DataFrame:
-    """Two finished runs side by side: parameters that differ, then every value; of two studies, their verdicts."""
-    import pandas as pd
-
-    if all((_folder(run) / "verdicts.csv").is_file() for run in (first, second)):
-        keys, kept = ["scope", "name", "outcome", "contrast"], ["difference", "low", "high", "verdict"]
-        one, other = (pd.read_csv(_folder(run) / "verdicts.csv").set_index(keys)[kept] for run in (first, second))
-        return one.join(other, how="outer", lsuffix=" first", rsuffix=" second")
-    columns = {}
-    for name, run in (("first", first), ("second", second)):
-        record, metrics = (_folder(run) / file for file in ("run.json", "metrics.json"))
-        if not (record.is_file() and metrics.is_file()):
-            raise DataError(f"{record} or {metrics.name} does not exist: give a finished run, results/…/seed0")
-        asked = json.loads(record.read_text(encoding="utf-8"))["parameters"].items()
-        measured = json.loads(metrics.read_text(encoding="utf-8")).items()
-        columns[name] = {("parameter", key): value for key, value in asked}
-        columns[name] |= {(arm, metric): cell["value"] for arm, cells in measured for metric, cell in cells.items()}
-    one, other = columns.values()
-    keys = [key for key in one | other if key[0] != "parameter" or one.get(key) != other.get(key)]
-    index = pd.MultiIndex.from_tuples(keys, names=["arm", "what"])
-    return pd.DataFrame([(one.get(key), other.get(key)) for key in keys], index, list(columns), dtype=object)
 
 
 def predictions_of(run: Run | str | Path, *arms: str) -> pd.DataFrame:

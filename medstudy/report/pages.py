@@ -18,7 +18,8 @@ from medstudy.arms import ARMS, BASELINES
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
 from medstudy.evaluation.evaluate import value_text
-from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
+from medstudy.evaluation.metrics import metric_name
+from medstudy.report.figures import gains
 from medstudy.report.privacy import Review, card_of
 from medstudy.runs import slug
 
@@ -35,8 +36,6 @@ _GLOSS |= {"answers of sft_more": "answers of SFT with the same labels", "answer
 _GLOSS |= {"task x model": "of the single results", "majority baseline": "commonest answer"}
 #: Among the outcomes of triage, whatever a verdict looks at.
 _TRIAGE = ("under_triage", "over_triage")
-#: The study has nothing to report yet; the message names what is missing and the remedy.
-ReportError = DataError
 
 
 def build(study: str | Path) -> Path:
@@ -45,11 +44,11 @@ def build(study: str | Path) -> Path:
     Of private sources only what `medstudy.report.privacy` lets through is in it; the index names the rest.
 
     Raises:
-        ReportError: the comparison notebook has not been executed.
+        DataError: the comparison notebook has not been executed.
     """
     study = Path(study)
     if not (study / "comparison.ipynb").is_file():
-        raise ReportError(
+        raise DataError(
             f"{study}/comparison.ipynb does not exist; run the study first: medstudy run params/{study.name}"
         )
     report = study / "report"
@@ -108,7 +107,6 @@ def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[st
         "margin": rules_of(study).margin,
         "forest": _inline_svg(study / "figures" / "forest.svg", words),
         "scores": _inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),
-        "failed": _failed(runs),
         "plan": json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None,
         "private_cases": len(review.guard.cases),
         "smallest": SMALLEST_COUNT,
@@ -130,15 +128,15 @@ def cell_facts(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> dict
     )
     outcomes = []
     for name in dict.fromkeys(contrasts.loc[contrasts["primary"] | contrasts["metric"].isin(_TRIAGE), "metric"]):
-        differences = contrasts[contrasts["metric"] == name].set_index("contrast").to_dict("index")
+        differences = gains(contrasts[contrasts["metric"] == name].rename(columns={"metric": "outcome"}))
         cells = metrics[metrics["metric"] == name].set_index("arm").to_dict("index")
         shown = {arm: value_text(cell, 2) for arm, cell in cells.items()}
         baselines = [f"{BASELINES[arm].label} {text}" for arm, text in shown.items() if arm in BASELINES]
-        against = {contrast: _interval(row, name in LOWER_IS_BETTER) for contrast, row in differences.items()}
+        against = differences.set_index("contrast")["text"].to_dict()
         outcomes.append({"name": name, "against": against, "values": shown, "baselines": baselines})
     verdicts = tables["verdicts.csv"]
     judged = verdicts[(verdicts["scope"] == "cell") & (verdicts["name"] == f"{task}, {model}")].iloc[0]
-    facts = {"task": task, "model": model, "runs": runs, "outcomes": outcomes, "flow": _flow(runs[0])}
+    facts = {"task": task, "model": model, "runs": runs, "outcomes": outcomes}
     facts["few_pairs"] = any(run.record.get("enough_pairs") is False for run in runs)
     return facts | {"verdict": judged["verdict"], "sentence": judged["sentence"], "card": card_of(runs[0].folder)}
 
@@ -166,39 +164,6 @@ def _write_page(review: Review, notebook: Path, target: Path, title: str) -> Non
 
 def _commit(record: dict[str, Any]) -> str:
     return (record.get("git_commit") or "unknown")[:10] + " with uncommitted changes" * bool(record.get("git_dirty"))
-
-
-def _interval(row: dict[str, Any], turned: bool) -> str:
-    """A difference as a verdict has it: more is better, also where the outcome counts errors (``turned``)."""
-    numbers = [row[key] for key in (("difference", "high", "low") if turned else ("difference", "low", "high"))]
-    shown = [float(f"{-x if turned else x:.6g}") + 0.0 for x in numbers]  # rounded as verdicts.csv, which figures read
-    return "" if any(x != x for x in numbers) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*shown)
-
-
-def _failed(runs: list[FinishedRun]) -> list[dict[str, Any]]:
-    """Every failed check once, with the runs that it failed in."""
-    found: dict[str, dict[str, Any]] = {}
-    for run in runs:
-        for gate in (gate for gate in run.gates if not gate["passed"]):
-            found.setdefault(gate["gate"], gate | {"runs": []})["runs"].append(run)
-    return list(found.values())
-
-
-def _flow(run: FinishedRun) -> str:
-    """How many cases were kept and how they were split; few of a private source are only said to be few."""
-    import pandas as pd
-
-    private = run.folder / "private"
-    if not all((private / name).is_file() for name in ("cases.parquet", "splits.jsonl")):
-        return "not recorded"
-    splits = json.loads((private / "splits.jsonl").read_text(encoding="utf-8"))
-    kept = pd.read_parquet(private / "cases.parquet", columns=["case_id", "group_id"])
-
-    def count(n: int) -> str:
-        return f"< {SMALLEST_COUNT}" if 0 < n < SMALLEST_COUNT and not run.record.get("shareable") else str(n)
-
-    parts = ", ".join(f"{_words(name)} {count(len(of))}" for name, of in splits.items() if isinstance(of, list))
-    return f"{count(len(kept))} cases of {count(kept['group_id'].nunique())} groups kept; {parts}"
 
 
 def _inline_svg(file: Path, label: str) -> str:

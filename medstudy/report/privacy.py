@@ -1,21 +1,19 @@
 """What of a private source may leave ``private/``: the package's own tables and figures, and its own words.
 
-Decided by construction, cell by cell: an output leaves if `show.aggregate` tagged it, a source if the committed
-notebooks have that cell. Everything else is withheld and named, unless somebody who has looked tagged the cell
-``release``. What leaves is then scanned for words of the cases (`medstudy.report.scan`), a second net.
+Decided by construction, cell by cell: an output leaves if `show.aggregate` tagged it, a source if the notebooks as they
+ship have that cell. Everything else is withheld and named, unless somebody who has looked tagged the cell ``release``.
+What leaves is then scanned for words of the cases (`medstudy.report.scan`), a second net.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import hashlib
-import io
 import json
 import re
-import subprocess
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from medstudy.data.cases import DataError
 from medstudy.data.load import load_card
 from medstudy.params import RunParams
 from medstudy.report.scan import PATTERNS, RULES, Guard, plain
-from medstudy.runs import private_folder, project_root, slug, without_paths
+from medstudy.runs import private_folder, slug, without_paths
 from medstudy.show import NOT_SHOWN, TAG
 from medstudy.tasks import TASK_TYPES
 from medstudy.training.preferences import TOO_FEW
@@ -34,17 +32,16 @@ from medstudy.training.preferences import TOO_FEW
 #: Tag of a cell whose output and source somebody has looked at and found fit to be seen.
 RELEASE = "release"
 WITHHELD = "withheld: not one of the package's tables or figures"
-SOURCE_WITHHELD = "withheld: not a cell of the committed notebooks"
+SOURCE_WITHHELD = "withheld: not a cell of the notebooks as they ship"
 UNKNOWN = "withheld: the cases were not known yet"
 RELEASED = "released by hand (cell tag `release`)"
-#: Key in the metadata of an output or a cell that was withheld: why.
+EARLIER = "withheld: so says an earlier copy"
+#: Key in the metadata of an output or a cell that was withheld: why. A cell could put any text there, so that a copy
+#: that is released again may say these words only.
 _WHY = f"{TAG}_withheld"
-#: What such a mark may say when a copy is released again: a cell could put any text there.
-_RULE = "|".join(map(re.escape, (*RULES, *PATTERNS)))
-_SAID = re.compile(
-    rf"{'|'.join(map(re.escape, (WITHHELD, SOURCE_WITHHELD, UNKNOWN, RELEASED)))}|withheld: ({_RULE})(, ({_RULE}))*"
-    r"|(Value|Key|Type|Name|Index|Attribute|Runtime|OS|Data|Run|Params)Error: withheld"
-)
+_ERRORS = {name for name in dir(builtins) if name.endswith("Error")} | {"DataError", "ParamsError", "RunError"}
+_REASONS = {WITHHELD, SOURCE_WITHHELD, UNKNOWN, RELEASED, EARLIER, "Error: withheld"}
+_REASONS |= {f"withheld: {rule}" for rule in (*RULES, *PATTERNS)} | {f"{name}: withheld" for name in _ERRORS}
 _PARAMETERS = {"parameters", "injected-parameters"}
 #: What the package itself writes into a run's folder beside ``private/``, and into a study's.
 _RUN_FILES = re.compile(
@@ -61,7 +58,7 @@ _LINES = re.compile(
     rf"(?:{'|'.join(ARMS)}): step \d+ of \d+, loss [\d.naif]+|(?:{'|'.join(TASK_TYPES)}), seed \d+: ok"
     rf"|{re.escape(TOO_FEW).replace(re.escape('{}'), chr(92) + 'd+')}|(?:{re.escape(NOT_SHOWN)}\s*)*"
 )
-#: SHA-256 of every cell of the notebooks, for copies of the package that git does not know (`list_shipped`).
+#: SHA-256 of every cell of the notebooks (`list_shipped`).
 SHIPPED = Path(__file__).with_name("shipped_cells.txt")
 
 
@@ -74,7 +71,7 @@ def release(working: Path, output: Path, runs: list[Path]) -> list[str]:
     import nbformat
 
     notebook = nbformat.read(working, as_version=4)
-    said = Filter(guard_of(runs), shipped_cells(), nothing=not all(map(_is_known, runs))).notebook(notebook)
+    said = Filter(guard_of(runs), nothing=not all(map(_is_known, runs))).notebook(notebook)
     nbformat.write(notebook, output)
     away = _put_away(output.parent, _RUN_FILES) if output.parent in runs else 0
     return said + ([f"files put into private/put_away, not looked at: {away}"] if away else [])
@@ -86,7 +83,6 @@ class Review:
     def __init__(self, study: Path) -> None:
         self.study, self.runs = study, run_folders(study)
         self.guard = guard_of(self.runs)
-        self.filter = Filter(self.guard, shipped_cells())
         private = [run for run in self.runs if is_private(run)]
         for folder in (*private, *([study] if private else [])):
             _put_away(folder, _STUDY_FILES if folder == study else _RUN_FILES)
@@ -100,7 +96,7 @@ class Review:
         notebook = nbformat.read(file, as_version=4)
         if any(map(is_private, [file.parent] if file.parent in self.runs else self.runs)):
             name = file.relative_to(self.study)
-            self.kept_back += [f"{name}, {what}" for what in self.filter.notebook(notebook)]
+            self.kept_back += [f"{name}, {what}" for what in Filter(self.guard).notebook(notebook)]
         return notebook
 
 
@@ -127,7 +123,7 @@ def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, 
     if not own:
         raise DataError(f"the run of {notebook.name} is not in {results}: nothing to compare it with; give --results")
     guard, public = guard_of(runs), not any(map(is_private, own))
-    said = Filter(guard, shipped_cells(notebook.resolve().parent), public=public).notebook(content)
+    said = Filter(guard, public=public).notebook(content)
     nbformat.write(content, target)
     return said, len(runs), len(guard.cases)
 
@@ -143,14 +139,16 @@ def _put_away(folder: Path, own: re.Pattern[str]) -> int:
 
 @dataclass(frozen=True)
 class Filter:
-    """Takes out of notebooks what may not be seen."""
+    """Takes out of notebooks what may not be seen.
+
+    Attributes:
+        guard: knows the cases, for the scan of what leaves.
+        nothing: no output may leave.
+        public: the notebook's own cases may be shown; it is only scanned, for those of other runs.
+    """
 
     guard: Guard
-    #: Sources of the committed notebooks' cells, or their hashes.
-    shipped: frozenset[str]
-    #: No output may leave.
     nothing: bool = False
-    #: The notebook's own cases may be shown; it is only scanned, for those of other runs.
     public: bool = False
 
     def notebook(self, notebook: Any) -> list[str]:
@@ -170,14 +168,15 @@ class Filter:
     def _source(self, cell: Any) -> str:
         """Leave of a cell's source what may be seen; returns why it was withheld."""
         tags, why = set(cell.metadata.get("tags", [])), _said_before(cell.metadata)
-        if {source := _trimmed(cell.source), _digest(source)} & self.shipped:
+        if _digest(cell.source) in SHIPPED.read_text(encoding="utf-8").split():
             return ""
         if not why and not self.public:
             if tags & _PARAMETERS:
-                cell.source = parameters_shown(cell.source)
+                shown = without_paths(_assigned(cell.source))
+                cell.source = "\n".join(f"{name} = {value!r}" for name, value in shown.items())
             elif RELEASE not in tags:
                 why = SOURCE_WITHHELD
-        why = why or _because(self.guard.rules_broken(cell.source))
+        why = why or self._found(cell.source)
         if why:
             cell.source = f"# {why}" if cell.cell_type == "code" else f"*{why}*"
         return why
@@ -187,17 +186,20 @@ class Filter:
         seen = [self._seen(output, by_hand) for output in cell.get("outputs", [])]
         kept, whys = [shown for shown, _ in seen if shown], dict.fromkeys(why for _, why in seen if why)
         # together: a sentence may be spread over several outputs
-        if why := _because(self.guard.rules_broken(" ".join(map(_text, kept)), numbers=by_hand or self.public)):
+        if why := self._found(" ".join(map(_text, kept)), numbers=by_hand or self.public):
             kept, whys = [], {why: None}
         if "outputs" in cell:
             # a copy of the copy knows by the metadata that something was withheld
             cell.outputs = [*kept, *(_line(f"output {why}", **{_WHY: why}) for why in whys)]
         return [f"output {why}" for why in whys]
 
+    def _found(self, text: str, numbers: bool = True) -> str:
+        return next((f"withheld: {rule}" for rule in self.guard.rules_broken(text, numbers)), "")
+
     def _seen(self, output: Any, by_hand: bool) -> tuple[Any, str]:
         """The output as it may be seen, or None; and why not, or that somebody released it."""
-        if output.output_type == "error":
-            return None, f"{re.sub(r'[^A-Za-z]', '', output.ename)}: withheld"
+        if output.output_type == "error":  # a class of a cell's own may have any name
+            return None, f"{output.ename if output.ename in _ERRORS else 'Error'}: withheld"
         data, metadata = output.get("data", {}), output.get("metadata", {})
         if why := _said_before(metadata):
             return None, why
@@ -216,39 +218,15 @@ class Filter:
         return shown, RELEASED if by_hand and not tagged else ""
 
 
-def shipped_cells(start: Path | None = None) -> frozenset[str]:
-    """Sources of all cells of the notebooks as git has them; without git, the hashes that came with the package."""
-    command = ("git", "archive", "--format=tar", "HEAD", "notebooks")
-    with contextlib.suppress(OSError):
-        packed = subprocess.run(command, cwd=project_root(start), capture_output=True)
-        if packed.returncode == 0:
-            with tarfile.open(fileobj=io.BytesIO(packed.stdout)) as archive:
-                files = (archive.extractfile(one) for one in archive if one.name.endswith(".ipynb"))
-                return frozenset(source for file in files if file for source in _sources(file.read()))
-    return frozenset(SHIPPED.read_text(encoding="utf-8").split())
-
-
 def list_shipped(notebooks: Path) -> None:
-    """Write `SHIPPED` anew, before a release: a list that is old withholds more, never less."""
-    found = {_digest(source) for file in notebooks.glob("*.ipynb") for source in _sources(file.read_bytes())}
+    """Write `SHIPPED` anew, after a change of the notebooks: a list that is old withholds more, never less."""
+    cells = (cell for file in notebooks.glob("*.ipynb") for cell in json.loads(file.read_bytes())["cells"])
+    found = {_digest("".join(cell["source"])) for cell in cells}
     SHIPPED.write_text("".join(f"{one}\n" for one in sorted(found)), encoding="utf-8")
 
 
-def _sources(notebook: bytes) -> Iterator[str]:
-    return (_trimmed("".join(cell["source"])) for cell in json.loads(notebook)["cells"])
-
-
-def _trimmed(source: str) -> str:
-    return "\n".join(line.rstrip() for line in source.strip().split("\n"))
-
-
 def _digest(source: str) -> str:
-    return hashlib.sha256(source.encode()).hexdigest()
-
-
-def parameters_shown(source: str) -> str:
-    """A parameters cell as plain assignments, without comments, and without the paths of a private source."""
-    return "\n".join(f"{name} = {value!r}" for name, value in without_paths(_assigned(source)).items())
+    return hashlib.sha256("\n".join(line.rstrip() for line in source.strip().split("\n")).encode()).hexdigest()
 
 
 def _assigned(source: str) -> dict[str, Any]:
@@ -313,11 +291,7 @@ def _said_before(metadata: Any) -> str:
     """Why an earlier copy withheld this; empty where none did."""
     if _WHY not in metadata:
         return ""
-    return why if _SAID.fullmatch(why := str(metadata[_WHY])) else "withheld: so says an earlier copy"
-
-
-def _because(broken: list[str]) -> str:
-    return f"withheld: {', '.join(broken)}" if broken else ""
+    return why if (why := str(metadata[_WHY])) in _REASONS else EARLIER
 
 
 def _line(text: str, **metadata: str) -> Any:

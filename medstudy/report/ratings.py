@@ -1,12 +1,10 @@
 """Human ratings: a blinded sheet to fill in, its check, and what the raters said of the arms.
 
-Everything here holds case text and lies in the run's ``private/ratings/``; only ``ratings.json``, with
-means, tests and agreement, is written beside the run's other results.
+Sheets, key and ratings lie in the run's ``private/ratings/``; only ``ratings.json``, without texts, lies outside.
 """
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from itertools import combinations
@@ -21,32 +19,29 @@ from medstudy.runs import write_json
 if TYPE_CHECKING:
     import pandas as pd
 
-SCALE = (1, 2, 3, 4, 5)
+SCALE = [1, 2, 3, 4, 5]
 
 
-def export(run: Path, raters: Sequence[str], cases: int = 50, arms: Sequence[str] = (), seed: int = 0) -> list[Path]:
+def export(run: Path, raters: Sequence[str], cases: int = 50, arms: Sequence[str] = ()) -> list[Path]:
     """Write one sheet a rater: the same answers of ``cases`` test cases in another order each, arms hidden.
 
     Raises:
         DataError: the run has no predictions, or not the ``arms`` asked for (default: all), or has sheets already.
     """
-    import pandas as pd
-
     table, folder = predictions_of(run, *arms), run / "private" / "ratings"
-    if (folder / "key.csv").is_file():
+    if (folder / "key.parquet").is_file():
         raise DataError(f"{folder} holds sheets already; move it away before you export anew")
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     ids = sorted(table["case_id"].unique())
-    rows = table[table["case_id"].isin(random.Random(seed).sample(ids, min(cases, len(ids))))]
-    rows = rows.sample(frac=1, random_state=seed).reset_index(drop=True)
+    drawn = random.Random(0).sample(ids, min(cases, len(ids)))
+    rows = table[table["case_id"].isin(drawn)].sample(frac=1, random_state=0)
     rows = rows.assign(row=[f"r{number:04d}" for number in range(1, len(rows) + 1)])
-    key = rows.assign(answer_hash=rows["output"].map(_hash))[["row", "case_id", "arm", "answer_hash"]]
-    key.to_csv(folder / "key.csv", index=False)
-    sheet = pd.DataFrame({"row": rows["row"], "case": rows["text"], "answer": rows["output"], "rating": ""})
-    sheet = sheet.assign(comment="").replace(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", " ", regex=True)  # xlsx has no such signs
+    rows[["row", "case_id", "arm", "output"]].to_parquet(folder / "key.parquet")
+    sheet = rows[["row", "text", "output"]].set_axis(["row", "case", "answer"], axis=1).assign(rating="", comment="")
+    sheet = sheet.replace(r"[\x00-\x08\x0b\x0c\x0e-\x1f]", " ", regex=True)  # xlsx has no such signs
     files = [folder / f"sheet-{rater}.xlsx" for rater in raters]
     for number, file in enumerate(files, start=1):
-        sheet.sample(frac=1, random_state=seed + number).to_excel(file, index=False)
+        sheet.sample(frac=1, random_state=number).to_excel(file, index=False)
     return files
 
 
@@ -61,19 +56,15 @@ def import_sheets(run: Path, sheets: Sequence[Path]) -> dict[str, Any]:
     """
     import pandas as pd
 
-    file = run / "private" / "ratings" / "key.csv"
+    file = run / "private" / "ratings" / "key.parquet"
     if not file.is_file():
         raise DataError(f"{file} does not exist: export the sheets first")
-    answers = predictions_of(run).astype({"case_id": str})[["case_id", "arm", "output"]]
-    key = pd.read_csv(file, dtype=str, keep_default_na=False).merge(answers, "left").set_index("row")
-    if (key["output"].fillna("").map(_hash) != key["answer_hash"]).any():
+    key = pd.read_parquet(file).set_index("row")
+    if len(key.merge(predictions_of(run), on=["case_id", "arm", "output"])) != len(key):
         raise DataError(f"{run}: the run has been done again since the export; its answers were not rated")
-    parts = []
-    for sheet in map(Path, sheets):
-        given = _checked(sheet, key.index)
-        rated = key.loc[given.index, ["case_id", "arm", "output"]].rename(columns={"output": "text"})
-        parts.append(rated.assign(rating=given, rater=sheet.stem.removeprefix("sheet-")))
-    ratings = pd.concat(parts, ignore_index=True)
+    key = key.rename(columns={"output": "text"})
+    given = {sheet.stem.removeprefix("sheet-"): _checked(sheet, key.index) for sheet in sheets}
+    ratings = pd.concat([key.assign(rating=rating, rater=rater) for rater, rating in given.items()], ignore_index=True)
     ratings.to_csv(file.with_name("ratings.csv"), index=False)
     found = summary(ratings)
     write_json(run / "ratings.json", found)
@@ -84,50 +75,43 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
     """Mean rating of every arm, Wilcoxon's signed-rank test of the contrasts, agreement of the raters.
 
     Tests are paired on cases, over the mean of the raters; agreement is Cohen's quadratic weighted kappa.
-    ``ratings`` has one row a case_id, arm and rater, with its rating.
     """
     from scipy.stats import wilcoxon
     from sklearn.metrics import cohen_kappa_score
 
     by_case = ratings.groupby(["case_id", "arm"])["rating"].mean().unstack("arm")
-    contrasts = []
+    found: dict[str, Any] = {"arms": {}, "contrasts": [], "agreement": []}
+    for arm, rating in by_case.items():
+        found["arms"][arm] = {"mean": float(rating.mean()), "n": int(rating.count())}
     for first, second in (pair for pair in CONTRASTS if set(pair) <= set(by_case)):
         difference = (by_case[first] - by_case[second]).dropna()
         p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
         row = {"contrast": f"{first}-{second}", "difference": float(difference.mean()), "p": p}
-        contrasts.append(row | {"test": "Wilcoxon signed-rank", "n": len(difference)})
+        found["contrasts"].append(row | {"test": "Wilcoxon signed-rank", "n": len(difference)})
     by_rater = ratings.pivot(index=["case_id", "arm"], columns="rater", values="rating")
-    agreement = []
     for one, other in combinations(by_rater, 2):
-        both = by_rater[[one, other]].dropna().astype(int)
-        kappa = float(cohen_kappa_score(both[one], both[other], weights="quadratic", labels=list(SCALE)))
-        # not a number where both raters gave one and the same value throughout
-        known = kappa if kappa == kappa else None
-        agreement.append({"raters": [str(one), str(other)], "weighted_kappa": known, "n": len(both)})
-    means = {arm: {"mean": float(by_case[arm].mean()), "n": int(by_case[arm].count())} for arm in by_case}
-    return {"arms": means, "contrasts": contrasts, "agreement": agreement}
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+        kappa = float(cohen_kappa_score(by_rater[one], by_rater[other], weights="quadratic", labels=SCALE))
+        row = {"raters": [one, other], "weighted_kappa": kappa if kappa == kappa else None, "n": len(by_rater)}
+        found["agreement"].append(row)  # without a kappa where both gave one and the same value throughout
+    return found
 
 
 def _checked(file: Path, rows: pd.Index) -> pd.Series:
     """The ratings of a filled-in sheet for the ``rows`` of the key; lines are counted as spreadsheets do."""
     import pandas as pd
 
-    if not file.is_file() or file.suffix not in (".xlsx", ".csv"):
-        raise DataError(f"{file}: give an existing .xlsx or .csv sheet")
-    sheet = pd.read_excel(file) if file.suffix == ".xlsx" else pd.read_csv(file)
+    if file.suffix != ".xlsx":
+        raise DataError(f"{file}: give the .xlsx sheet that was exported, filled in")
+    sheet = pd.read_excel(file)
     if missing := [name for name in ("row", "rating") if name not in sheet]:
         raise DataError(f"{file} has no column {', '.join(missing)} (columns: {', '.join(map(str, sheet))})")
-    for line, row, rating in zip(range(2, len(sheet) + 2), sheet["row"], sheet["rating"], strict=True):
-        if row not in rows:
-            raise DataError(f"{file}, line {line}: row '{row}' was not exported from this run")
-        if rating not in SCALE:
-            raise DataError(f"{file}, line {line}: rating {rating!r}; allowed: 1, 2, 3, 4, 5")
-    if (twice := sheet.loc[sheet["row"].duplicated(), "row"]).size:
-        raise DataError(f"{file}: row '{twice.iloc[0]}' is there twice")
+    for what, wrong in (
+        ("row '{row}' was not exported from this run", ~sheet["row"].isin(rows)),
+        ("row '{row}' is there twice", sheet["row"].duplicated()),
+        ("rating {rating}; allowed: 1, 2, 3, 4, 5", ~sheet["rating"].isin(SCALE)),
+    ):
+        if wrong.any():
+            raise DataError(f"{file}, line {wrong.idxmax() + 2}: {what.format(**sheet.loc[wrong.idxmax()])}")
     if lost := sorted(set(rows) - set(sheet["row"])):
         raise DataError(f"{file}: {len(lost)} rows are missing, e.g. '{lost[0]}'; every answer needs a rating")
     return sheet.set_index("row")["rating"].astype(int)

@@ -162,6 +162,11 @@ def test_the_forest_goes_from_the_study_to_the_cells_with_published_values_apart
     assert named | {"+0.08 Llama3-8B", "+0.13 Llama3-8B, 1 to 5"} <= set(shown)
 
 
+def test_a_forest_without_an_interval_is_drawn_empty():
+    table = verdicts().query("scope == 'cell' and name.str.startswith('text_')").assign(low=np.nan, high=np.nan)
+    assert "← DPO worse      DPO better →" in words(figures.forest_figure(table))
+
+
 def test_right_is_better_in_the_forest_also_where_less_is_better():
     table = verdicts().query("scope == 'task' and outcome in ('under_triage', 'urgency_macro_f1')")
     shown = words(figures.forest_figure(table.assign(difference=0.05, low=0.01, high=0.08), 0.03))

@@ -40,11 +40,16 @@ def test_answers_stand_beside_their_cases(run: Path) -> None:
     assert table[["sft", "dpo"]].to_numpy().tolist() == [["routine", "soon"], ["soon", "urgent"]]
 
 
-def test_a_confusion_matrix_is_in_the_order_of_urgency(run: Path) -> None:
+def test_a_confusion_matrix_is_in_the_order_of_urgency_and_hides_few_patients(run: Path) -> None:
     table = look.confusion(run, "dpo")
     assert table.columns.tolist() == ["routine", "soon", "urgent", "immediate", look.UNREAD]
     assert table.loc["routine", "soon"] == table.loc["soon", look.UNREAD] == table.loc["urgent", "urgent"] == 1
     assert table.to_numpy().sum() == 3
+    source = run / "private" / "source.json"
+    source.write_text(source.read_text().replace("true", "false"))
+    private = look.confusion(run, "dpo")
+    assert private.loc["routine", "soon"] == private.loc["urgent", "urgent"] == "< 11"
+    assert set(private.to_numpy().flat) == {0, "< 11"}
 
 
 @pytest.mark.parametrize(
@@ -53,28 +58,11 @@ def test_a_confusion_matrix_is_in_the_order_of_urgency(run: Path) -> None:
         (lambda run: look.confusion(run, "dpo", "colour"), "allowed: provider, urgency"),
         (lambda run: look.wrong_answers(run, "sftt"), "allowed: sft, dpo"),
         (lambda run: look.wrong_answers(run.parent, "sft"), "has no predictions yet"),
-        (lambda run: look.compare_runs(run, run), "give a finished run"),
     ],
 )
 def test_what_is_not_there_is_named(run: Path, asked, said: str) -> None:
     with pytest.raises(DataError, match=said):
         asked(run)
-
-
-def test_two_runs_are_compared_by_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
-    for name, beta, value in (("a", 0.1, 0.5), ("b", 0.5, 0.6)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "run.json").write_text(json.dumps({"parameters": {"dpo_beta": beta, "seed": 0}}))
-        (tmp_path / name / "metrics.json").write_text(json.dumps({"dpo": {"f1": {"value": value}}}))
-    table = look.compare_runs(tmp_path / "a", tmp_path / "b")
-    assert table.to_dict("split")["data"] == [[0.1, 0.5], [0.5, 0.6]]
-    assert list(table.index) == [("parameter", "dpo_beta"), ("dpo", "f1")]
-    columns = ["scope", "name", "outcome", "contrast", "difference", "low", "high", "verdict"]
-    for name, verdict in (("a", "inconclusive"), ("b", "DPO harms")):  # two studies
-        row = ["study", "study", "mean", "dpo-sft", 0.1, 0.0, 0.2, verdict]
-        pd.DataFrame([row], columns=columns).to_csv(tmp_path / name / "verdicts.csv")
-    [row] = look.compare_runs(tmp_path / "a", tmp_path / "b").to_dict("records")
-    assert (row["verdict first"], row["verdict second"]) == ("inconclusive", "DPO harms")
 
 
 def test_an_arm_answers_a_text_of_ones_own_and_nothing_is_kept(params, card) -> None:

@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
 
 def filled(run: Path, raters: list[str], cases: int) -> list[Path]:
     """Sheets of raters who like DPO best, and are a little noisy."""
-    files, key = ratings.export(run, raters, cases), pd.read_csv(run / "private" / "ratings" / "key.csv")
+    files, key = ratings.export(run, raters, cases), pd.read_parquet(run / "private" / "ratings" / "key.parquet")
     arms, liked = key.set_index("row")["arm"], {"base": 1, "sft": 3, "dpo": 5}
     for shift, file in enumerate(files):
         sheet = pd.read_excel(file)

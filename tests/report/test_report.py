@@ -12,11 +12,12 @@ import pytest
 from made_up import labelled
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from medstudy.data.cases import DataError
 from medstudy.evaluation.comparison import finished_runs, save_tables, study_cells, study_tables
 from medstudy.evaluation.verdict import verdict_table
 from medstudy.params import resolve
 from medstudy.report import pages as report
-from medstudy.report.figures import save_study
+from medstudy.report.figures import gains, save_study
 from medstudy.training.gates import GATES
 
 
@@ -62,7 +63,7 @@ def test_only_runs_that_ended_well_count_and_a_run_without_gates_has_failed_them
 
 def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path) -> None:
     study = tmp_path / "mine"
-    with pytest.raises(report.ReportError, match="medstudy run params/mine"):
+    with pytest.raises(DataError, match="medstudy run params/mine"):
         report.build(study)
     asked = [finished(study, seed) for seed in (0, 1)] and finished_runs(study)[0].parameters
     tables = study_tables(study_cells(finished_runs(study)), 0.03)
@@ -96,10 +97,10 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
 
 def test_a_difference_has_the_sign_of_its_verdict_and_too_few_pairs_stand_beside_it(tmp_path: Path) -> None:
     """Under-triage fell: `+` in the sentence and the figure, and once `-` in the table; rounded alike."""
-    fell = {"difference": -0.0750000001, "low": -0.12, "high": 0.031}
-    assert report._interval(fell, turned=True) == "+0.07 [-0.03, +0.12]"
-    assert report._interval(fell | {"difference": -0.08}, turned=False) == "-0.08 [-0.12, +0.03]"
-    assert report._interval({"difference": float("nan"), "low": 0.0, "high": 0.0}, turned=True) == ""
+    numbers = [(-0.0750000001, -0.12, 0.031), (-0.08, -0.12, 0.031), (float("nan"), 0.0, 0.0)]
+    rows = pd.DataFrame(numbers, columns=["difference", "low", "high"])
+    texts = gains(rows.assign(outcome=["under_triage", "f1", "under_triage"]))["text"].tolist()
+    assert texts == ["+0.07 [-0.03, +0.12]", "-0.08 [-0.12, +0.03]", ""]
     for seed in (0, 1):
         folder = finished(tmp_path, seed)
         record = json.loads((folder / "run.json").read_text())
