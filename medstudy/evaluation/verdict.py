@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
@@ -31,8 +30,6 @@ _CLAIM = {
     HARMS: "DPO answered worse",
     UNSURE: "neither a gain from DPO nor its absence is shown",
 }
-#: Advice is given only where this share of simulated follow-ups decides, with one of these numbers of trainings.
-_LIKELY, _SEEDS = 0.8, (3, 5, 7, 10, 15, 20)
 
 
 @dataclass(frozen=True)
@@ -167,12 +164,6 @@ def _said(lines: list[Scoped], outcomes: list[Outcome], members: Sequence[Cell],
     label = over(outcomes, rules)
     parts = [_evidence(outcome, rules, len(outcomes) > 1) for outcome in outcomes]
     notes = [*_notes(label, outcomes, rules), *_left_out(members)]
-    if label == UNSURE:
-        needed = [advice(outcome, rules) for outcome in outcomes if outcome.label(rules) == UNSURE]
-        if needed and None not in needed:
-            seeds, more = (max(of) for of in zip(*needed, strict=True))
-            cases = more * lines[0].n_cases
-            notes.append(f"{seeds} trainings a cell and {cases} test cases would be likely to decide it")
     return label, "; ".join([f"{_CLAIM[label]}: {'; '.join(parts)}", *notes])
 
 
@@ -224,31 +215,6 @@ def _below_majority(cell: Cell) -> bool:
     simple = [cell.baselines.get(name, {}) for name in ("majority", "lead")]
     names = [m.metric.name for m in cell.judged() if m.metric.primary]
     return any(cell.value(name, "dpo") <= of.get(name, -1.0) for name in names for of in simple)
-
-
-def advice(outcome: Outcome, rules: Rules) -> tuple[int, int] | None:
-    """Trainings a cell, and test cases as multiples of now, that decide in `_LIKELY` of simulated follow-ups.
-
-    In a follow-up the truth is drawn from what the study found, each contrast with its error; the two share SFT's or
-    DPO's part, hence a correlation of one half. The smallest such design of `_SEEDS`; else None.
-    """
-    if not outcome.complete:
-        return None
-    used = [outcome.rows[pair] for pair in (OVER_SFT, OVER_MORE)]
-    rng, root = np.random.default_rng(0), np.linalg.cholesky([[1, 0.5], [0.5, 1]])
-    drawn, again = (root @ rng.normal(size=(2, 2000)) for _ in range(2))
-    truth = np.array([[row.value] for row in used]) + drawn * np.array([[row.error] for row in used])
-    designs = [(seeds, more) for seeds in _SEEDS for more in (1, 2, 4) if seeds >= outcome.n_seeds]
-    for seeds, more in sorted(designs, key=lambda d: d[0] * d[1] ** 0.5):
-        error = np.sqrt([[row.seed * outcome.n_seeds / seeds + row.case / more] for row in used])
-        found = truth + again * error
-        df = used[0].df * seeds / outcome.n_seeds
-        sure = t.ppf(1 - rules.alpha / 2, df) * error
-        worth, harm = (found > sure).all(axis=0), found[0] < -sure[0]
-        enough = np.abs(found[1]) + t.ppf(0.95, df) * error[1] < rules.margin
-        if (worth | harm | enough | (found[1] < -sure[1])).mean() >= _LIKELY:
-            return seeds, more
-    return None
 
 
 def _between(lines: Sequence[Scoped]) -> str:

@@ -170,16 +170,6 @@ def test_a_verdict_beside_a_model_below_the_majority_says_so():
     assert metrics_table([high]).query("arm == 'majority'")["value"].tolist() == [0.2]
 
 
-def test_advice_is_given_where_a_follow_up_would_probably_decide_and_else_not():
-    def advised(*of):
-        [outcome] = verdict.judge(lines(*of), Rules())["cell", "here"]
-        return verdict.advice(outcome, Rules())
-
-    seeds, more = advised(0.065, 0.065, 0.06)
-    assert seeds >= 5 or more > 1
-    assert advised(0.03, 0.03, 0.3) is None
-
-
 def test_identical_arms_are_never_worth_it():
     tables = [study({"sft": 0.6}, n=300, seed=s) for s in range(3)]
     same = of_tables([pd.concat([t.assign(arm=arm) for arm in ("sft", "sft_more", "dpo")]) for t in tables])
