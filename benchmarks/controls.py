@@ -96,7 +96,7 @@ def _share(logit: np.ndarray) -> np.ndarray:
 
 def _measured(metric: Metric, answers: Answers, values: dict[str, list[np.ndarray]]) -> Measured:
     terms = {arm: [np.stack([x, np.ones_like(x)], axis=-1)[:, None] for x in of] for arm, of in values.items()}
-    return Measured.summed(metric, answers, terms)
+    return Measured.of(metric, answers, terms)
 
 
 def truth(design: Design, over: str, task: int) -> float:

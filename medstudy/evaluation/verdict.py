@@ -13,7 +13,6 @@ from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
 from medstudy.evaluation.predictions import Pair
 from medstudy.evaluation.scopes import BETWEEN, KINDS, MEAN, WATCHED, Cell, Scoped, scoped
 from medstudy.evaluation.statistics import Estimate
-from medstudy.evaluation.views import published as published
 from medstudy.params import MARGIN
 
 WORTH, ENOUGH, HARMS = "DPO worth it", "SFT with the same labels is enough", "DPO harms"
