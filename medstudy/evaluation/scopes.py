@@ -61,6 +61,9 @@ class Cell:
     def judged(self) -> list[Measured]:
         return [m for m in self.measured if _is_judged(m)]
 
+    def comparable(self) -> list[Measured]:
+        return [m for m in self.judged() if not self.nothing(m)]
+
     def value(self, metric: str, arm: str) -> float:
         """NaN where it has none, or the arm was not run."""
         of = next((m for m in self.measured if m.metric.name == metric and arm in m.sums), None)
@@ -69,7 +72,7 @@ class Cell:
     @property
     def empty(self) -> bool:
         """None of its primary outcomes can be compared."""
-        return all(self.nothing(m) for m in self.judged() if m.metric.primary)
+        return not any(m.metric.primary for m in self.comparable())
 
     def nothing(self, one: Measured) -> str:
         """Why this outcome cannot be compared; empty where it can."""
@@ -129,10 +132,9 @@ def cell_estimates(cells: Sequence[Cell], judged: bool = True) -> dict[tuple[int
     """
     groups: dict[str, dict[tuple[int, str, Pair], Line]] = {}
     for number, cell in enumerate(cells):
-        for one in cell.measured:
-            if _is_judged(one) == judged and not (judged and cell.nothing(one)):
-                group = groups.setdefault("" if judged else one.metric.name, {})
-                group |= {(number, one.metric.name, pair): one.line(pair) for pair in one.pairs}
+        for one in cell.comparable() if judged else [m for m in cell.measured if not _is_judged(m)]:
+            group = groups.setdefault("" if judged else one.metric.name, {})
+            group |= {(number, one.metric.name, pair): one.line(pair) for pair in one.pairs}
     found: dict[tuple[int, str, Pair], Estimate] = {}
     for group in groups.values():
         of_group = estimates([*group.values()], ["-".join(pair) for _, _, pair in group])
@@ -150,8 +152,8 @@ def _task_lines(cells: Sequence[Cell]) -> dict[tuple[str, str, Pair], tuple[Line
     """(task, outcome, contrast) -> the mean over models, on the seeds that all of them have; MEAN comes last."""
     members: dict[tuple[str, str, Pair], list[Cell]] = {}
     for cell in cells:
-        for one in cell.judged():
-            for pair in [] if cell.nothing(one) else one.pairs:
+        for one in cell.comparable():
+            for pair in one.pairs:
                 members.setdefault((cell.task, one.metric.name, pair), []).append(cell)
     lines = {key: (_over_models(*key[1:], of), tuple(of)) for key, of in members.items()}
     lines = {key: (line, of) for key, (line, of) in lines.items() if len(line.by_seed)}

@@ -11,7 +11,7 @@ from statsmodels.stats.multitest import multipletests
 
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
 from medstudy.evaluation.predictions import Pair
-from medstudy.evaluation.scopes import BETWEEN, KINDS, MEAN, WATCHED, Cell, Scoped, scoped
+from medstudy.evaluation.scopes import BETWEEN, MEAN, WATCHED, Cell, Scoped, scoped
 from medstudy.evaluation.statistics import Estimate
 from medstudy.params import MARGIN
 
@@ -44,7 +44,7 @@ class Rules:
 _BY_DEFAULT = Rules()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """One outcome of a scope: its estimates by contrast, turned so that more is better, and p values after Holm."""
 
@@ -77,7 +77,11 @@ def verdict_table(cells: Sequence[Cell], rules: Rules = _BY_DEFAULT) -> pd.DataF
     """verdicts.csv: one line per scope, outcome and contrast; verdict and sentence are those of scope and name."""
     lines = scoped(cells)
     judged, rows = judge(lines, rules), []
-    for scope, name in _names(cells, lines):
+    names = {"study": ["study"]} | {
+        scope: [*dict.fromkeys(cell.places[scope] for cell in cells)] for scope in ("kind", "task", "cell")
+    }
+    names["kind"] += [BETWEEN] if any(line.name == BETWEEN for line in lines) else []
+    for scope, name in ((scope, name) for scope, of in names.items() for name in of):
         own = [line for line in lines if (line.scope, line.name) == (scope, name)]
         if name == BETWEEN:
             label, sentence = "", _between(own)
@@ -98,14 +102,6 @@ def verdict_table(cells: Sequence[Cell], rules: Rules = _BY_DEFAULT) -> pd.DataF
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _names(cells: Sequence[Cell], lines: Sequence[Scoped]) -> list[tuple[str, str]]:
-    of = {scope: dict.fromkeys(cell.places[scope] for cell in cells) for scope in ("kind", "task", "cell")}
-    kinds = [*(kind for kind in KINDS if kind in of["kind"])]
-    kinds += [BETWEEN] if any(line.name == BETWEEN for line in lines) else []
-    scopes = {"study": ["study"], "kind": kinds, "task": of["task"], "cell": of["cell"]}
-    return [(scope, name) for scope, names in scopes.items() for name in names]
-
-
 def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[Outcome]]:
     """Outcomes of every scope and name; p values after Holm over all outcomes of the scope (cells, tasks, kinds).
 
@@ -122,12 +118,12 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
             sign = -1 if line.outcome in LOWER_IS_BETTER else 1
             outcome.rows[line.pair] = replace(line.estimate, value=sign * line.estimate.value)
     for scope in dict.fromkeys(scope for scope, _, _ in outcomes):
-        tested = [key for key, outcome in outcomes.items() if key[0] == scope and outcome.complete]
+        tested = [outcome for key, outcome in outcomes.items() if key[0] == scope and outcome.complete]
         if tested:
-            raw = [_p_values(outcomes[key].rows, rules.margin) for key in tested]
+            raw = [_p_values(outcome.rows, rules.margin) for outcome in tested]
             gains, harms = (2 * multipletests(p, method="holm")[1] for p in zip(*raw, strict=True))
-            for key, gain, harm in zip(tested, gains, harms, strict=True):
-                outcomes[key] = replace(outcomes[key], p_gain=float(gain), p_harm=float(harm))
+            for outcome, gain, harm in zip(tested, gains, harms, strict=True):
+                outcome.p_gain, outcome.p_harm = float(gain), float(harm)
     found: dict[tuple[str, str], list[Outcome]] = {}
     for (scope, name, _), outcome in outcomes.items():
         found.setdefault((scope, name), []).append(outcome)

@@ -150,8 +150,9 @@ def runs(finished: list[FinishedRun]) -> pd.DataFrame:
     """The runs that went in: data, sizes and gates that failed."""
     names = [*_CELL, "seed", "data", "n_train", "n_test"]
     table = pd.DataFrame([run.parameters for run in finished])[names]
-    table = table.assign(failed_gates=[", ".join(run.failed_gates) or "none" for run in finished])
-    return aggregate(table.set_index([*_CELL, "seed"]), [*_CELL, "data", "failed_gates"])
+    table["failed gates"] = [", ".join(run.failed_gates) or "none" for run in finished]
+    table = table.rename(columns={"data": "data card"}).set_index([*_CELL, "seed"])
+    return aggregate(table, [*_CELL, "data card", "failed gates"])
 
 
 def published(task: str, model: str) -> pd.DataFrame:
