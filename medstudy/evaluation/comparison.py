@@ -166,11 +166,11 @@ def recompute(study: Path) -> tuple[dict[str, pd.DataFrame], list[str]]:
 
 def _refuse_unlike(first: FinishedRun, run: FinishedRun, same_cases: bool) -> None:
     """Seeds may be pooled only if nothing else differs: a run by hand may lie in the same folder."""
-    pairs = {k: (first.parameters[k], v) for k, v in run.parameters.items() if k not in {"results", "data_root"}}
-    (one, two), other = pairs.pop("seed"), [f"{k} = {a!r} and {b!r}" for k, (a, b) in pairs.items() if a != b]
-    other += [] if same_cases else ["their test cases"]
+    one, two = first.parameters, run.parameters
+    names = [name for name in two if one[name] != two[name] and name not in {"seed", "results", "data_root"}]
+    other = [f"{name} = {one[name]!r} and {two[name]!r}" for name in names] + ([] if same_cases else ["test cases"])
     if other:
         raise DataError(
-            f"{', '.join(run.cell)}: seeds {one} and {two} differ in {', '.join(other)}; "
+            f"{', '.join(run.cell)}: seeds {one['seed']} and {two['seed']} differ in {', '.join(other)}; "
             f"move one of {first.folder} and {run.folder} away, or run the study again"
         )

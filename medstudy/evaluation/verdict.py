@@ -195,21 +195,18 @@ def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
 def _left_out(cells: Sequence[Cell]) -> list[str]:
     """Which cells do not count, and whether those that do are better than a baseline that reads nothing."""
     sound = [cell for cell in cells if not cell.failed_gates]
-    used = [cell for cell in sound if not cell.empty]
+    used = [cell for cell in sound if any(m.metric.primary for m in cell.comparable())]
     counts = {"gates failed": len(cells) - len(sound), "nothing to compare": len(sound) - len(used)}
     notes = [f"{n} of {len(cells)} task x model left out, {why}" for why, n in counts.items() if n]
-    poor = sum(map(_below_majority, used))
+    poor = 0
+    for cell in used:
+        simple = [cell.baselines.get(name, {}) for name in ("majority", "lead")]
+        names = [m.metric.name for m in cell.judged() if m.metric.primary]
+        poor += any(cell.value(name, "dpo") <= of.get(name, -1.0) for name in names for of in simple)
     if poor:
         which = "DPO" if len(cells) == 1 else f"in {poor} of {len(cells)} task x model DPO"
         notes.append(f"{which} does not beat a baseline that reads nothing")
     return notes
-
-
-def _below_majority(cell: Cell) -> bool:
-    """DPO is no better than the commonest answer, or the first words, in a primary outcome."""
-    simple = [cell.baselines.get(name, {}) for name in ("majority", "lead")]
-    names = [m.metric.name for m in cell.judged() if m.metric.primary]
-    return any(cell.value(name, "dpo") <= of.get(name, -1.0) for name in names for of in simple)
 
 
 def _between(lines: Sequence[Scoped]) -> str:

@@ -164,7 +164,7 @@ def test_a_gain_that_raises_under_triage_says_so():
 
 def test_a_verdict_beside_a_model_below_the_majority_says_so():
     low, high = (cell(baselines={"majority": {"macro_f1": value}}) for value in (0.9, 0.2))
-    said = first(verdict_table([low]), "cell", low.name)["sentence"]
+    said = first(verdict_table([low]), "cell", low.places["cell"])["sentence"]
     assert "DPO does not beat a baseline that reads nothing" in said
     assert "baseline" not in "".join(verdict_table([high])["sentence"])
     assert metrics_table([high]).query("arm == 'majority'")["value"].tolist() == [0.2]
