@@ -1,7 +1,4 @@
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -13,9 +10,8 @@ from medstudy.evaluation.evaluate import evaluate, measure, values
 from medstudy.evaluation.metrics import PredictionsError
 from medstudy.evaluation.predictions import predictions_table
 from medstudy.evaluation.statistics import estimates
-from medstudy.evaluation.views import contrasts_view, show_counts, values_table
+from medstudy.evaluation.views import contrasts_view, first_look, show_counts, values_table
 from medstudy.tasks import get_task
-from medstudy.training.gates import Gate, gates_table
 
 LABELS = {"label": list("abcd")}
 SHARES = {"base": 0.1, "sft": 0.6, "sft_more": 0.65, "dpo": 0.8}
@@ -56,13 +52,6 @@ def test_accuracy_contrast_is_mcnemar_on_the_discordant_cases():
     assert (row["gained"], row["lost"], row["discordant"], row["test"]) == (8, 1, 9, "exact McNemar")
     assert row["difference"] == pytest.approx(7 / 20)
     assert row["p"] == pytest.approx(2 * (1 + 9) / 2**9)  # 0 or 1 of 9 discordant cases, on either side
-
-
-def test_identical_arms_differ_by_nothing_and_claim_no_more_than_n_allows():
-    one = study({"sft": 0.6})
-    row = contrast(run(pd.concat([one, one.assign(arm="dpo")]))[1], "dpo-sft", "macro_f1")
-    assert (row["difference"], row["p"]) == (0, 1)
-    assert row["high"] == -row["low"] > 1.9 * 2**0.5 / 120
 
 
 def test_a_model_that_answers_nothing_scores_0_of_all_cases():
@@ -157,15 +146,11 @@ def test_an_arm_that_cannot_be_read_errs_on_no_side_rather_than_never():
     assert half["base"]["under_triage"]["value"] == 0.5 and half["base"]["over_triage"]["value"] == 0
 
 
-def test_the_share_rescued_is_a_metric_where_it_was_looked_at(card, cases):
+def test_an_answer_read_though_not_in_its_form_is_rescued(card, cases):
     outputs = ["yes", "Answer: yes", "who knows"] + ["no"] * 5
     table = predictions_table(get_task(card.task, card), cases, {"base": outputs})
     assert table["score_rescued"].tolist() == [0, 1, 0] + [0] * 5 and table.attrs["shareable"]
-    predictions = study(SHARES)
-    assert "rescued" not in run(predictions)[0]["dpo"]
-    metrics, contrasts = run(predictions.assign(score_rescued=(predictions["arm"] == "base") * 1.0))
-    assert metrics["base"]["rescued"]["value"] == 1 and metrics["dpo"]["rescued"]["value"] == 0
-    assert not contrast(contrasts, "sft-base", "rescued")["primary"]
+    assert first_look(table, card).loc["base", ["rescued", "n"]].tolist() == ["0.125", 8]
 
 
 def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast():
@@ -189,53 +174,12 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     assert contrast(run(private)[1], "dpo-sft", "unparsed")["lost"] == 5
 
 
-SIXTH = """
-import medstudy.arms as arms
-arms.ARMS["kto"] = arms.Arm("KTO", "#117733", "*", "sft", "KTOTrainer", "pairs", ("sft", "sft_more"))
-arms.CONTRASTS += (("kto", "sft"), ("kto", "sft_more"))
-import sys
-import pandas as pd
-sys.path.insert(0, sys.argv[1])
-from made_up import study
-from medstudy.evaluation.evaluate import evaluate, measure
-from medstudy.evaluation.views import contrasts_view, values_table
-from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table
-from medstudy.evaluation.verdict import verdict_table
-from medstudy.report import figures
-shares = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.7, "kto": 0.6}
-tables = [study(shares, seed=s) for s in range(2)]
-metrics, contrasts = evaluate(tables[0], "text_classification", {"label": list("abcd")}, None)
-assert {"kto-sft", "kto-sft_more"} <= {row["contrast"] for row in contrasts}
-assert "kto" in values_table(metrics).index and len(contrasts_view(contrasts)) == len(contrasts)
-measured = measure(tables, "text_classification", {"label": list("abcd")}, None)
-cell = Cell("text_classification", "m", measured, (0, 1))
-assert "kto-sft_more" in set(verdict_table([cell])["contrast"]) & set(contrasts_table([cell])["contrast"])
-log = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6], "rewards/margins": [0, 1.0]})
-words = lambda figure: " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
-primary = metrics_table([cell]).query("metric == 'macro_f1'")
-for figure in (figures.arms_figure(metrics, ["macro_f1"]), figures.study_figure(primary),
-               figures.training_figure({"sft": log, "kto": log})):
-    assert "KTO" in words(figure)
-"""
-
-
-def test_a_sixth_arm_is_a_line_in_the_table_of_arms():
-    done = subprocess.run([sys.executable, "-c", SIXTH, str(Path(__file__).parents[1])], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 def test_what_a_reader_sees_has_no_text_cut_off_no_p_of_zero_and_counts_stay_whole_numbers(card):
     row = {"contrast": "dpo-sft", "metric": "f1", "difference": 0.12345, "low": 0.1, "high": 0.2, "n": 9}
     shown = contrasts_view([row | {"p": p, "test": "t"} for p in (0.00004, 0.0312, None)])
     assert shown["p"].tolist() == ["< 0.001", "0.031", ""] and shown["difference"].tolist() == [0.123] * 3
     counts = show_counts(card, pd.DataFrame({"value": {"pairs": 168.0, "ratio": 0.47}}))
     assert [str(value) for value in counts["value"]] == ["168", "0.47"] and "168.0" not in counts.to_string()
-    long = {"rows": {"sft": "100 of 100", "dpo": "38 of 38"}, "stages": ["a" * 30, "b" * 30]}
-    page = gates_table([Gate("no row lost", True, long, "all"), Gate("moved", False, 0.5, "more")]).to_html()
-    assert f"rows: sft: 100 of 100; dpo: 38 of 38; stages: {'a' * 30}, {'b' * 30}" in page and "FAILED" in page
-
-
-@pytest.mark.parametrize(("n", "tagged"), [(4, False), (40, True)])
-def test_values_of_a_handful_of_cases_get_no_tag(n: int, tagged: bool) -> None:
-    table = values_table({"sft": {"accuracy": {"value": 0.5, "low": 0.1, "high": 0.9, "n": n}}})
-    assert hasattr(table, "_repr_mimebundle_") == tagged
+    for n in (4, 40):  # values of a handful of cases get no tag
+        table = values_table({"sft": {"accuracy": {"value": 0.5, "low": 0.1, "high": 0.9, "n": n}}})
+        assert hasattr(table, "_repr_mimebundle_") == (n == 40)
