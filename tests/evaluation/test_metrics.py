@@ -30,6 +30,13 @@ def test_f1_and_accuracy_equal_sklearn_also_on_a_resample(seed):
     assert value_of(MACRO, sums) == pytest.approx(expected)
 
 
+def test_an_answer_out_of_range_is_no_answer():
+    out = labelled("label", ["a", "b"], ["a", "b"]).assign(status=["parsed", "out_of_range"])
+    assert score(MACRO, out, LABELS) == 0.5
+    found = [score(by_name("text_classification", m), out, LABELS) for m in ("unparsed", "accuracy_parsed")]
+    assert found == [0.5, 1]
+
+
 def test_positive_label_of_two_replaces_macro_f1_whatever_the_outcome_is_called():
     two = {"finding": ["yes", "no"]}
     for labels, positive, name in ((two, "yes", "f1"), (two, None, "macro_f1"), (LABELS, "a", "macro_f1")):
