@@ -86,17 +86,10 @@ def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order
     cells = [cell(model="a"), cell(model="b"), cell("clinical_reasoning", "a")]
     table = verdict_table(cells)
     assert list(table) == verdict.COLUMNS
-    assert list(dict.fromkeys(zip(table["scope"], table["name"], strict=True))) == [
-        ("study", "study"),
-        ("kind", "classification"),
-        ("kind", "open-ended"),
-        ("kind", BETWEEN),
-        ("task", "text_classification"),
-        ("task", "clinical_reasoning"),
-        ("cell", "text_classification, a"),
-        ("cell", "text_classification, b"),
-        ("cell", "clinical_reasoning, a"),
-    ]
+    cell_names = ["text_classification, a", "text_classification, b", "clinical_reasoning, a"]
+    tasks = ["text_classification", "clinical_reasoning"]
+    names = ["study", "classification", "open-ended", BETWEEN, *tasks, *cell_names]
+    assert list(table["name"].drop_duplicates()) == names
     assert set(table["contrast"]) == {"sft-base", "sft_more-sft", "dpo-sft", "dpo-sft_more"}
     whole = first(table, "study", "study")
     assert (whole["verdict"], whole["n_cases"], whole["n_seeds"]) == (WORTH, 400, 3)
