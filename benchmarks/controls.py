@@ -1,7 +1,6 @@
 """Controls on the method itself: does it find what is there, and claim nothing that is not?
 
-    python benchmarks/controls.py simulate     # studies with known effects, no model
-    python benchmarks/controls.py advice       # what "inconclusive" advises, followed to the letter
+    python benchmarks/controls.py     # studies with known effects, no model
 
 A simulated study is five tasks on two models. Right answers follow a logistic model: a case has a hardness that all
 arms and seeds share, trainings differ by chance and unequally much from cell to cell, and the labels or DPO have an
@@ -12,18 +11,16 @@ from __future__ import annotations
 
 import argparse
 import gc
-import re
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from medstudy.evaluation import verdict
 from medstudy.evaluation.evaluate import Measured
 from medstudy.evaluation.plan import POCOCK
 from medstudy.evaluation.predictions import Answers
 from medstudy.evaluation.scopes import Cell
-from medstudy.evaluation.verdict import ENOUGH, HARMS, UNSURE, WORTH, Rules, verdict_table
+from medstudy.evaluation.verdict import ENOUGH, HARMS, WORTH, Rules, verdict_table
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import UNPARSED, Metric
 
@@ -99,7 +96,7 @@ def _share(logit: np.ndarray) -> np.ndarray:
 
 def _measured(metric: Metric, answers: Answers, values: dict[str, list[np.ndarray]]) -> Measured:
     terms = {arm: [np.stack([x, np.ones_like(x)], axis=-1)[:, None] for x in of] for arm, of in values.items()}
-    return Measured.summed(metric, answers, terms)
+    return Measured.of(metric, answers, terms)
 
 
 def truth(design: Design, over: str, task: int) -> float:
@@ -158,26 +155,6 @@ def scenario(design: Design, studies: int) -> dict[str, float | str]:
     return line | {"half-width": round((known["high"] - known["low"])[known["scope"] == "study"].mean() / 2, 4)}
 
 
-def followed(design: Design, studies: int, most: int = 40) -> dict[str, float | str]:
-    """Of the study's and the tasks' advice: how often it is given, and how often following it decides."""
-    asked, open_ones, right = 0, 0, []
-    for number in range(studies):
-        table = verdict_table(simulated(np.random.default_rng([number, 7]), design))
-        unsure = table[table["scope"].isin(["study", "task"]) & (table["verdict"] == UNSURE)]
-        for row in unsure.drop_duplicates(["scope", "name"]).itertuples():
-            open_ones += 1
-            advice = re.search(r"; (\d+) trainings a cell and (\d+) test cases", row.sentence)
-            asked += advice is not None
-            if advice and len(right) < most:
-                cases = int(advice[2]) // (len(TASK_TYPES) if row.scope == "study" else 1)
-                again = replace(design, seeds=int(advice[1]), cases=cases)
-                then = verdict_table(simulated(np.random.default_rng([number, 8]), again))
-                same = then[(then["scope"] == row.scope) & (then["name"] == row.name)]
-                right.append(same["verdict"].iloc[0] != UNSURE)
-    line = {"design": design.name, "studies": studies, "inconclusive": open_ones, "with advice": asked}
-    return line | {"followed": len(right), "decided": round(float(np.mean(right)), 3) if right else float("nan")}
-
-
 DESIGNS = [
     Design("no effect, 3 x 200"),
     Design("no effect, 5 x 400", seeds=5, cases=400),
@@ -198,19 +175,15 @@ DESIGNS = [
 
 
 def main() -> None:
-    """Run a control and print its table as CSV."""
+    """Simulate the designs and print a table as CSV."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("control", choices=["simulate", "advice"])
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--only", type=int, nargs="+", default=range(len(DESIGNS)), help="numbers of designs")
     args = parser.parse_args()
     gc.freeze()  # statsmodels collects garbage in every correction for many tests
-    if args.control == "simulate":
-        verdict._SEEDS = ()  # no advice, which changes no verdict and takes half of the time
     lines = []
     for number in args.only:
-        control = scenario if args.control == "simulate" else followed
-        lines.append(control(DESIGNS[number], args.studies))
+        lines.append(scenario(DESIGNS[number], args.studies))
         print(pd.DataFrame(lines[-1:]).T.to_string(header=False), flush=True)
     print(pd.DataFrame(lines).to_csv(index=False))
 

@@ -136,9 +136,8 @@ def _compare(args: argparse.Namespace) -> int:
     from medstudy.report import figures
 
     study = batch.enter_results(args.study)
-    rules = comparison.rules_of(study)
-    tables, other = comparison.recompute(study, rules)
-    figures.save_study(study, tables, rules.margin)
+    tables, other = comparison.recompute(study)
+    figures.save_study(study, tables, comparison.rules_of(study).margin)
     found = tables["verdicts.csv"].drop_duplicates(["scope", "name"])
     print("\n".join(f"{row.verdict or row.name}: {row.sentence}" for row in found.itertuples(index=False)))
     print("\n".join(f"came out otherwise: {file}" for file in other) or "all as the notebooks had it")

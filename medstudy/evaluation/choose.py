@@ -11,7 +11,7 @@ from medstudy.evaluation.metrics import score, task_metrics
 from medstudy.evaluation.predictions import predictions_table
 from medstudy.params import RunParams
 from medstudy.runs import Run, Stage
-from medstudy.show import OWN, aggregate
+from medstudy.show import aggregate
 from medstudy.tasks.base import Task
 from medstudy.training.generation import answer_cases
 
@@ -26,13 +26,14 @@ def choose(
     """
     scores = [_score(run, arm, task, validation, stage) for _, stage in trials] if len(trials) > 1 else [None]
     best = max(range(len(trials)), key=lambda i: scores[i] or 0.0)
-    found = [{"score": value, "n": len(validation), "chosen": i == best} for i, value in enumerate(scores)]
-    settings, stage = [params.settings(arm) for params, _ in trials], trials[best][1]
-    run.settle(stage, [{"arm": arm, "settings": s, **row} for s, row in zip(settings, found, strict=True)])
-    table = pd.DataFrame([{"arm": arm, **s, **row} for s, row in zip(settings, found, strict=True)]).set_index("arm")
-    table = aggregate(table, ["arm", *settings[0]])
-    table.attrs[OWN] = True
-    return stage, table
+    tried = [
+        {"arm": arm, "settings": params.settings(arm), "score": value, "n": len(validation), "chosen": i == best}
+        for i, ((params, _), value) in enumerate(zip(trials, scores, strict=True))
+    ]
+    stage = trials[best][1]
+    run.settle(stage, tried)
+    table = pd.DataFrame([row["settings"] | row for row in tried]).drop(columns="settings").set_index("arm")
+    return stage, aggregate(table, ["arm", *tried[0]["settings"]])
 
 
 def _score(run: Run, arm: str, task: Task, cases: list[Case], stage: Stage) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -17,17 +16,19 @@ from medstudy.data.cases import DataError
 from medstudy.evaluation.evaluate import evaluate, measure
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table, variances_table
 from medstudy.evaluation.verdict import Rules, verdict_table
-from medstudy.params import MARGIN
 from medstudy.tasks import TASK_TYPES
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run whose end marker says ok: its folder, its run.json and its gates.json."""
+    """A run whose end marker says ok: its folder and its run.json."""
 
     folder: Path
     record: dict[str, Any]
-    gates: list[dict[str, Any]]
+
+    @property
+    def gates(self) -> list[dict[str, Any]]:
+        return self.saved("gates")
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -41,9 +42,10 @@ class FinishedRun:
     @property
     def failed_gates(self) -> list[str]:
         """Failed gates, with the reason where one is given; a run without gates has failed too."""
-        failed = (gate for gate in self.gates if not gate["passed"])
-        names = [f"{g['gate']} ({g['reason']})" if g.get("reason") else g["gate"] for g in failed]
-        return names if self.gates else ["no gate was checked"]
+        if not (gates := self.gates):
+            return ["no gate was checked"]
+        failed = (gate for gate in gates if not gate["passed"])
+        return [f"{g['gate']} ({g['reason']})" if g.get("reason") else g["gate"] for g in failed]
 
     def predictions(self) -> pd.DataFrame:
         """The answers of every arm; holds case text."""
@@ -52,25 +54,47 @@ class FinishedRun:
         return table
 
     def saved(self, name: str) -> Any:
-        """One of the run's JSON files."""
-        return json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        """One of the run's JSON files; empty where it was not written."""
+        file = self.folder / f"{name}.json"
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def finished_runs(study: Path) -> list[FinishedRun]:
     """Runs under ``results/<study>`` that ended well, in the order task, model, seed."""
     runs = []
     for marker in study.glob("*/*/seed*/run.json"):
-        record = json.loads(marker.read_text(encoding="utf-8"))
-        if record.get("status") == "ok":
-            gates = json.loads((marker.parent / "gates.json").read_text(encoding="utf-8"))
-            runs.append(FinishedRun(marker.parent, record, gates))
+        run = FinishedRun(marker.parent, json.loads(marker.read_text(encoding="utf-8")))
+        runs += [run] if run.record.get("status") == "ok" else []
     tasks = list(TASK_TYPES)
     return sorted(runs, key=lambda run: (tasks.index(run.cell[0]), run.cell[1], run.parameters["seed"]))
 
 
 def study_cells(runs: list[FinishedRun]) -> list[Cell]:
     """One cell per task and model, over its seeds, computed from the predictions alone."""
-    return [_cell(*cell, list(members)) for cell, members in groupby(runs, key=lambda run: run.cell)]
+    return [_cell(*cell, [run for run in runs if run.cell == cell]) for cell in dict.fromkeys(r.cell for r in runs)]
+
+
+def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
+    predictions = [run.predictions() for run in runs]
+    for run, table in zip(runs[1:], predictions[1:], strict=True):
+        _refuse_unlike(runs[0], run, set(table["case_id"]) == set(predictions[0]["case_id"]))
+    measured = measure(predictions, task, runs[0].record["labels"], runs[0].record["positive"])
+    failed = sorted({name for run in runs for name in run.failed_gates})
+    cost = {
+        "pairs": mean(run.record["pairs"] for run in runs),
+        "pair_tokens": mean(run.record["stages"]["dpo"].get("tokens", 0) for run in runs),
+    }
+    for step in (*TRAINED, "samples"):
+        seconds = [run.record["seconds"][step] for run in runs if run.record["seconds"].get(step) is not None]
+        cost |= {f"{step}_seconds": round(mean(seconds), 1)} if seconds else {}
+    baselines: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for name, cells in run.saved("baselines").items():
+            for metric, cell in cells.items():
+                if cell["value"] is not None:
+                    baselines.setdefault(name, {}).setdefault(metric, []).append(cell["value"])
+    means = {name: {metric: mean(values) for metric, values in of.items()} for name, of in baselines.items()}
+    return Cell(task, model, measured, tuple(run.parameters["seed"] for run in runs), failed, means, cost)
 
 
 def rules_of(study: Path) -> Rules:
@@ -122,8 +146,8 @@ def save_tables(study: Path, tables: dict[str, pd.DataFrame]) -> list[str]:
     return changed
 
 
-def recompute(study: Path, rules: Rules | float = MARGIN) -> tuple[dict[str, pd.DataFrame], list[str]]:
-    """Everything that follows from the predictions, once more, without a model.
+def recompute(study: Path) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """Everything that follows from the predictions, once more, without a model, by the rules it was judged by.
 
     Returns the study's tables, which are written again, and the files that came out otherwise: of each run's
     metrics.json and contrasts.json, and of the tables.
@@ -136,40 +160,17 @@ def recompute(study: Path, rules: Rules | float = MARGIN) -> tuple[dict[str, pd.
         found = evaluate(run.predictions(), run.cell[0], run.record["labels"], run.record["positive"])
         for name, value in zip(("metrics", "contrasts"), found, strict=True):
             other += [str(run.folder / f"{name}.json")] if run.saved(name) != value else []
-    tables = study_tables(study_cells(runs), rules)
+    tables = study_tables(study_cells(runs), rules_of(study))
     return tables, other + [str(study / name) for name in save_tables(study, tables)]
-
-
-def _cell(task: str, model: str, runs: list[FinishedRun]) -> Cell:
-    predictions = [run.predictions() for run in runs]
-    for run, table in zip(runs[1:], predictions[1:], strict=True):
-        _refuse_unlike(runs[0], run, set(table["case_id"]) == set(predictions[0]["case_id"]))
-    measured = measure(predictions, task, runs[0].record["labels"], runs[0].record["positive"])
-    failed = sorted({name for run in runs for name in run.failed_gates})
-    cost = {
-        "pairs": mean(run.record["pairs"] for run in runs),
-        "pair_tokens": mean(run.record["stages"]["dpo"].get("tokens", 0) for run in runs),
-    }
-    for step in (*TRAINED, "samples"):
-        seconds = [run.record["seconds"][step] for run in runs if run.record["seconds"].get(step) is not None]
-        cost |= {f"{step}_seconds": round(mean(seconds), 1)} if seconds else {}
-    baselines: dict[str, dict[str, list[float]]] = {}
-    for run in runs:
-        for name, cells in run.saved("baselines").items() if (run.folder / "baselines.json").is_file() else ():
-            for metric, cell in cells.items():
-                if cell["value"] is not None:
-                    baselines.setdefault(name, {}).setdefault(metric, []).append(cell["value"])
-    means = {name: {metric: mean(values) for metric, values in of.items()} for name, of in baselines.items()}
-    return Cell(task, model, measured, tuple(run.parameters["seed"] for run in runs), failed, means, cost)
 
 
 def _refuse_unlike(first: FinishedRun, run: FinishedRun, same_cases: bool) -> None:
     """Seeds may be pooled only if nothing else differs: a run by hand may lie in the same folder."""
-    pairs = {k: (first.parameters[k], v) for k, v in run.parameters.items() if k not in {"results", "data_root"}}
-    (one, two), other = pairs.pop("seed"), [f"{k} = {a!r} and {b!r}" for k, (a, b) in pairs.items() if a != b]
-    other += [] if same_cases else ["their test cases"]
+    one, two = first.parameters, run.parameters
+    names = [name for name in two if one[name] != two[name] and name not in {"seed", "results", "data_root"}]
+    other = [f"{name} = {one[name]!r} and {two[name]!r}" for name in names] + ([] if same_cases else ["test cases"])
     if other:
         raise DataError(
-            f"{', '.join(run.cell)}: seeds {one} and {two} differ in {', '.join(other)}; "
+            f"{', '.join(run.cell)}: seeds {one['seed']} and {two['seed']} differ in {', '.join(other)}; "
             f"move one of {first.folder} and {run.folder} away, or run the study again"
         )

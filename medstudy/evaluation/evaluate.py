@@ -16,9 +16,6 @@ from medstudy.data.cases import SMALLEST_COUNT
 from medstudy.evaluation.metrics import Labels, auroc, case_sums, small_count, task_metrics, value_of
 from medstudy.evaluation.predictions import Answers, Pair
 from medstudy.evaluation.statistics import Estimate, Limits, Line, estimates
-from medstudy.evaluation.views import contrasts_view as contrasts_view
-from medstudy.evaluation.views import value_text as value_text
-from medstudy.evaluation.views import values_table as values_table
 from medstudy.tasks.base import Metric
 
 Metrics = dict[str, dict[str, dict[str, Any]]]
@@ -41,10 +38,12 @@ def evaluate(
 
 def measure(predictions: Sequence[pd.DataFrame], task: str, labels: Labels, positive: str | None) -> list[Measured]:
     """Every metric of ``task`` over the runs of one model, which differ in their seed alone."""
-    answers = Answers.collect(list(predictions))
-    asked = task_metrics(task, labels, positive)
-    known = [m for m in asked if not m.optional or all(m.source in table for table in predictions)]
-    return [Measured.of(metric, answers, labels) for metric in known]
+    answers, found = Answers.collect(list(predictions)), []
+    for metric in task_metrics(task, labels, positive):
+        if not metric.optional or all(metric.source in table for table in predictions):
+            terms = {arm: [case_sums(metric, by[arm], labels) for by in answers.frames] for arm in answers.arms}
+            found.append(Measured.of(metric, answers, terms))
+    return found
 
 
 def values(measured: Sequence[Measured]) -> Metrics:
@@ -68,12 +67,7 @@ class Measured:
     sums: dict[str, np.ndarray]
 
     @classmethod
-    def of(cls, metric: Metric, answers: Answers, labels: Labels) -> Measured:
-        terms = {arm: [case_sums(metric, by_arm[arm], labels) for by_arm in answers.frames] for arm in answers.arms}
-        return cls.summed(metric, answers, terms)
-
-    @classmethod
-    def summed(cls, metric: Metric, answers: Answers, terms: dict[str, list[np.ndarray]]) -> Measured:
+    def of(cls, metric: Metric, answers: Answers, terms: dict[str, list[np.ndarray]]) -> Measured:
         sums = {}
         for arm, by_seed in terms.items():
             sums[arm] = np.zeros((len(answers.groups), len(by_seed), *by_seed[0].shape[1:]))
@@ -142,24 +136,25 @@ class Measured:
         """
         line, seeds = self.line(pair), len(self.answers.frames)
         estimate = estimate or estimates([line])[0]
-        gained = lost = None
+        counts: dict[str, int] = {}
         if self.metric.kind == "share" and np.isfinite(estimate.value):
             first, second = (np.concatenate(self.terms[arm])[:, 0, 0] for arm in pair)
             gained, lost = int((first > second).sum()), int((first < second).sum())
-        few = not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in (gained or 0, lost or 0))
-        estimate = estimate.coarse() if few else estimate
-        test, p = ("t over cases" if seeds == 1 else "t over seeds and cases"), estimate.p
+            counts = {"discordant": gained + lost, "gained": gained, "lost": lost}
+        test, p, rounded = ("t over cases" if seeds == 1 else "t over seeds and cases"), None, ""
+        if not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in counts.values()):
+            estimate, counts, rounded = estimate.coarse(), {}, ", error rounded up"
         if not np.isfinite(estimate.value):
-            test, p = "none: an arm has no value", None
-        elif gained is not None and not few and self.answers.independent:
+            test = "none: an arm has no value"
+        elif counts and self.answers.independent:
             test, p = "exact McNemar", float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
+        else:
+            p = estimate.p
         row = {"contrast": "-".join(pair), "metric": self.metric.name, "primary": self.metric.primary}
         row |= {"difference": _number(estimate.value), **self._within(estimate.interval(), -1.0)}
-        row |= {"p": _number(p), "test": test + (", error rounded up" if few else "")}
+        row |= {"p": _number(p), "test": test + rounded}
         row |= {"n": self.answers.n_cases, "units": len(self.answers.groups), "seeds": seeds}
-        row["by_seed"] = [_number(d) for d in line.by_seed]
-        shown = gained is not None and not few
-        return row | ({"discordant": gained + lost, "gained": gained, "lost": lost} if shown else {})
+        return row | {"by_seed": [_number(d) for d in line.by_seed]} | counts
 
     def _within(self, limits: Limits, lowest: float) -> dict[str, float | None]:
         low, high = np.clip(limits, lowest, 1.0) if self.metric.bounded else limits

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ from medstudy.data.cases import DataError
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
 from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
-from medstudy.evaluation.statistics import Estimate, combined, smallest_detectable
+from medstudy.evaluation.statistics import PRIOR_DF, Estimate, combined, smallest_detectable
 from medstudy.evaluation.verdict import ALPHA
-from medstudy.params import RunParams, StudyParams
+from medstudy.params import StudyParams
 from medstudy.runs import fingerprint
 from medstudy.tasks import TASK_TYPES
 
@@ -26,8 +25,6 @@ from medstudy.tasks import TASK_TYPES
 POCOCK = {1: ALPHA, 2: 0.0294, 3: 0.0221, 4: 0.0182, 5: 0.0158}
 #: Both contrasts have to be found: each with this power, so that both are with 80 %, were they independent.
 _POWER = 0.8**0.5
-#: Degrees of freedom that moderation adds, as `statistics._EXPECTED`.
-_PRIOR_DF = 8.0
 _RULES = (
     "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope. "
     "DPO harms: dpo-sft below 0, or far behind sft_more and no better than sft, Holm over a scope. "
@@ -38,9 +35,7 @@ _RULES = (
 
 def earlier_variances(results: Path | None = None) -> pd.DataFrame:
     """tables/variances.csv of an earlier study; by default that of the demo, which comes with the package."""
-    file = (
-        results / "tables" / "variances.csv" if results else Path(str(files("medstudy.evaluation") / "variances.csv"))
-    )
+    file = (results / "tables" if results else Path(__file__).parent) / "variances.csv"
     if not file.is_file():
         raise DataError(f"{file} does not exist; give the results folder of a study that was compared")
     return pd.read_csv(file)
@@ -53,13 +48,14 @@ def looks_of(study: StudyParams) -> list[int]:
 
 def test_cases(study: StudyParams) -> dict[str, int]:
     """Task -> test cases that its parameters ask for; for all there are (0), the groups that the source gives."""
-    runs = {task: study.run(task, study.models[0], study.seeds[0]) for task in study.tasks}
-    return {task: run.n_test or _test_groups(run) for task, run in runs.items()}
-
-
-def _test_groups(run: RunParams) -> int:
-    loaded = load_cases(load_card(run.data), run.data_root)
-    return len({case.group_id for case in split_cases(loaded.cases, run).test})
+    found = {}
+    for task in study.tasks:
+        run = study.run(task, study.models[0], study.seeds[0])
+        found[task] = run.n_test
+        if not run.n_test:
+            loaded = load_cases(load_card(run.data), run.data_root)
+            found[task] = len({case.group_id for case in split_cases(loaded.cases, run).test})
+    return found
 
 
 def shows(
@@ -101,10 +97,10 @@ def _expected(known: pd.DataFrame, task: str, cases: int, seeds: int, lines: int
     alone, case = (float((used[name] ** 2 * used["n_cases"]).mean()) / cases for name in ("own_sd", "case_sd"))
     # few trainings tell little of their variance: it is drawn towards that of all tasks, as in the verdicts
     trainings = [float((rows["seed_sd"] ** 2 - rows["own_sd"] ** 2).mean()) for rows in (known, used)]
-    weight = _PRIOR_DF / (_PRIOR_DF + used["n_seeds"].mean() - 1)
+    weight = PRIOR_DF / (PRIOR_DF + used["n_seeds"].mean() - 1)
     seed = (max(0.0, weight * trainings[0] + (1 - weight) * trainings[1]) + alone) / seeds
     pooled = max(1.0, lines * (seeds - 1))
-    return Estimate(0.0, seed, case, min(_PRIOR_DF + seeds - 1, pooled), cases - 1, pooled)
+    return Estimate(0.0, seed, case, min(PRIOR_DF + seeds - 1, pooled), cases - 1, pooled)
 
 
 def freeze(study: StudyParams, results: Path) -> dict[str, Any]:

@@ -12,15 +12,10 @@ import pandas as pd
 from medstudy.arms import ARMS, BASELINES, CONTRASTS
 from medstudy.data.cases import Case
 from medstudy.evaluation.metrics import PredictionsError, single_outcome
-from medstudy.evaluation.views import first_look as first_look
-from medstudy.evaluation.views import show_counts as show_counts
-from medstudy.evaluation.views import show_text as show_text
-from medstudy.evaluation.views import side_by_side as side_by_side
-from medstudy.show import NOT_SHOWN as NOT_SHOWN
 from medstudy.tasks.base import Task
 
 COLUMNS = ("case_id", "group_id", "arm", "output", "status", "answer", "gold")
-_ALLOWED = {"arm": (*ARMS, *BASELINES), "status": ("parsed", "unparsed", "out_of_range")}
+_ARMS = (*ARMS, *BASELINES)
 Pair = tuple[str, str]
 
 
@@ -80,15 +75,17 @@ class Answers:
 
     @classmethod
     def collect(cls, tables: list[pd.DataFrame]) -> Answers:
-        """Raises `PredictionsError` where the tables of the seeds cannot be compared."""
+        """Raises `PredictionsError` where the tables of the seeds cannot be compared, without a case's text."""
         for table in tables:
-            validate_predictions(table)
+            _same_cases(table)
         whole = pd.concat([t[["case_id", "group_id", "gold"]] for t in tables])
-        _one_gold(whole)
+        variants = whole.groupby("case_id")[["gold", "group_id"]].nunique()
+        if torn := int((variants != 1).any(axis=1).sum()):
+            raise PredictionsError(f"{torn} case ids stand for several golds or groups; case ids must be unique")
         present = [set(t["arm"]) for t in tables]
         if any(arms != present[0] for arms in present):
             raise PredictionsError(f"seeds have different arms: {[*map(sorted, present)]}; run the same arms")
-        arms = [arm for arm in _ALLOWED["arm"] if arm in present[0]]
+        arms = [arm for arm in _ARMS if arm in present[0]]
         groups = sorted(whole["group_id"].unique())
         frames = [{arm: t[t["arm"] == arm] for arm in arms} for t in (t.sort_values("case_id") for t in tables)]
         units = [np.searchsorted(groups, by_arm[arms[0]]["group_id"]) for by_arm in frames]
@@ -105,28 +102,17 @@ class Answers:
         return len(self.frames) == 1 and len(self.groups) == self.n_cases
 
 
-def validate_predictions(predictions: pd.DataFrame) -> None:
-    """Every arm answered the same cases once, with the same gold; else `PredictionsError`, without a case's text."""
+def _same_cases(predictions: pd.DataFrame) -> None:
+    """Every arm answered the same cases, once each."""
     if missing := [name for name in COLUMNS if name not in predictions]:
         raise PredictionsError(f"predictions lack the column(s) {', '.join(missing)}; they have {list(predictions)}")
-    if predictions.empty:
-        raise PredictionsError("predictions have no rows; generate the answers of at least one arm")
-    for name, allowed in _ALLOWED.items():
-        if unknown := set(predictions[name]) - set(allowed):
-            raise PredictionsError(f"unknown {name} {sorted(map(str, unknown))}; allowed: {', '.join(allowed)}")
-    times = predictions.groupby("case_id")["arm"].agg(["size", "nunique"])
-    arms = predictions["arm"].nunique()
-    for wrong, what in (
-        (times["size"] > times["nunique"], "were answered twice by one arm; keep one answer per arm and case"),
-        (times["nunique"] < arms, "are missing in some arm: arms answered different cases; give all the same"),
-    ):
-        if wrong.any():
-            arm = predictions.loc[predictions["case_id"] == wrong.idxmax(), "arm"].iloc[0]
-            raise PredictionsError(f"{wrong.sum()} cases, e.g. '{wrong.idxmax()}' of arm {arm}, {what}")
-    _one_gold(predictions)
-
-
-def _one_gold(predictions: pd.DataFrame) -> None:
-    variants = predictions.groupby("case_id")[["gold", "group_id"]].nunique()
-    if torn := int((variants != 1).any(axis=1).sum()):
-        raise PredictionsError(f"{torn} case ids stand for several golds or groups; case ids must be unique")
+    if unknown := set(predictions["arm"]) - set(_ARMS):
+        raise PredictionsError(f"unknown arm {sorted(map(str, unknown))}; allowed: {', '.join(_ARMS)}")
+    times = pd.crosstab(predictions["case_id"], predictions["arm"])
+    if len(wrong := times[(times != 1).any(axis=1)]):
+        first = wrong.iloc[0]
+        counts = ", ".join(f"{arm} {n}" for arm, n in first[first != 1].items())
+        raise PredictionsError(
+            f"{len(wrong)} cases, e.g. '{first.name}', were not answered once by every arm (times: {counts}); "
+            "give all arms the same cases"
+        )

@@ -25,7 +25,7 @@ WATCHED = "under_triage"
 MEAN = "mean"
 KINDS = ("classification", "open-ended")
 BETWEEN = "open-ended minus classification"
-#: All of SFT, its control and DPO below the first or above the second: there is nothing to compare.
+#: SFT below the first, or it, its control and DPO all above the second: there is nothing to compare.
 FLOOR, CEILING = 0.02, 0.98
 
 
@@ -51,25 +51,19 @@ class Cell:
         return {"study": "study", "kind": TASK_TYPES[self.task].kind, "task": self.task, "cell": own}
 
     @property
-    def name(self) -> str:
-        return self.places["cell"]
-
-    @property
     def n_cases(self) -> int:
         return self.measured[0].answers.n_cases
 
     def judged(self) -> list[Measured]:
         return [m for m in self.measured if _is_judged(m)]
 
+    def comparable(self) -> list[Measured]:
+        return [m for m in self.judged() if not self.nothing(m)]
+
     def value(self, metric: str, arm: str) -> float:
         """NaN where it has none, or the arm was not run."""
         of = next((m for m in self.measured if m.metric.name == metric and arm in m.sums), None)
         return float(value_of(of.metric, of.sums[arm].sum(axis=0)).mean()) if of else float("nan")
-
-    @property
-    def empty(self) -> bool:
-        """None of its primary outcomes can be compared."""
-        return all(self.nothing(m) for m in self.judged() if m.metric.primary)
 
     def nothing(self, one: Measured) -> str:
         """Why this outcome cannot be compared; empty where it can."""
@@ -86,7 +80,7 @@ class Cell:
         found = [self.value(one.metric.name, arm) for arm in arms]
         if one.metric.name == WATCHED:
             return "" if np.isfinite(found).all() else "too few answers of an arm could be read"
-        if found[0] <= FLOOR or max(found) <= FLOOR:
+        if found[0] <= FLOOR:
             return "SFT answers next to nothing right"
         return "every arm answers nearly everything right" if min(found) >= CEILING else ""
 
@@ -112,13 +106,12 @@ class Scoped:
 def scoped(cells: Sequence[Cell]) -> list[Scoped]:
     """Every estimate, in the order study, kinds and their difference, tasks, cells."""
     sound, failed = ([cell for cell in cells if bool(cell.failed_gates) == bad] for bad in (False, True))
-    tasks = list(_tasks(sound))
-    means = [line for line in tasks if line.outcome == MEAN]
-    lines = [*_means(means), *(line for line in tasks if line.outcome != MEAN)]
+    tasks, means = (_tasks(sound, mean) for mean in (False, True))
+    lines = [*_means(means), *tasks]
     for members in (sound, failed):
         for (i, metric, pair), estimate in cell_estimates(members).items():
-            cell = members[i]
-            lines.append(Scoped("cell", cell.name, metric, pair, estimate, cell.n_cases, len(cell.seeds), (cell,)))
+            cell, place = members[i], members[i].places["cell"]
+            lines.append(Scoped("cell", place, metric, pair, estimate, cell.n_cases, len(cell.seeds), (cell,)))
     return lines
 
 
@@ -129,10 +122,9 @@ def cell_estimates(cells: Sequence[Cell], judged: bool = True) -> dict[tuple[int
     """
     groups: dict[str, dict[tuple[int, str, Pair], Line]] = {}
     for number, cell in enumerate(cells):
-        for one in cell.measured:
-            if _is_judged(one) == judged and not (judged and cell.nothing(one)):
-                group = groups.setdefault("" if judged else one.metric.name, {})
-                group |= {(number, one.metric.name, pair): one.line(pair) for pair in one.pairs}
+        for one in cell.comparable() if judged else [m for m in cell.measured if not _is_judged(m)]:
+            group = groups.setdefault("" if judged else one.metric.name, {})
+            group |= {(number, one.metric.name, pair): one.line(pair) for pair in one.pairs}
     found: dict[tuple[int, str, Pair], Estimate] = {}
     for group in groups.values():
         of_group = estimates([*group.values()], ["-".join(pair) for _, _, pair in group])
@@ -150,8 +142,8 @@ def _task_lines(cells: Sequence[Cell]) -> dict[tuple[str, str, Pair], tuple[Line
     """(task, outcome, contrast) -> the mean over models, on the seeds that all of them have; MEAN comes last."""
     members: dict[tuple[str, str, Pair], list[Cell]] = {}
     for cell in cells:
-        for one in cell.judged():
-            for pair in [] if cell.nothing(one) else one.pairs:
+        for one in cell.comparable():
+            for pair in one.pairs:
                 members.setdefault((cell.task, one.metric.name, pair), []).append(cell)
     lines = {key: (_over_models(*key[1:], of), tuple(of)) for key, of in members.items()}
     lines = {key: (line, of) for key, (line, of) in lines.items() if len(line.by_seed)}
@@ -172,13 +164,14 @@ def _over_models(metric: str, pair: Pair, cells: Sequence[Cell]) -> Line:
     return mean_of(lines)
 
 
-def _tasks(cells: Sequence[Cell]) -> Iterator[Scoped]:
-    lines = _task_lines(cells)
-    for mean in (False, True):  # a mean of outcomes varies less than they do: a family of its own
-        part = {key: of for key, of in lines.items() if (key[1] == MEAN) == mean}
-        found = estimates([line for line, _ in part.values()], ["-".join(pair) for _, _, pair in part])
-        for (key, (line, of)), estimate in zip(part.items(), found, strict=True):
-            yield Scoped("task", *key, _fit_to_be_seen(estimate, of), of[0].n_cases, len(line.by_seed), of)
+def _tasks(cells: Sequence[Cell], mean: bool) -> list[Scoped]:
+    """Outcomes of every task, or their means, which vary less and so are a family of their own."""
+    lines = {key: of for key, of in _task_lines(cells).items() if (key[1] == MEAN) == mean}
+    found = estimates([line for line, _ in lines.values()], ["-".join(pair) for _, _, pair in lines])
+    return [
+        Scoped("task", *key, _fit_to_be_seen(estimate, of), of[0].n_cases, len(line.by_seed), of)
+        for (key, (line, of)), estimate in zip(lines.items(), found, strict=True)
+    ]
 
 
 def _means(tasks: Sequence[Scoped]) -> Iterator[Scoped]:
@@ -204,18 +197,17 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
     other cases in one training alone; it and the second fall with the number of test cases. Lines of scope "cell" are
     means over the models; "task": of the mean over the models.
     """
+    columns = ["scope", "task", "outcome", "contrast", "seed_sd", "own_sd", "case_sd", "n_cases", "n_seeds", "n_models"]
     rows = []
     for (task, outcome, pair), (line, of) in _task_lines([cell for cell in cells if not cell.failed_gates]).items():
-        scopes = {"task": [line]}
-        if outcome != MEAN:
-            scopes["cell"] = [_over_models(outcome, pair, [cell]) for cell in of]
-        for scope, lines in scopes.items():
-            spread = {"seed_sd": [x.seed_variance for x in lines], "own_sd": [x.own_variance for x in lines]}
-            spread["case_sd"] = [_fit_to_be_seen(estimates([x])[0], of).case for x in lines]
-            row = {"scope": scope, "task": task, "outcome": outcome, "contrast": "-".join(pair)}
-            row |= {name: round(float(np.sqrt(np.mean(found))), 5) for name, found in spread.items()}
-            rows.append(row | {"n_cases": of[0].n_cases, "n_seeds": len(line.by_seed), "n_models": len(of)})
-    columns = ["scope", "task", "outcome", "contrast", "seed_sd", "own_sd", "case_sd", "n_cases", "n_seeds", "n_models"]
+        by_model = [_over_models(outcome, pair, [cell]) for cell in of] if outcome != MEAN else []
+        for scope, lines in (("task", [line]), ("cell", by_model)):
+            if lines:
+                spread = [[x.seed_variance for x in lines], [x.own_variance for x in lines]]
+                spread.append([_fit_to_be_seen(estimates([x])[0], of).case for x in lines])
+                deviations = [round(float(np.sqrt(np.mean(found))), 5) for found in spread]
+                sizes = of[0].n_cases, len(line.by_seed), len(of)
+                rows.append((scope, task, outcome, "-".join(pair), *deviations, *sizes))
     return pd.DataFrame(rows, columns=columns)  # with a header also where every cell failed its gates
 
 

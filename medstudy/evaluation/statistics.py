@@ -19,7 +19,7 @@ Limits = tuple[float, float]
 #: A variance between seeds below this share of its family's mean is so low by accident.
 _LOWEST = 0.01
 #: Prior degrees of freedom of a variance between seeds, before anything is seen.
-_EXPECTED = 8.0
+PRIOR_DF = 8.0
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def moderated(lines: Sequence[Line], families: Sequence[str]) -> tuple[np.ndarra
 def _prior(variances: Sequence[np.ndarray], degrees: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
     """Prior degrees of freedom of all families, and each one's s0²: s² / s0² has an F distribution.
 
-    The likelihood has a weak prior around `_EXPECTED`, as a dozen lines alone cannot tell 10 from infinity.
+    The likelihood has a weak prior around `PRIOR_DF`, as a dozen lines alone cannot tell 10 from infinity.
     """
     if not variances:
         return 0.0, np.empty(0)
@@ -153,9 +153,9 @@ def _prior(variances: Sequence[np.ndarray], degrees: Sequence[np.ndarray]) -> tu
 
     def loss(at: np.ndarray) -> float:
         fit = stats.f.logpdf(scaled / np.exp(at[family]), own, np.exp(at[-1])) - at[family]
-        return float((at[-1] - np.log(_EXPECTED)) ** 2 / 2 - fit.sum())
+        return float((at[-1] - np.log(PRIOR_DF)) ** 2 / 2 - fit.sum())
 
-    start = np.append(np.zeros(len(means)), np.log(_EXPECTED))
+    start = np.append(np.zeros(len(means)), np.log(PRIOR_DF))
     found = optimize.minimize(loss, start, method="L-BFGS-B", bounds=[(-4, 4)] * len(means) + [(-1, 8)])
     return float(np.exp(found.x[-1])), means * np.exp(found.x[:-1])
 

@@ -7,14 +7,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.stats import t
 from statsmodels.stats.multitest import multipletests
 
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
 from medstudy.evaluation.predictions import Pair
-from medstudy.evaluation.scopes import BETWEEN, KINDS, MEAN, WATCHED, Cell, Scoped, scoped
+from medstudy.evaluation.scopes import BETWEEN, MEAN, WATCHED, Cell, Scoped, scoped
 from medstudy.evaluation.statistics import Estimate
-from medstudy.evaluation.views import published as published
 from medstudy.params import MARGIN
 
 WORTH, ENOUGH, HARMS = "DPO worth it", "SFT with the same labels is enough", "DPO harms"
@@ -31,8 +29,6 @@ _CLAIM = {
     HARMS: "DPO answered worse",
     UNSURE: "neither a gain from DPO nor its absence is shown",
 }
-#: Advice is given only where this share of simulated follow-ups decides, with one of these numbers of trainings.
-_LIKELY, _SEEDS = 0.8, (3, 5, 7, 10, 15, 20)
 
 
 @dataclass(frozen=True)
@@ -48,7 +44,7 @@ class Rules:
 _BY_DEFAULT = Rules()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Outcome:
     """One outcome of a scope: its estimates by contrast, turned so that more is better, and p values after Holm."""
 
@@ -81,7 +77,11 @@ def verdict_table(cells: Sequence[Cell], rules: Rules = _BY_DEFAULT) -> pd.DataF
     """verdicts.csv: one line per scope, outcome and contrast; verdict and sentence are those of scope and name."""
     lines = scoped(cells)
     judged, rows = judge(lines, rules), []
-    for scope, name in _names(cells, lines):
+    names = {"study": ["study"]} | {
+        scope: [*dict.fromkeys(cell.places[scope] for cell in cells)] for scope in ("kind", "task", "cell")
+    }
+    names["kind"] += [BETWEEN] if any(line.name == BETWEEN for line in lines) else []
+    for scope, name in ((scope, name) for scope, of in names.items() for name in of):
         own = [line for line in lines if (line.scope, line.name) == (scope, name)]
         if name == BETWEEN:
             label, sentence = "", _between(own)
@@ -102,14 +102,6 @@ def verdict_table(cells: Sequence[Cell], rules: Rules = _BY_DEFAULT) -> pd.DataF
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _names(cells: Sequence[Cell], lines: Sequence[Scoped]) -> list[tuple[str, str]]:
-    of = {scope: dict.fromkeys(cell.places[scope] for cell in cells) for scope in ("kind", "task", "cell")}
-    kinds = [*(kind for kind in KINDS if kind in of["kind"])]
-    kinds += [BETWEEN] if any(line.name == BETWEEN for line in lines) else []
-    scopes = {"study": ["study"], "kind": kinds, "task": of["task"], "cell": of["cell"]}
-    return [(scope, name) for scope, names in scopes.items() for name in names]
-
-
 def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[Outcome]]:
     """Outcomes of every scope and name; p values after Holm over all outcomes of the scope (cells, tasks, kinds).
 
@@ -126,12 +118,12 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
             sign = -1 if line.outcome in LOWER_IS_BETTER else 1
             outcome.rows[line.pair] = replace(line.estimate, value=sign * line.estimate.value)
     for scope in dict.fromkeys(scope for scope, _, _ in outcomes):
-        tested = [key for key, outcome in outcomes.items() if key[0] == scope and outcome.complete]
+        tested = [outcome for key, outcome in outcomes.items() if key[0] == scope and outcome.complete]
         if tested:
-            raw = [_p_values(outcomes[key].rows, rules.margin) for key in tested]
+            raw = [_p_values(outcome.rows, rules.margin) for outcome in tested]
             gains, harms = (2 * multipletests(p, method="holm")[1] for p in zip(*raw, strict=True))
-            for key, gain, harm in zip(tested, gains, harms, strict=True):
-                outcomes[key] = replace(outcomes[key], p_gain=float(gain), p_harm=float(harm))
+            for outcome, gain, harm in zip(tested, gains, harms, strict=True):
+                outcome.p_gain, outcome.p_harm = float(gain), float(harm)
     found: dict[tuple[str, str], list[Outcome]] = {}
     for (scope, name, _), outcome in outcomes.items():
         found.setdefault((scope, name), []).append(outcome)
@@ -167,12 +159,6 @@ def _said(lines: list[Scoped], outcomes: list[Outcome], members: Sequence[Cell],
     label = over(outcomes, rules)
     parts = [_evidence(outcome, rules, len(outcomes) > 1) for outcome in outcomes]
     notes = [*_notes(label, outcomes, rules), *_left_out(members)]
-    if label == UNSURE:
-        needed = [advice(outcome, rules) for outcome in outcomes if outcome.label(rules) == UNSURE]
-        if needed and None not in needed:
-            seeds, more = (max(of) for of in zip(*needed, strict=True))
-            cases = more * lines[0].n_cases
-            notes.append(f"{seeds} trainings a cell and {cases} test cases would be likely to decide it")
     return label, "; ".join([f"{_CLAIM[label]}: {'; '.join(parts)}", *notes])
 
 
@@ -209,46 +195,18 @@ def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
 def _left_out(cells: Sequence[Cell]) -> list[str]:
     """Which cells do not count, and whether those that do are better than a baseline that reads nothing."""
     sound = [cell for cell in cells if not cell.failed_gates]
-    used = [cell for cell in sound if not cell.empty]
+    used = [cell for cell in sound if any(m.metric.primary for m in cell.comparable())]
     counts = {"gates failed": len(cells) - len(sound), "nothing to compare": len(sound) - len(used)}
     notes = [f"{n} of {len(cells)} task x model left out, {why}" for why, n in counts.items() if n]
-    poor = sum(map(_below_majority, used))
+    poor = 0
+    for cell in used:
+        simple = [cell.baselines.get(name, {}) for name in ("majority", "lead")]
+        names = [m.metric.name for m in cell.judged() if m.metric.primary]
+        poor += any(cell.value(name, "dpo") <= of.get(name, -1.0) for name in names for of in simple)
     if poor:
         which = "DPO" if len(cells) == 1 else f"in {poor} of {len(cells)} task x model DPO"
         notes.append(f"{which} does not beat a baseline that reads nothing")
     return notes
-
-
-def _below_majority(cell: Cell) -> bool:
-    """DPO is no better than the commonest answer, or the first words, in a primary outcome."""
-    simple = [cell.baselines.get(name, {}) for name in ("majority", "lead")]
-    names = [m.metric.name for m in cell.judged() if m.metric.primary]
-    return any(cell.value(name, "dpo") <= of.get(name, -1.0) for name in names for of in simple)
-
-
-def advice(outcome: Outcome, rules: Rules) -> tuple[int, int] | None:
-    """Trainings a cell, and test cases as multiples of now, that decide in `_LIKELY` of simulated follow-ups.
-
-    In a follow-up the truth is drawn from what the study found, each contrast with its error; the two share SFT's or
-    DPO's part, hence a correlation of one half. The smallest such design of `_SEEDS`; else None.
-    """
-    if not outcome.complete:
-        return None
-    used = [outcome.rows[pair] for pair in (OVER_SFT, OVER_MORE)]
-    rng, root = np.random.default_rng(0), np.linalg.cholesky([[1, 0.5], [0.5, 1]])
-    drawn, again = (root @ rng.normal(size=(2, 2000)) for _ in range(2))
-    truth = np.array([[row.value] for row in used]) + drawn * np.array([[row.error] for row in used])
-    designs = [(seeds, more) for seeds in _SEEDS for more in (1, 2, 4) if seeds >= outcome.n_seeds]
-    for seeds, more in sorted(designs, key=lambda d: d[0] * d[1] ** 0.5):
-        error = np.sqrt([[row.seed * outcome.n_seeds / seeds + row.case / more] for row in used])
-        found = truth + again * error
-        df = used[0].df * seeds / outcome.n_seeds
-        sure = t.ppf(1 - rules.alpha / 2, df) * error
-        worth, harm = (found > sure).all(axis=0), found[0] < -sure[0]
-        enough = np.abs(found[1]) + t.ppf(0.95, df) * error[1] < rules.margin
-        if (worth | harm | enough | (found[1] < -sure[1])).mean() >= _LIKELY:
-            return seeds, more
-    return None
 
 
 def _between(lines: Sequence[Scoped]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +14,13 @@ from medstudy.arms import ARMS, BASELINES
 from medstudy.data.audit import WORDING
 from medstudy.data.card import DataCard
 from medstudy.data.cases import SMALLEST_COUNT, Case
-from medstudy.evaluation.metrics import small_count
+from medstudy.evaluation.evaluate import evaluate
 from medstudy.show import NOT_SHOWN, OWN, aggregate
 from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
+    from pandas.io.formats.style import Styler
+
     from medstudy.evaluation.comparison import FinishedRun
 
 _CELL = ["task", "model"]
@@ -60,33 +62,20 @@ def _of_enough(table: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
     return aggregate(table, words) if len(table) and table["n"].max() >= SMALLEST_COUNT else table
 
 
-def first_look(predictions: pd.DataFrame) -> pd.DataFrame:
-    """Per arm: cases, shares answered right, not readable, and read though not in the asked-for form."""
-    shareable, rows = predictions.attrs.get("shareable", False), {}
-    for arm, of in predictions.groupby("arm", sort=False):
-        n, rows[arm] = len(of), {"n": len(of)}
-        if not shareable and n < SMALLEST_COUNT:
-            rows[arm] = {"n": f"< {SMALLEST_COUNT}"}
-        counts = {"right": of["score_correct"], "unparsed": of["status"] != "parsed", "rescued": of["score_rescued"]}
-        for name, hits in counts.items():
-            low, high = (None if shareable else small_count(hits.sum(), n)) or (None, None)
-            rows[arm][name] = value_text({"value": hits.sum() / n if low is None else None, "low": low, "high": high})
-    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
-    return aggregate(table, ["arm"]) if set(table.index) <= set(ARMS) else table
+def first_look(predictions: pd.DataFrame, card: DataCard) -> pd.DataFrame:
+    """The values of the arms that have answered so far."""
+    return values_table(evaluate(predictions, card.task, card.labels, card.positive)[0])
 
 
-def side_by_side(card: DataCard, task: Task, cases: list[Case], answers: Mapping[str, list[str]], n: int = 3) -> str:
-    """The first ``n`` cases, gold and every arm's output, as Markdown; nothing of a source not shareable."""
-
-    def inline(text: str) -> str:
-        return text.replace("|", "\\|").replace("\n", "<br>")
-
-    lines = []
-    for i, case in enumerate(cases[:n]):
-        lines += [f"**Case {i + 1}**: {inline(case.text)}", "", "| arm | answer |", "|---|---|"]
-        lines += [f"| *gold* | {inline(task.target(case))} |"]
-        lines += [f"| {arm} | {inline(outputs[i]) or '(empty)'} |" for arm, outputs in answers.items()] + [""]
-    return show_text(card, "\n".join(lines))
+def side_by_side(
+    card: DataCard, task: Task, cases: list[Case], answers: Mapping[str, list[str]], n: int = 3
+) -> Styler | Markdown:
+    """The first ``n`` cases, gold and every arm's output, in full; nothing of a source not shareable."""
+    if not card.shareable:
+        return Markdown(NOT_SHOWN)
+    said = {arm: outputs[:n] for arm, outputs in answers.items()}
+    table = pd.DataFrame({"case": [c.text for c in cases[:n]], "gold": [task.target(c) for c in cases[:n]], **said})
+    return table.T.style.set_properties(**{"white-space": "pre-wrap", "text-align": "left"})
 
 
 def show_text(card: DataCard, text: str) -> str:
@@ -145,19 +134,11 @@ def sentences(table: pd.DataFrame, *scopes: str) -> Any:
 
 
 def values(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of tables/metrics.csv, a column an arm."""
+    """Rows of tables/metrics.csv, a column an arm or baseline."""
     names = [*_CELL, "metric"]
     text = table.assign(text=[value_text(cell) for cell in table.to_dict("records")])
     wide = text.pivot_table("text", names, "arm", aggfunc="first", sort=False).fillna("")
-    return aggregate(wide[[arm for arm in ARMS if arm in wide]], names)
-
-
-def baselines(table: pd.DataFrame) -> pd.DataFrame:
-    """Rows of tables/metrics.csv of the baselines, which no model has a part in: a line a task and baseline."""
-    names, unlike = ["task", "arm"], ["unparsed", "rescued", "length", "accuracy_parsed"]
-    rows = table[table["arm"].isin(BASELINES) & ~table["metric"].isin(unlike)]
-    wide = rows.pivot_table("value", names, "metric", sort=False).map("{:.3f}".format, na_action="ignore").fillna("")
-    return aggregate(wide.join(rows.groupby(names).agg(n=("n", "max"), seeds=("seeds", "max"))), names)
+    return aggregate(wide[[arm for arm in (*ARMS, *BASELINES) if arm in wide]], names)
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:
@@ -166,20 +147,17 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def runs(finished: list[FinishedRun]) -> pd.DataFrame:
-    """The runs that went in: data, sizes, time and gates that failed."""
-    rows = [
-        {name: run.parameters[name] for name in (*_CELL, "seed", "data", "n_train", "n_test")}
-        | {"pairs": run.record["pairs"], "seconds": round(sum(s or 0 for s in run.record["seconds"].values()))}
-        | {"failed gates": ", ".join(run.failed_gates) or "none"}
-        for run in finished
-    ]
-    table = pd.DataFrame(rows).rename(columns={"data": "data card"}).set_index([*_CELL, "seed"])
+    """The runs that went in: data, sizes and gates that failed."""
+    names = [*_CELL, "seed", "data", "n_train", "n_test"]
+    table = pd.DataFrame([run.parameters for run in finished])[names]
+    table["failed gates"] = [", ".join(run.failed_gates) or "none" for run in finished]
+    table = table.rename(columns={"data": "data card"}).set_index([*_CELL, "seed"])
     return aggregate(table, [*_CELL, "data card", "failed gates"])
 
 
 def published(task: str, model: str) -> pd.DataFrame:
     """Values of Savage et al. (JMIR 2025;27:e76048) for this model's family, to display beside a study's; or none."""
-    table = pd.read_csv(str(files("medstudy") / "published_results.csv"))
+    table = pd.read_csv(Path(__file__).parents[1] / "published_results.csv")
     names = [name for family, name in _PUBLISHED_MODELS.items() if family in model.lower()]
     return table[(table["task"] == task) & table["model"].isin(names)].reset_index(drop=True)
 
@@ -187,6 +165,6 @@ def published(task: str, model: str) -> pd.DataFrame:
 def published_values(finished: list[FinishedRun]) -> pd.DataFrame:
     """The published study's numbers for these tasks and model families."""
     found = pd.concat([published(*cell) for cell in dict.fromkeys(run.cell for run in finished)]).drop_duplicates()
-    names, words = ["task", "outcome", "metric", "model"], ["arm", "contrast", "p_value"]
-    columns = [*names, "arm", "value", "contrast", "p_value"]
-    return aggregate(found[columns].astype(object).fillna("").set_index(names), [*names, *words])
+    names = ["task", "outcome", "metric", "model"]
+    table = found.drop(columns="source").astype(object).fillna("").set_index(names)
+    return aggregate(table, [*names, "arm", "contrast", "p_value"])

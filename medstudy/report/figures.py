@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import ARMS, BASELINES, Arm
-from medstudy.evaluation.evaluate import value_text
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name, small_count
-from medstudy.evaluation.verdict import published
+from medstudy.evaluation.views import published, value_text
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from medstudy.arms import ARMS, BASELINES
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
-from medstudy.evaluation.evaluate import value_text
 from medstudy.evaluation.metrics import metric_name
+from medstudy.evaluation.views import value_text
 from medstudy.report.figures import gains
 from medstudy.report.privacy import Review, card_of
 from medstudy.runs import slug

@@ -8,7 +8,7 @@ from medstudy.data.audit import audit
 from medstudy.data.cases import Case
 from medstudy.data.load import Dropped, Loaded
 from medstudy.data.splits import Splits
-from medstudy.evaluation.predictions import show_counts
+from medstudy.evaluation.views import show_counts
 
 
 def case(number, text, label="no", group=None, **details):

@@ -34,10 +34,9 @@ def test_first_words_of_a_dialogue_are_beside_the_commonest_summary() -> None:
     card = load_card("synthetic_dialogues")
     task, cases = get_task(card.task, card), load_cases(card).cases
     table = baseline_predictions(task, split_cases(cases, asked(40, 10, 20, 0, 0)), seed=0)
-    assert set(table["arm"]) == {"majority", "lead"}
     lead = table[table["arm"] == "lead"].set_index("case_id")["output"]
     texts = {case.case_id: " ".join(case.text.split()) for case in cases}
-    assert all(texts[name].startswith(said) for name, said in lead.items())
+    assert len(lead) and all(texts[name].startswith(said) for name, said in lead.items())
 
 
 def test_words_and_a_label_that_training_never_saw() -> None:

@@ -10,12 +10,12 @@ import pytest
 from made_up import labelled, rows, study
 from scipy.stats import t
 
-from medstudy.evaluation.evaluate import contrasts_view, evaluate, measure, values, values_table
+from medstudy.evaluation.evaluate import evaluate, measure, values
 from medstudy.evaluation.metrics import PredictionsError
-from medstudy.evaluation.predictions import first_look, predictions_table, show_counts, validate_predictions
+from medstudy.evaluation.predictions import predictions_table
 from medstudy.evaluation.statistics import estimates
+from medstudy.evaluation.views import contrasts_view, first_look, show_counts, values_table
 from medstudy.tasks import get_task
-from medstudy.training.gates import Gate, gates_table
 
 LABELS = {"label": list("abcd")}
 SHARES = {"base": 0.1, "sft": 0.6, "sft_more": 0.65, "dpo": 0.8}
@@ -56,13 +56,6 @@ def test_accuracy_contrast_is_mcnemar_on_the_discordant_cases():
     assert (row["gained"], row["lost"], row["discordant"], row["test"]) == (8, 1, 9, "exact McNemar")
     assert row["difference"] == pytest.approx(7 / 20)
     assert row["p"] == pytest.approx(2 * (1 + 9) / 2**9)  # 0 or 1 of 9 discordant cases, on either side
-
-
-def test_identical_arms_differ_by_nothing_and_claim_no_more_than_n_allows():
-    one = study({"sft": 0.6})
-    row = contrast(run(pd.concat([one, one.assign(arm="dpo")]))[1], "dpo-sft", "macro_f1")
-    assert (row["difference"], row["p"]) == (0, 1)
-    assert row["high"] == -row["low"] > 1.9 * 2**0.5 / 120
 
 
 def test_a_model_that_answers_nothing_scores_0_of_all_cases():
@@ -119,20 +112,17 @@ def test_summaries_are_scored_and_the_jackknife_of_a_mean_is_its_standard_error(
     ("spoil", "message"),
     [
         (lambda p: p.drop(columns="status"), "status"),
-        (lambda p: p.iloc[:0], "no rows"),
-        (lambda p: p.iloc[1:], "case-0.*different cases"),
-        (lambda p: pd.concat([p, p.iloc[:1]]), "case-0.*twice"),
+        (lambda p: p.iloc[1:], "case-0.*once by every arm .times: base 0.; give all"),
+        (lambda p: pd.concat([p, p.iloc[:1]]), "case-0.*times: base 2"),
         (lambda p: p.assign(arm=p["arm"].replace("dpo", "dpo2")), "dpo2"),
-        (lambda p: p.assign(status="fine"), "fine"),
         (lambda p: p.assign(gold=["{}", *p["gold"].iloc[1:]]), "several golds"),
         (lambda p: p.assign(group_id=["other", *p["group_id"].iloc[1:]]), "several golds or groups"),
     ],
 )
 def test_unfair_tables_are_refused(spoil, message):
     predictions = study(SHARES, n=10)
-    validate_predictions(predictions)
     with pytest.raises(PredictionsError, match=message):
-        validate_predictions(spoil(predictions))
+        run(spoil(predictions))
 
 
 def test_seeds_with_other_arms_or_other_golds_are_refused():
@@ -160,15 +150,11 @@ def test_an_arm_that_cannot_be_read_errs_on_no_side_rather_than_never():
     assert half["base"]["under_triage"]["value"] == 0.5 and half["base"]["over_triage"]["value"] == 0
 
 
-def test_the_share_rescued_is_a_metric_where_it_was_looked_at(card, cases):
+def test_an_answer_read_though_not_in_its_form_is_rescued(card, cases):
     outputs = ["yes", "Answer: yes", "who knows"] + ["no"] * 5
     table = predictions_table(get_task(card.task, card), cases, {"base": outputs})
     assert table["score_rescued"].tolist() == [0, 1, 0] + [0] * 5 and table.attrs["shareable"]
-    predictions = study(SHARES)
-    assert "rescued" not in run(predictions)[0]["dpo"]
-    metrics, contrasts = run(predictions.assign(score_rescued=(predictions["arm"] == "base") * 1.0))
-    assert metrics["base"]["rescued"]["value"] == 1 and metrics["dpo"]["rescued"]["value"] == 0
-    assert not contrast(contrasts, "sft-base", "rescued")["primary"]
+    assert first_look(table, card).loc["base", ["rescued", "n"]].tolist() == ["0.125", 8]
 
 
 def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast():
@@ -188,15 +174,19 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     assert (row["high"] - row["low"]) / 2 == pytest.approx(0.07 * 2.0227, rel=1e-3)
     assert row["p"] == pytest.approx(2 * t.sf(0.125 / 0.07, 39), rel=1e-4)
     assert values_table(metrics).loc["sft", "unparsed"] == "< 0.275"
-    looked = private.assign(score_rescued=0.0)
-    assert first_look(looked).loc["sft"].tolist() == [40, "> 0.725", "< 0.275", "0.000"]
-    assert first_look(looked.groupby("arm").head(3)).loc["sft", "n"] == "< 11"
-    [f1] = [m for m in measured(private) if m.metric.kind == "f1"]
-    assert f1.masked("sft") is None
-    new = replace(f1, metric=replace(f1.metric, kind="recall", primary=False))  # what a count is, nobody said yet
-    assert new.masked("sft") == (0, 1) and new.entry("sft", estimates([f1.line("sft")])[0])["n"] == 40
     private.attrs["shareable"] = True
     assert contrast(run(private)[1], "dpo-sft", "unparsed")["lost"] == 5
+
+
+def test_what_a_reader_sees_has_no_text_cut_off_no_p_of_zero_and_counts_stay_whole_numbers(card):
+    row = {"contrast": "dpo-sft", "metric": "f1", "difference": 0.12345, "low": 0.1, "high": 0.2, "n": 9}
+    shown = contrasts_view([row | {"p": p, "test": "t"} for p in (0.00004, 0.0312, None)])
+    assert shown["p"].tolist() == ["< 0.001", "0.031", ""] and shown["difference"].tolist() == [0.123] * 3
+    counts = show_counts(card, pd.DataFrame({"value": {"pairs": 168.0, "ratio": 0.47}}))
+    assert [str(value) for value in counts["value"]] == ["168", "0.47"] and "168.0" not in counts.to_string()
+    for n in (4, 40):  # values of a handful of cases get no tag
+        table = values_table({"sft": {"accuracy": {"value": 0.5, "low": 0.1, "high": 0.9, "n": n}}})
+        assert hasattr(table, "_repr_mimebundle_") == (n == 40)
 
 
 SIXTH = """
@@ -207,7 +197,8 @@ import sys
 import pandas as pd
 sys.path.insert(0, sys.argv[1])
 from made_up import study
-from medstudy.evaluation.evaluate import contrasts_view, evaluate, measure, values_table
+from medstudy.evaluation.evaluate import evaluate, measure
+from medstudy.evaluation.views import contrasts_view, values_table
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table
 from medstudy.evaluation.verdict import verdict_table
 from medstudy.report import figures
@@ -233,18 +224,11 @@ def test_a_sixth_arm_is_a_line_in_the_table_of_arms():
     assert done.returncode == 0, done.stderr
 
 
-def test_what_a_reader_sees_has_no_text_cut_off_no_p_of_zero_and_counts_stay_whole_numbers(card):
-    row = {"contrast": "dpo-sft", "metric": "f1", "difference": 0.12345, "low": 0.1, "high": 0.2, "n": 9}
-    shown = contrasts_view([row | {"p": p, "test": "t"} for p in (0.00004, 0.0312, None)])
-    assert shown["p"].tolist() == ["< 0.001", "0.031", ""] and shown["difference"].tolist() == [0.123] * 3
-    counts = show_counts(card, pd.DataFrame({"value": {"pairs": 168.0, "ratio": 0.47}}))
-    assert [str(value) for value in counts["value"]] == ["168", "0.47"] and "168.0" not in counts.to_string()
-    long = {"rows": {"sft": "100 of 100", "dpo": "38 of 38"}, "stages": ["a" * 30, "b" * 30]}
-    page = gates_table([Gate("no row lost", True, long, "all"), Gate("moved", False, 0.5, "more")]).to_html()
-    assert f"rows: sft: 100 of 100; dpo: 38 of 38; stages: {'a' * 30}, {'b' * 30}" in page and "FAILED" in page
-
-
-@pytest.mark.parametrize(("n", "tagged"), [(4, False), (40, True)])
-def test_values_of_a_handful_of_cases_get_no_tag(n: int, tagged: bool) -> None:
-    table = values_table({"sft": {"accuracy": {"value": 0.5, "low": 0.1, "high": 0.9, "n": n}}})
-    assert hasattr(table, "_repr_mimebundle_") == tagged
+def test_a_new_kind_of_metric_is_masked_until_it_is_known_to_tell_no_count():
+    private = study(SHARES)
+    private.attrs["shareable"] = False
+    [f1] = [m for m in measure([private], "text_classification", LABELS, None) if m.metric.kind == "f1"]
+    assert f1.masked("sft") is None
+    new = replace(f1, metric=replace(f1.metric, kind="recall", primary=False))
+    few = replace(new, sums={"sft": np.full((40, 1, 1, 2), 0.1)})
+    assert few.masked("sft") == (0, 1) and few.entry("sft", estimates([f1.line("sft")])[0])["value"] is None

@@ -4,7 +4,6 @@ from made_up import labelled, rows
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 from medstudy.evaluation.metrics import PredictionsError, auroc, case_sums, score, task_metrics, value_of
-from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Metric
 
 LABELS = {"label": ["a", "b", "c", "d"]}
@@ -15,7 +14,7 @@ def by_name(task, name, labels=LABELS, positive=None):
     return next(m for m in task_metrics(task, labels, positive) if m.name == name)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(5))
 def test_f1_and_accuracy_equal_sklearn_also_on_a_resample(seed):
     rng = np.random.default_rng(seed)
     gold, said = rng.choice(list("abc"), 40), rng.choice(["a", "b", "c", "d", ""], 40)
@@ -31,15 +30,11 @@ def test_f1_and_accuracy_equal_sklearn_also_on_a_resample(seed):
     assert value_of(MACRO, sums) == pytest.approx(expected)
 
 
-def test_an_answer_that_was_not_read_is_a_miss_of_its_gold_and_a_hit_of_none():
-    # b: 1 hit, 1 miss, no false alarm -> 2/3; a: 1 hit, 0 miss -> 1
-    frame = labelled("label", ["a", "b", "b"], ["a", "b", ""])
-    assert score(MACRO, frame, LABELS) == pytest.approx((1 + 2 / 3) / 2)
-    found = [score(by_name("text_classification", m), frame, LABELS) for m in ("accuracy", "unparsed")]
-    assert found == pytest.approx([2 / 3, 1 / 3])
-    assert score(by_name("text_classification", "accuracy_parsed"), frame, LABELS) == 1
+def test_an_answer_out_of_range_is_no_answer():
     out = labelled("label", ["a", "b"], ["a", "b"]).assign(status=["parsed", "out_of_range"])
     assert score(MACRO, out, LABELS) == 0.5
+    found = [score(by_name("text_classification", m), out, LABELS) for m in ("unparsed", "accuracy_parsed")]
+    assert found == [0.5, 1]
 
 
 def test_positive_label_of_two_replaces_macro_f1_whatever_the_outcome_is_called():
@@ -67,11 +62,6 @@ def test_refuses_unknown_golds_and_missing_scores():
         score(MACRO, labelled("label", ["e"], ["a"]), LABELS)
     with pytest.raises(PredictionsError, match="score_factual_f1"):
         score(by_name("summarization", "factual_f1"), labelled("summary", ["x"], ["x"]), {})
-
-
-def test_every_task_has_a_primary_metric_and_reports_unparsed_answers():
-    for task in TASK_TYPES.values():
-        assert any(m.primary for m in task.metrics) and "unparsed" in [m.name for m in task.metrics]
 
 
 def test_auroc_equals_scikit_learn_also_with_weights_and_ties():

@@ -34,18 +34,9 @@ def test_one_cell_is_the_root_of_the_variances() -> None:
     cell = shown.loc["cell", "text_classification, one model"]
     error = (0.025**2 / 5 + 0.021**2) ** 0.5
     assert cell["half_width"] == pytest.approx(2 * error, rel=0.05)
+    dearer = plan.shows(known, CASES, models=2, seeds=5, alpha=plan.POCOCK[3])["gain"]  # more looks are paid for
+    assert (dearer.to_numpy() > shown["gain"].to_numpy()).all()
     assert shown.loc["study", "study"]["gain"] < shown.loc["task", "text_classification"]["gain"] < cell["gain"]
-
-
-def test_more_trainings_and_cases_show_smaller_gains_and_more_looks_are_paid_for() -> None:
-    known = plan.earlier_variances().assign(seed_sd=0.025, own_sd=0.015, case_sd=0.021, n_cases=200)
-
-    def gain(cases: int = 1, seeds: int = 5, looks: int = 1) -> float:
-        asked = {task: n * cases for task, n in CASES.items()}
-        return plan.shows(known, asked, 2, seeds, plan.POCOCK[looks])["gain"].iloc[0]
-
-    assert gain(seeds=20) < 0.98 * gain() and gain(cases=4) < 0.85 * gain()
-    assert gain() < gain(looks=3) < 1.25 * gain()
 
 
 def test_pococks_constants_keep_the_level() -> None:

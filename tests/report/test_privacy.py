@@ -128,9 +128,9 @@ USERS_CELLS = {
     "a title by pyplot": "import matplotlib.pyplot as plt\nplt.title(note)\nplt.show()",
     "an identifier": "[c.case_id for c in loaded.cases]",
     "an exception": "try:\n    {}[note]\nexcept KeyError:\n    import traceback; traceback.print_exc()",
-    "counts of a user's own table": "predictions.show_counts(card, pd.DataFrame({'n': [c.text for c in cases]}))",
+    "counts of a user's own table": "views.show_counts(card, pd.DataFrame({'n': [c.text for c in cases]}))",
     "names counted, under no name": (
-        "predictions.show_counts(card, pd.Series([note.split()[2], '48213']).value_counts().to_frame())"
+        "views.show_counts(card, pd.Series([note.split()[2], '48213']).value_counts().to_frame())"
     ),
     "files": (
         "t = pd.DataFrame({'zebrafish': [c.text for c in loaded.cases]})\n"
