@@ -211,9 +211,9 @@ def _left_out(cells: Sequence[Cell]) -> list[str]:
 
 def _between(lines: Sequence[Scoped]) -> str:
     line = next((line for line in lines if line.pair == OVER_MORE), lines[0])
-    low, high = line.estimate.interval()
+    value, (low, high) = line.estimate.value, line.estimate.interval()
     shown = "no difference is shown" if low <= 0 <= high else "the kinds differ"
     return (
-        f"Over {_SAID.get(line.pair[1], line.pair[1])}, open-ended tasks gained {line.estimate.value:+.3f} "
-        f"[{low:+.3f}, {high:+.3f}] more from DPO than classification: {shown}."
+        f"Over {_SAID.get(line.pair[1], line.pair[1])}, open-ended tasks gained {abs(value):.3f} "
+        f"{'less' if value < 0 else 'more'} from DPO than classification ({value:+.3f} [{low:+.3f}, {high:+.3f}]): {shown}."
     )
