@@ -213,7 +213,8 @@ def _between(lines: Sequence[Scoped]) -> str:
     line = next((line for line in lines if line.pair == OVER_MORE), lines[0])
     value, (low, high) = line.estimate.value, line.estimate.interval()
     shown = "no difference is shown" if low <= 0 <= high else "the kinds differ"
+    gained = f"{abs(value):.3f} {'less' if value < 0 else 'more'}"
     return (
-        f"Over {_SAID.get(line.pair[1], line.pair[1])}, open-ended tasks gained {abs(value):.3f} "
-        f"{'less' if value < 0 else 'more'} from DPO than classification ({value:+.3f} [{low:+.3f}, {high:+.3f}]): {shown}."
+        f"Over {_SAID.get(line.pair[1], line.pair[1])}, open-ended tasks gained {gained} from DPO than classification "
+        f"({value:+.3f} [{low:+.3f}, {high:+.3f}]): {shown}."
     )
