@@ -49,7 +49,6 @@ class File(Section):
 
     path: Text
     split: SplitName | None = None
-    rename: dict[str, str] = {}
     sheet: str = ""
     skip_rows: int = Field(0, ge=0)
     url: str = Field("", pattern=r"^(https?://\S+)?$")
@@ -57,7 +56,7 @@ class File(Section):
 
 
 class Files(Section):
-    """Files of one shape; ``decimal`` and ``thousands`` are the signs in numbers that stand as text."""
+    """Files of one shape; ``decimal`` is the sign in numbers that stand as text."""
 
     kind: Literal["files"] = "files"
     files: list[File] = Field(min_length=1)
@@ -66,12 +65,9 @@ class Files(Section):
     encoding: str = "utf-8-sig"
     names: list[str] = []
     decimal: Literal[".", ","] = "."
-    thousands: Literal["", ".", ",", " ", "'"] = ""
 
     @model_validator(mode="after")
     def _all_or_no_splits(self) -> Files:
-        if self.decimal == self.thousands:
-            raise ValueError(f"decimal and thousands are both {self.decimal!r}")
         given = [f.split for f in self.files if f.split]
         if given and len(given) < len(self.files):
             raise ValueError("some files have a split and some have none; give one to every file, or to none")

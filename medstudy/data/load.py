@@ -154,7 +154,7 @@ def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
 
 
 #: What often means no value, and what a text holds whose bytes were read in a wrong way or that is no plain text.
-_NO_VALUE = frozenset(("nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "-", "--", "?", "unknown", "."))
+NO_VALUE = frozenset(("nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "-", "--", "?", "unknown", "."))
 _ODD = {
     "signs of a wrong encoding": "\ufffd|Ã[\x80-\xbf]|â€|Â[\xa0-\xbf]",
     "markup": r"<br ?/?>|</?[pb]>|&(?:amp|lt|gt|quot|nbsp|#\d+);|\\[rn]\b|\{\\rtf",
@@ -167,15 +167,13 @@ def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
     for name in dict.fromkeys([*card.columns.placeholders, *(f.column for f in card.columns.fields), *answers]):
         cells = pd.concat([t.frame[name] for t in tables if name in t.frame], ignore_index=True).dropna().astype(str)
         none = {value.casefold() for value in (*card.columns.missing.get(name, ()), *card.columns.missing.get("*", ()))}
-        empty = cells[cells.str.strip().str.casefold().isin(_NO_VALUE - none)].value_counts()
+        empty = cells[cells.str.strip().str.casefold().isin(NO_VALUE - none)].value_counts()
         if len(empty):
             said = ", ".join(f"'{value}' ({n})" for value, n in empty.items())
             yield f"column '{name}': {said} is shown as it is; if it means no value, see columns.missing"
         for what, pattern in _ODD.items():
             if n := int(cells.str.contains(pattern, regex=True).sum()):
                 yield f"column '{name}': {n} cells hold {what}"
-        if n := int(cells.str.len().isin((32767, 65535)).sum()):
-            yield f"column '{name}': {n} cells have just the length at which spreadsheets and databases cut"
         row = rf"\n(?:[^,;\t\n]+[,;\t](?! )){{{max(2, tables[0].frame.shape[1] - 1)}}}[^,;\t\n]*(?:\n|$)"
         if n := int(cells.str.contains(row, regex=True).sum()):
             yield f"column '{name}': {n} cells hold a line that looks like a row; is a quote left open?"
