@@ -134,7 +134,7 @@ REFUSED = {
     "unknown code": ("sex,uti\n1,1\n2,0\n", {"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
      {}, ["column 'sex': '2' (1 rows) is not among the allowed (1)"]),
     "labels that are not foreseen": ("note,uti\na,1\nb,7\nc,x\nd,7\n", {}, {},
-     ["'7' (2 rows), 'x' (1 rows)", "to fill in: {'7': ?, 'x': ?}", "columns.missing.uti"]),
+     ["'7' (2 rows), 'x' (1 rows)", "columns.missing.uti"]),
     "faults of two columns": ("x,uti\nfast,7\n", NUMBER, {}, ["column 'x'", "column 'uti'"]),
     "not one of the labels": ("note,uti\na,yes\nb,Yes!\n", {"gold": {"label": {"column": "uti"}}}, {},
      ["'Yes!'", "allowed (no, yes)"]),
@@ -231,4 +231,4 @@ def test_a_private_source_shows_values_that_are_nobodys_own(tmp_path):
     content = table([f"{w},{'maybe' if i < 12 else i % 2}" for i, w in enumerate(WORDS)] + ["x,Grobblestone"])
     with pytest.raises(DataError, match=re.escape("'maybe' (12 rows) and 1 other values (not shown")) as error:
         cases_of(tmp_path, content, {}, {}, shareable=False)
-    assert "{'maybe': ?}" in str(error.value) and "Grobblestone" not in str(error.value)
+    assert "Grobblestone" not in str(error.value)
