@@ -128,10 +128,8 @@ class Row:
         key = code_key(str(self.cells[column]))
         if key in codes:
             return codes[key]
-        # in quotes where a comma would hide which is which
-        allowed = ", ".join(repr(key) if any("," in k for k in mapping) else key for key in mapping)
         leave_out = f"or leave it out by columns.missing.{column}"
-        return self._fault(column, f"is not among the allowed ({allowed}); extend {remedy}, {leave_out}")
+        return self._fault(column, f"is not among the allowed ({', '.join(mapping)}); extend {remedy}, {leave_out}")
 
     def _answer(self, kind: str, outcome: str, spec: Gold) -> str:
         """The answer of an outcome, or the split, that the row's value means."""

@@ -105,9 +105,8 @@ def source_files(card: DataCard, data_root: str) -> list[Path]:
     if isinstance(load, Prepare):
         found.append(card.folder / load.prepare.partition(":")[0])
         with contextlib.suppress(DataError):
-            for path in sorted(_data_folder(card, data_root).rglob("*")):
-                if path.suffix not in (".yaml", ".yml") and not path.parent.name.startswith((".", "__")):
-                    found.append(path)
+            inside = [p for p in sorted(_data_folder(card, data_root).rglob("*")) if p.suffix not in (".yaml", ".yml")]
+            found += [path for path in inside if not path.parent.name.startswith((".", "__"))]
     return [path for path in found if path.is_file()]
 
 
@@ -148,14 +147,15 @@ def find_file(path: str, data_root: str, beside: Path) -> Path:
     root = from_root(data_root or project_root())
     if not root.is_dir():
         raise DataError(f"data_root '{data_root}' is not a folder")
+    if (root / path).is_file():
+        return root / path
     # an empty data_root is the project's own folder, which is not searched
-    below = root.rglob(glob.escape(Path(path).name)) if data_root and not (root / path).is_file() else ()
+    below = root.rglob(glob.escape(Path(path).name)) if data_root else ()
     hits = sorted(p for p in below if p.is_file() and p.as_posix().endswith(f"/{path}"))
     if len(hits) > 1:
         raise DataError(f"{path} is there {len(hits)} times: {', '.join(map(str, hits))}; set data_root deeper")
-    for found in (root / path, *hits, beside / path):
-        if found.is_file():
-            return found
+    if hits or (beside / path).is_file():
+        return hits[0] if hits else beside / path
     where = f"{(root / path).resolve()}{' or a folder below' if data_root else ''}, nor beside the card"
     fetch = "leave data_root empty and let the card fetch it (url, or kind hub)"
     raise DataError(f"no file {where}; set data_root to the folder that holds it, or {fetch}")

@@ -93,12 +93,6 @@ def test_fields_become_lines_and_features(ward):
     assert (first.case_id, first.group_id, second.group_id) == ("a", "p1", "p1")
 
 
-def test_codes_that_are_no_numbers_are_counted_in_the_order_of_the_map(tmp_path):
-    fields = [{"column": "sex", "map": {"f": "woman", "1": "man"}}]
-    cases = load({"text": "{fields}", "fields": fields}, tmp_path, "sex,uti\nf,0\n1,1\n").cases
-    assert [c.details["features"] for c in cases] == [{"sex": 0.0}, {"sex": 1.0}]
-
-
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "xlsx"])
 def test_formats_give_the_same_cases(ward, kind):
     frame = pd.DataFrame({"note": ["one", "two", None], "pulse": [80.0, 90.5, None], "uti": [1, 0, 1]})
@@ -247,14 +241,6 @@ def test_a_hub_card_reads_local_copies_where_it_says_how(ward):
         load_cases(hub_card(), ward)
     local = {"format": "csv", "files": [{"path": "ward.csv"}]}
     assert load_cases(hub_card(local=local), ward).rows_in == 5
-
-
-def test_breast_cancer_comes_with_scikit_learn():
-    loaded = load_cases(load_card("breast_cancer"))
-    assert len(loaded.cases) == loaded.rows_in == 569
-    assert sum(c.gold["label"] == "malignant" for c in loaded.cases) == 212
-    assert all(len(c.details["features"]) == 10 for c in loaded.cases)
-    assert loaded.cases[0].text.startswith("Radius: 18.0\nTexture: 10.4\n")
 
 
 PREPARE = """import pandas as pd
