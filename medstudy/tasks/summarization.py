@@ -11,9 +11,9 @@ from medstudy.data.cases import Case
 from medstudy.tasks.base import UNPARSED, Answer, Metric, Task
 from medstudy.tasks.reading import normalise, said
 
-_FUNCTION_WORDS = (
+_FUNCTION_WORDS = set(
     "a an and are as at be been by for from had has have he her him his in is it its no not of on or she that the "
-    "their they this to was were who with"
+    "their they this to was were who with".split()
 )
 
 
@@ -59,10 +59,10 @@ class Summarization(Task):
 
 
 def factual_overlap(note: str, case: Case) -> tuple[float, float]:
-    """Factual precision and recall of a summary: stated facts that are true, true facts that are stated.
+    """Factual precision and recall: stated facts that are true, true facts that are stated.
 
-    Where the source's facts are known (synthetic cases) a stated sentence is compared with them whole. Else sentences
-    of the gold note stand in, and one is stated when half of its content words are: that sees no negation or number.
+    Known facts (synthetic cases) are compared whole. Else sentences of the gold note stand in, and one is stated when
+    half of its content words are: that sees no negation or number.
     """
     stated, gold = _sentences(note), case.gold["summary"]
     if not stated:
@@ -90,7 +90,7 @@ def _share_found(facts: list[str], text: str) -> float:
 
 
 def _content(text: str) -> set[str]:
-    return set(re.findall(r"[\w.]*\w", text.casefold())) - set(_FUNCTION_WORDS.split())
+    return set(re.findall(r"[\w.]*\w", text.casefold())) - _FUNCTION_WORDS
 
 
 @cache
