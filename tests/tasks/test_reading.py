@@ -41,10 +41,13 @@ ONE_LABEL = [
     # a reason before or behind
     (MASS, "malignant - the borders are irregular", "malignant"),
     (MASS, "Malignant, because benign masses are smooth.", "malignant"),
+    (MASS, "Malignant (benign masses are smooth)", "malignant"),
+    (MASS, "Malignant. Benign masses would be smooth.", "malignant"),
     (MASS, "Benign masses are smooth.\n\nFinal answer: malignant", "malignant"),
     (YES_NO, "Yes. No fever was noted.", "yes"), (YES_NO, "No, there is no infection.", "no"),
     # thinking
     (MASS, "<think>Could be benign. Benign?</think>\nmalignant", "malignant"),
+    (MASS, "Benign or not? </think> malignant", "malignant"),
     (MASS, "<think>\n\n</think>\n\nThe mass is malignant.", "malignant"), (MASS, "<think>It is malignant", None),
     # labels within labels and within other words
     (URGENCY, "This is non-urgent.", "non-urgent"), (URGENCY, "This is less urgent.", "less urgent"),
@@ -55,7 +58,10 @@ ONE_LABEL = [
     (YES_NO, "There is no fever.", None),
     # what is not so
     (MASS, "not malignant", None), (MASS, "The mass is not malignant.", None),
+    (MASS, "The mass isn't a malignant one", None), (MASS, "There is no evidence of a malignant mass", None),
     (MASS, "benign, not malignant", "benign"), (MASS, "Benign rather than malignant", "benign"),
+    (MASS, "More likely malignant than benign.", "malignant"),
+    (MASS, "No doubt malignant.", "malignant"), (MASS, "There is no fever and the mass is malignant.", "malignant"),
     (MASS, "The mass is benign. It is not malignant.", "benign"),
     (MASS, "benign: false\nmalignant: true", "malignant"), (MASS, '{"finding": "malignant"}', "malignant"),
     (MASS, "Neither benign nor malignant.", None), (MASS, "Malignant is unlikely.", None),
@@ -64,6 +70,7 @@ ONE_LABEL = [
     # two answers
     (MASS, "benign or malignant", None), (MASS, "benign/malignant", None), (MASS, "Malignant, or benign", None),
     (MASS, "Malignant\nBenign", None), (MASS, "Malignant. Actually it is benign.", None),
+    (MASS, "The mass is malignant. Benign.", None), (MASS, "Answer: malignant\nAnswer: benign", None),
     (YES_NO, "yes and no", None), (YES_NO, "Yes, no.", None), (YES_NO, "perhaps", None),
     (MASS, "Answer with one of: benign, malignant.", None),
 ]  # fmt: skip
