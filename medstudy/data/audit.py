@@ -55,22 +55,6 @@ def near_duplicates(table: pd.DataFrame) -> int:
     return int(table.loc[table["measure"] == _LIKE, "test"].item())
 
 
-def numbers(card: DataCard, loaded: Loaded) -> Iterator[str]:
-    """A line for each declared number: its range, median and most frequent value, which may mean "not known".
-
-    Of a private source the range leaves out the outer twentieths, which may be one patient's.
-    """
-    low, high, ends = (0, 1, "") if card.shareable else (0.05, 0.95, " (5 % to 95 %)")
-    for spec in (field for field in card.columns.fields if field.is_number):
-        values = pd.Series([case.details["features"][spec.column] for case in loaded.cases], dtype=float).dropna()
-        if values.empty:
-            continue
-        least, middle, most = values.quantile([low, 0.5, high])
-        often = values.value_counts()
-        frequent = f"{often.index[0]:g} ({often.iloc[0]} times)" if often.iloc[0] >= SMALLEST_COUNT else "none often"
-        yield f"{spec.column}: {least:g} to {most:g}{ends}, median {middle:g}, most frequent {frequent}"
-
-
 def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
     """What of a source and its `audit` a reader should look at before training."""
     yield from loaded.notes
@@ -91,8 +75,6 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
             yield f"{what} has no value in any case"
         elif topic == "overlap" and max(row["validation"], row["test"]) > 0:
             yield f"{what}: {row['validation']} of validation, {row['test']} of test"
-        elif rare and count == 0:
-            yield f"no case has {topic} '{what}'"
         elif rare:
             yield f"{topic} '{what}' is rare: " + ", ".join(f"{few(row[name])} in {name}" for name in rare)
     largest = Counter(case.group_id for case in loaded.cases).most_common(1)[0][1]

@@ -146,6 +146,7 @@ class _Guess:
         #: by column the cells that hold a value, as a card compares them
         self.values = {n: frame[n].map(plain).dropna().map(lambda cell: code_key(str(cell))) for n in frame if n}
         self.free, self.rows = list(self.values), len(frame)
+        self.used: list[str] = []
         self.labels: dict[str, list[str]] = {}
 
     def columns(self) -> dict[str, Any]:
@@ -164,14 +165,14 @@ class _Guess:
         found["text"] = "\n".join((["{" + text + "}"] if text else []) + (["{fields}"] if fields else []))
         if not found["text"]:
             raise DataError(f"no column is left for the text (columns: {', '.join(self.values)})")
-        used = {text, found.get("case_id"), found.get("group_id"), *(field["column"] for field in fields)}
-        used |= {gold["column"] for gold in found["gold"].values()}
-        found |= {"fields": fields, "missing": missing, "exclude": [name for name in self.values if name not in used]}
+        found |= {"fields": fields, "missing": missing}
+        found["exclude"] = [name for name in self.values if name not in self.used]
         self.why.append(f"not shown to the model (exclude): {', '.join(found['exclude']) or 'no column'}")
         return found
 
     def _take(self, name: str, part: str, why: str) -> str:
         self.free.remove(name)
+        self.used.append(name)
         self.why.append(f"{part}: column '{name}' ({why})")
         return name
 
@@ -197,15 +198,11 @@ class _Guess:
     def _map(self, column: str, outcome: str) -> dict[str, str]:
         """Value -> label; spellings that differ in case alone are one label. Numbers of urgency are put in order."""
         counts = self.values[column].value_counts()
-        labels: dict[str, str] = {}
-        for value in counts.index:
-            labels.setdefault(value.casefold(), value)
-        digits = all(value.isdecimal() for value in labels)
-        labels = {value: labels[value] for value in sorted(labels, key=int if digits else str)}
-        if set(labels) == {"0", "1"}:
-            labels = {"0": "no", "1": "yes"}
-        elif digits:
-            labels = {value: f"{'level' if outcome == 'urgency' else 'class'} {value}" for value in labels}
+        first = {value.casefold(): value for value in reversed(counts.index)}  # the most frequent spelling stays
+        digits = all(value.isdecimal() for value in first)
+        kind = "level" if outcome == "urgency" else "class"
+        labels = {v: f"{kind} {v}" if digits else first[v] for v in sorted(first, key=int if digits else str)}
+        labels = {"0": "no", "1": "yes"} if set(labels) == {"0", "1"} else labels
         self.labels[outcome] = list(labels.values())[:: -1 if digits and outcome == "urgency" else 1]
         self.why.append(f"{outcome}: " + ", ".join(f"{value!r} {n} x" for value, n in counts.items()))
         if outcome == "urgency":
@@ -216,9 +213,9 @@ class _Guess:
     def _text(self) -> str:
         """By its name, else the column of the longest texts."""
         length = {name: self.values[name].str.len().mean() for name in self.free if len(self.values[name])}
-        early = [name for name in length if length[name] > 5]
-        named = [name for name in self._named("text") if name in early]
-        found = max(named or early, key=length.__getitem__, default="")
+        long = [name for name in length if length[name] > 5]
+        named = [name for name in self._named("text") if name in long]
+        found = max(named or long, key=length.__getitem__, default="")
         return self._take(found, "text", "by its name" if named else "the longest texts") if found else ""
 
     def _fields(self) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:

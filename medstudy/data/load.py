@@ -19,12 +19,9 @@ from medstudy.params import nearest
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
 #: Where a fault stands, the group of its row, and the value.
 Found = tuple[str, str, str]
-#: What often means no value, and what a text holds whose bytes were read in a wrong way or that is no plain text.
+#: What often means no value, and what a text holds whose bytes were read in a wrong way.
 NO_VALUE = frozenset(("nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "-", "--", "?", "??", "unknown", "."))
-ODD = {
-    "signs of a wrong encoding": "\ufffd|Ã[\x80-\xbf]|â€|Â[\xa0-\xbf]",
-    "markup": r"<br ?/?>|</?[pb]>|&(?:amp|lt|gt|quot|nbsp|#\d+);|\\[rn]\b|\{\\rtf",
-}
+WRONG_SIGNS = "\ufffd|Ã[\x80-\xbf]|â€|Â[\xa0-\xbf]"
 HIDDEN = "(not shown: the card is private)"
 _ORDER = {None: 0, "train": 0, "prefer": 1, "validation": 2, "test": 3}
 
@@ -165,10 +162,8 @@ def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
         if len(empty):
             said = ", ".join(f"'{value}' ({n})" for value, n in empty.items())
             yield f"column '{name}': {said} is shown as it is; if it means no value, see columns.missing"
-        row = rf"\n(?:[^,;\t\n]+[,;\t](?! )){{{max(2, tables[0].frame.shape[1] - 1)}}}[^,;\t\n]*(?:\n|$)"
-        for what, pattern in (ODD | {"a line that looks like a row; is a quote left open?": row}).items():
-            if n := int(cells.str.contains(pattern, regex=True).sum()):
-                yield f"column '{name}': {n} cells hold {what}"
+        if n := int(cells.str.contains(WRONG_SIGNS, regex=True).sum()):
+            yield f"column '{name}': {n} cells hold signs of a wrong encoding"
 
 
 def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) -> None:

@@ -11,9 +11,9 @@ from medstudy.data.cases import Case
 from medstudy.tasks.base import UNPARSED, Answer, Metric, Task
 from medstudy.tasks.reading import normalise, said
 
-_FUNCTION_WORDS = set(
+_FUNCTION_WORDS = (
     "a an and are as at be been by for from had has have he her him his in is it its no not of on or she that the "
-    "their they this to was were who with".split()
+    "their they this to was were who with"
 )
 
 
@@ -90,7 +90,7 @@ def _share_found(facts: list[str], text: str) -> float:
 
 
 def _content(text: str) -> set[str]:
-    return set(re.findall(r"[\w.]*\w", text.casefold())) - _FUNCTION_WORDS
+    return set(re.findall(r"[\w.]*\w", text.casefold())) - set(_FUNCTION_WORDS.split())
 
 
 @cache
