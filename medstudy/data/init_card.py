@@ -104,11 +104,11 @@ def _read(paths: list[Path], root: Path) -> tuple[dict[str, Any], pd.DataFrame, 
     frame.columns = frame.columns.map(str).str.strip()
     if twice := list(frame.columns[frame.columns.duplicated()]):
         raise DataError(f"{paths[0]}: two columns are called {', '.join(twice)}; rename one of them in the file")
-    cells = frame.map(str).stack()
-    commas, points = (int(cells.str.fullmatch(rf"-?\d+{sign}\d+").sum()) for sign in (",", r"\."))
+    numbers = [rf"-?\d+{sign}\d+" for sign in (",", r"\.")]
+    commas, points = (sum(bool(frame[n].map(str).str.fullmatch(number).any()) for n in frame) for number in numbers)
     if commas > points:
         load["decimal"] = ","
-        told += f", decimal sign ',' ({commas} numbers have it, {points} a point)"
+        told += f", decimal sign ',' ({commas} columns have it, {points} a point)"
     return load, frame, f"{paths[0].name}: {told}"
 
 
@@ -143,8 +143,8 @@ class _Guess:
 
     def __init__(self, task: str, frame: pd.DataFrame, decimal: str, why: list[str]) -> None:
         self.task, self.decimal, self.why = task, decimal, why
-        #: by column the cells that hold a value, as a card compares them
-        self.values = {n: frame[n].map(plain).dropna().map(lambda cell: code_key(str(cell))) for n in frame if n}
+        #: by column the cells that hold a value, as text
+        self.values = {name: frame[name].map(plain).dropna().map(str) for name in frame if name}
         self.free, self.rows = list(self.values), len(frame)
         self.used: list[str] = []
         self.labels: dict[str, list[str]] = {}
@@ -197,7 +197,7 @@ class _Guess:
 
     def _map(self, column: str, outcome: str) -> dict[str, str]:
         """Value -> label; spellings that differ in case alone are one label. Numbers of urgency are put in order."""
-        counts = self.values[column].value_counts()
+        counts = self.values[column].map(code_key).value_counts()
         first = {value.casefold(): value for value in reversed(counts.index)}  # the most frequent spelling stays
         digits = all(value.isdecimal() for value in first)
         kind = "level" if outcome == "urgency" else "class"
@@ -233,7 +233,7 @@ class _Guess:
                     given[is_number].map(lambda n: len(n.partition(self.decimal)[2])).clip(0, 3).max()
                 )
             elif 1 < given.nunique() <= MOST_CODES:
-                field["map"] = {value: value for value in sorted(set(given))}
+                field["map"] = {value: value for value in sorted(set(given.map(code_key)))}
             else:
                 continue
             fields.append(field)

@@ -8,9 +8,9 @@ import re
 import pandas as pd
 import pytest
 from made_up import asked
+from made_up import ward_card as card
 
 from medstudy.data import audit
-from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
@@ -18,16 +18,6 @@ from medstudy.data.splits import split_cases
 NUMBER = {"text": "{fields}", "fields": [{"column": "x", "unit": "u"}]}
 GROUPS = {"group_id": "id"}
 OPEN = {"text": "{note}", "gold": {"diagnosis": {"column": "dx"}}}
-
-
-def card(columns=None, files=({"path": "ward.csv"},), task="text_classification", shareable=True, **load):
-    """A card on the files of a ward; `load` and `columns` override parts."""
-    base = {"text": "{note}", "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}}}}
-    labels = {"label": ["no", "yes"]} if task == "text_classification" else {}
-    return DataCard.model_validate(
-        {"name": "ward", "title": "A ward", "task": task, "question": "Infection?", "shareable": shareable,
-         "labels": labels, "load": {"kind": "files", "files": list(files)} | load, "columns": base | (columns or {})}
-    )  # fmt: skip
 
 
 def xlsx(**sheets):

@@ -95,10 +95,10 @@ def test_what_is_written_when_the_answer_is_known_is_not_shown(tmp_path: Path) -
         "Diagnosis": ["a very long final diagnosis"] * 40,
     }
     visits |= {"KTAS_nurse": [3, 4] * 20, "KTAS_expert": [2, 4] * 20, "Error_group": [1, 2] * 20}
-    visits |= {"HR": ["88", "?"] * 20, "Sex": ["1", "2.0", "?", "1.0"] * 10, "Disposition": ["home", "ward"] * 20}
+    visits |= {"HR": ["88", "?"] * 20, "ST slope": ["1", "2.0", "?", "1.0"] * 10, "Disposition": ["home", "ward"] * 20}
     said, cases = guessed(csv(pd.DataFrame(visits))(tmp_path), "clinical_triage", tmp_path / "mine")
     assert cases[0].gold == {"provider": "home", "urgency": "level 2"}
-    assert cases[1].text == "pain 1\nHR: not recorded\nSex: 2"
+    assert cases[1].text == "pain 1\nHR: not recorded\nST slope: 2.0"
     assert "not shown to the model (exclude): Diagnosis, KTAS_nurse, Error_group" in said
     assert "urgency from the least: level 4, level 2 (1 as the most urgent)" in said
 

@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
+from made_up import ward_card
 
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
@@ -33,23 +34,7 @@ FIELDS = [
 def card(columns=None, files=(("ward.csv", None),), **load):
     """A text-classification card on csv files; `load` and `columns` override parts."""
     listed = [{"path": path} | ({"split": split} if split else {}) for path, split in files]
-    base = {
-        "text": "{note}",
-        "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}}},
-        "missing": {"*": ["9"]},
-    }
-    return DataCard.model_validate(
-        {
-            "name": "ward",
-            "title": "A ward",
-            "task": "text_classification",
-            "question": "Infection?",
-            "shareable": True,
-            "labels": {"label": ["no", "yes"]},
-            "load": {"kind": "files", "format": "csv", "files": listed} | load,
-            "columns": base | (columns or {}),
-        }
-    )
+    return ward_card({"missing": {"*": ["9"]}} | (columns or {}), listed, **load)
 
 
 @pytest.fixture
