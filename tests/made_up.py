@@ -1,4 +1,4 @@
-"""Made-up predictions: no model, known answers."""
+"""Made-up predictions and a made-up card: no model, known answers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from medstudy.data.card import DataCard
+
 
 def asked(n_train: int, n_valid: int, n_test: int, seed: int, split_seed: int, n_prefer: int = 1) -> SimpleNamespace:
     """The parameters that splits are drawn by."""
     return SimpleNamespace(**locals())
+
+
+def ward_card(columns=None, files=({"path": "ward.csv"},), task="text_classification", shareable=True, **load):
+    """A card on the files of a ward; `load` and `columns` override parts."""
+    base = {"text": "{note}", "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}}}}
+    labels = {"label": ["no", "yes"]} if task == "text_classification" else {}
+    return DataCard.model_validate(
+        {"name": "ward", "title": "A ward", "task": task, "question": "Infection?", "shareable": shareable,
+         "labels": labels, "load": {"kind": "files", "files": list(files)} | load, "columns": base | (columns or {})}
+    )  # fmt: skip
 
 
 def rows(arm: str, gold: list[dict[str, str]], said: list[dict[str, str]], group: int = 1, **scores) -> pd.DataFrame:

@@ -109,7 +109,7 @@ def _power(task: str, test: list[Case], models: int, seeds: int) -> str:
 
 
 def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> Iterator[str]:
-    """Labels in each split, numbers, and what to look at before training."""
+    """Labels in each split, and what to look at before training."""
     from medstudy.data import audit
     from medstudy.evaluation.views import show_counts
     from medstudy.training.preferences import too_few
@@ -119,7 +119,6 @@ def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> 
     for row in shown[shown["topic"].isin(list(loaded.labels))].to_dict("records"):
         counts = ", ".join(f"{part} {row[part]}" for part in table.columns[3:])
         yield f"{row['topic']} '{row['measure']}': {row['source']} ({counts})"
-    yield from audit.numbers(card, loaded)
     yield from (f"note: {note}" for note in audit.notes(card, loaded, table))
     if few := too_few(run, len(splits.prefer) * run.pairs_per_case):
         yield f"note: at most {few}"

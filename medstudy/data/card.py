@@ -1,12 +1,12 @@
 """The data card: one YAML file says what a source is, where it lies and how a row becomes a case.
 
-Every value of a card is read as text (`no`, `1` and `007` stay as written), then typed here. What is
-wrong with a card is found before any data is read. docs/data_cards.md explains the keys.
+Every value is read as text (`no`, `1` and `007` stay as written), then typed. docs/data_cards.md explains the keys.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -49,7 +49,6 @@ class File(Section):
 
     path: Text
     split: SplitName | None = None
-    rename: dict[str, str] = {}
     sheet: str = ""
     skip_rows: int = Field(0, ge=0)
     url: str = Field("", pattern=r"^(https?://\S+)?$")
@@ -57,7 +56,7 @@ class File(Section):
 
 
 class Files(Section):
-    """Files of one shape; ``decimal`` and ``thousands`` are the signs in numbers that stand as text."""
+    """Files of one shape; ``decimal`` is the sign in numbers that stand as text."""
 
     kind: Literal["files"] = "files"
     files: list[File] = Field(min_length=1)
@@ -66,12 +65,9 @@ class Files(Section):
     encoding: str = "utf-8-sig"
     names: list[str] = []
     decimal: Literal[".", ","] = "."
-    thousands: Literal["", ".", ",", " ", "'"] = ""
 
     @model_validator(mode="after")
     def _all_or_no_splits(self) -> Files:
-        if self.decimal == self.thousands:
-            raise ValueError(f"decimal and thousands are both {self.decimal!r}")
         given = [f.split for f in self.files if f.split]
         if given and len(given) < len(self.files):
             raise ValueError("some files have a split and some have none; give one to every file, or to none")
@@ -108,13 +104,13 @@ class Gold(Section):
     column: str
     map: dict[str, str] = {}
 
-    @model_validator(mode="after")
-    def _one_meaning(self) -> Gold:
-        keys = [code_key(key) for key in self.map]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
-        if twice is not None:
-            raise ValueError(f"map has '{twice}' twice (1, 1. and 1.0 are one code)")
-        return self
+    def check(self, where: str, what: str, known: Sequence[str]) -> None:
+        """Refuse a map to an answer that is not ``known``."""
+        for answer in self.map.values():
+            if answer not in known:
+                raise ValueError(
+                    f"columns.{where}.map: '{answer}' is not one of {what} {known}{nearest(answer, known)}"
+                )
 
 
 class FeatureColumn(Gold):
@@ -212,9 +208,9 @@ class DataCard(Section):
     @model_validator(mode="after")
     def _fits_task(self) -> DataCard:
         task = TASK_TYPES[self.task]
-        closed = [name for name in task.outcomes if name not in task.open_outcomes]
-        # a task without outcomes of its own has the one that the labels name
-        if set(self.labels) != set(closed) if task.outcomes else len(self.labels) != 1:
+        outcomes = task.outcomes or tuple(self.labels)[:1]  # a task without its own has the one that the labels name
+        closed = [name for name in outcomes if name not in task.open_outcomes]
+        if set(self.labels) != set(closed) or not outcomes:
             wanted = closed if task.outcomes else "one outcome"
             raise ValueError(f"labels must be for {wanted} in the task {self.task}, not {list(self.labels)}")
         for outcome, names in self.labels.items():
@@ -223,29 +219,22 @@ class DataCard(Section):
         only = next(iter(self.labels.values())) if len(self.labels) == 1 else []
         if self.positive is not None and self.positive not in only:
             raise ValueError(f"positive '{self.positive}' is not one of the outcome's labels {only}")
-        self._check_columns(task.outcomes or list(self.labels))
+        self._check_columns(outcomes)
         return self
 
-    def _check_columns(self, outcomes: Any) -> None:
+    def _check_columns(self, outcomes: Sequence[str]) -> None:
         columns, files = self.columns, self.load.files if isinstance(self.load, Files) else []
         if set(columns.gold) != set(outcomes):
             raise ValueError(f"columns.gold must be for {list(outcomes)}, not {list(columns.gold)}")
-        maps: list[tuple[str, str, Gold, list[str] | None]] = []
         for kind in ("gold", "rejected", "demonstration"):
-            specs = getattr(columns, kind)
-            if unknown := set(specs) - set(outcomes):
-                raise ValueError(f"columns.{kind}.{min(unknown)}: no outcome of {self.task} ({', '.join(outcomes)})")
-            maps += [(f"{kind}.{o}", f"labels.{o}", spec, self.labels.get(o)) for o, spec in specs.items()]
-        maps += [("split", "the splits", columns.split, list(SPLITS))] if columns.split else []
-        for where, what, spec, known in maps:
-            wrong = next((answer for answer in spec.map.values() if known and answer not in known), None)
-            if wrong is not None:
-                raise ValueError(f"columns.{where}.map: '{wrong}' is not one of {what} {known}{nearest(wrong, known)}")
-        if columns.split and (isinstance(self.load, Hub) or any(f.split for f in files)):
-            raise ValueError("columns.split and splits of the source: keep one of the two")
-        both = [f.column for f in columns.fields if f.map and f.is_number]
-        if both:
-            raise ValueError(f"field '{both[0]}' has a map and a unit or decimals; keep one of the two")
+            for outcome, spec in getattr(columns, kind).items():
+                if outcome not in outcomes:
+                    raise ValueError(f"columns.{kind}.{outcome}: no outcome of {self.task} ({', '.join(outcomes)})")
+                spec.check(f"{kind}.{outcome}", f"labels.{outcome}", self.labels.get(outcome, list(spec.map.values())))
+        if columns.split:
+            columns.split.check("split", "the splits", SPLITS)
+            if isinstance(self.load, Hub) or any(f.split for f in files):
+                raise ValueError("columns.split and splits of the source: keep one of the two")
         bare = [f.column for f in columns.fields if not (f.map or f.is_number)]
         if self.task == "numeric_classification" and (bare or not columns.fields and "features" not in columns.details):
             raise ValueError(f"numeric_classification needs fields with unit, decimals or map; without: {bare}")
@@ -257,10 +246,8 @@ def load_card(name_or_path: str | Path) -> DataCard:
     path = CARDS / f"{name_or_path}.yaml" if named else from_root(name_or_path)
     if not path.is_file():
         known = sorted(p.stem for p in CARDS.glob("*.yaml"))
-        raise DataError(
-            f"no data card {path}{nearest(path.stem, known)} (cards that ship: {', '.join(known)}; one of "
-            "your own by its path, such as params/<study>/card.yaml)"
-        )
+        own = "one of your own by its path, such as params/<study>/card.yaml"
+        raise DataError(f"no data card {path}{nearest(path.stem, known)} (cards that ship: {', '.join(known)}; {own})")
     try:
         card = DataCard.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -1,14 +1,9 @@
-"""A first card for files that nobody has described: what their bytes, names and values show, and why it is thought."""
+"""A first card for a table that nobody has described: what its bytes, names and values show, and why it is thought."""
 
 from __future__ import annotations
 
-import csv
-import itertools
-import json
 import os
 import re
-import statistics
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,18 +11,17 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from medstudy.data.card import File, Files, code_key, load_card
+from medstudy.data.card import Files, code_key, load_card
 from medstudy.data.cases import DataError
-from medstudy.data.load import load_cases
+from medstudy.data.load import NO_VALUE, load_cases
 from medstudy.data.rows import as_number, plain
-from medstudy.data.tables import Table, decoded, sheet_cells, table_of, unpacked
+from medstudy.data.tables import decoded, sheet_cells, table_of, unpacked
 from medstudy.tasks import TASK_TYPES, get_task
 
 #: What columns are called, by the part that they play.
 NAMES = {
-    "id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$|^(mrn|pid)$|^(patient|subject|person)(en)?[_ ]?(id|nr|no|key)?$",
-    "split": r"^(split|fold|partition|subset)$",
-    "date": r"date|datum|eingang|(^|[_ ])time|^year$",
+    "group_id": r"^(mrn|pid)$|(patient|subject|person)(en)?[_ ]?(id|nr|no|key)?$",
+    "case_id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$",
     "text": r"complain|text|note|message|nachricht|report|question|dialog|convers|histor|abstract|narrat|vignet|reason",
     "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priorit|level|dringlich",
     "provider": r"provider|dispos|destination|special|department|seen[_ ]by|referr|team|fachgr|abteilung",
@@ -35,21 +29,10 @@ NAMES = {
     "diagnosis": r"^answer$|diagnos|\bdx\b|correct",
     "label": r"label|class|outcome|target|categor|diagnos|status|result|\bdx\b",
 }
-#: Columns that are often written when the answer is known already.
-AFTER = r"diagnos|dispos|expert|error|mistriage|outcome|length.of.stay|duration|discharge|final|\bicd|result|correct"
-#: Words of urgency, from the least; 1 is the most urgent of ESI, KTAS, MTS and CTAS.
-ORDER = (
-    r"blue|self", r"non|green|low|routine|not urgent|later|week", r"less|semi|standard|minor|soon|days",
-    r"yellow|medium|moderate|same day|today|urgent", r"orange|very|high|emergen|severe|hour",
-    r"red\b|immediate|resus|critical|now",
-)  # fmt: skip
-SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
-SPLITS |= dict.fromkeys(("dev", "val", "valid", "validation"), "validation")
-NO_VALUE = {"?", "??", "-", "--", ".", "n/a", "na", "nan", "none", "null", "unknown", "#n/a"}
-#: Numbers that mean no value where all others are 0 or more.
-MARKS = {"-1", "-9", "-99", "-999", "-9999"}
-#: A column with more different values than this is no label.
-MANY = 30
+#: Columns that are often written when the answer is known already, and dates.
+AFTER = r"diagnos|dispos|expert|error|mistriage|outcome|stay|duration|discharge|final|\bicd|result|correct|date|datum"
+#: A column with more different values than this is no label, and one with more than these is no code.
+MOST_LABELS, MOST_CODES = 30, 8
 QUESTIONS = {
     "clinical_triage": "Who should see this patient, and how urgent is it?",
     "clinical_reasoning": "Which diagnosis or answer is right? Answer with one line: Diagnosis: <name>",
@@ -71,25 +54,30 @@ def init_card(paths: list[Path], task: str, folder: Path) -> Iterator[str]:
     if missing := [str(path) for path in paths if not path.is_file()]:
         raise DataError(f"no file {', '.join(missing)}")
     root = Path(os.path.commonpath([path.resolve().parent for path in paths]))
-    guess = _Guess(task, paths, root)
+    load, frame, told = _read(paths, root)
+    guess = _Guess(task, frame, load.get("decimal", "."), [told])
     columns = guess.columns()
     name = re.sub(r"\W+", "_", folder.name)
-    card: dict[str, Any] = {"name": name, "title": name.replace("_", " "), "task": task, "shareable": False}
-    card["question"] = QUESTIONS.get(task, "Which of the answers is right for this patient?")
-    card |= ({"labels": guess.labels} if guess.labels else {}) | guess.positive(columns)
+    card = {"name": name, "title": name.replace("_", " "), "task": task, "shareable": False}
+    card |= {"question": QUESTIONS.get(task, "Which of the answers is right for this patient?")}
     folder.mkdir(parents=True)
-    _write(folder / "card.yaml", card | {"load": guess.load, "columns": columns})
+    _write(folder / "card.yaml", card | {"labels": guess.labels, "load": load, "columns": columns})
     yield from guess.why
-    loaded = load_cases(load_card(folder / "card.yaml"), root)
-    asked = get_task(task, load_card(folder / "card.yaml"))
+    yield from _study(task, folder, root)
+
+
+def _study(task: str, folder: Path, root: Path) -> Iterator[str]:
+    """Write a study on the folder's card; yields its sizes and how the first cases read."""
+    card = load_card(folder / "card.yaml")
+    loaded, asked = load_cases(card, root), get_task(task, card)
     longest = max(len(asked.target(case)) for case in loaded.cases)
-    _write(folder / "study.yaml", {"models": ["builtin/llama"], "seeds": [0, 1, 2], "tasks": {task: {}}})
-    few = dict.fromkeys(("n_train", "n_prefer", "n_valid", "n_test"), 0) if len(loaded.cases) < 1000 else {}
-    _write(folder / "shared.yaml", {"data_root": str(root)} | few)
-    if few:
-        yield "n_train … n_test = 0: a quarter for the test, a tenth for validation, the rest halved; see shared.yaml"
+    sizes = dict.fromkeys(("n_train", "n_prefer", "n_valid", "n_test"), 0) if len(loaded.cases) < 1000 else {}
     wanted = {"data": str(folder / "card.yaml"), "max_new_tokens": max(8, longest // 2 + 4)}
+    _write(folder / "study.yaml", {"models": ["builtin/llama"], "seeds": [0, 1, 2], "tasks": {task: {}}})
+    _write(folder / "shared.yaml", {"data_root": str(root)} | sizes)
     _write(folder / f"{task}.yaml", wanted)
+    if sizes:
+        yield "n_train … n_test = 0: a quarter for the test, a tenth for validation, the rest halved; see shared.yaml"
     yield f"max_new_tokens = {wanted['max_new_tokens']}: the longest answer has {longest} signs"
     yield f"{loaded.rows_in} rows, {len(loaded.cases)} cases; private (shareable: false) until you say otherwise"
     for case in loaded.cases[:3]:
@@ -101,266 +89,154 @@ def _write(path: Path, values: dict[str, Any]) -> None:
     path.write_text(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=110), encoding="utf-8")
 
 
+def _read(paths: list[Path], root: Path) -> tuple[dict[str, Any], pd.DataFrame, str]:
+    """The card's `load`, all rows, and what to say of it. Further files are read as the first and pooled."""
+    contents = [path.read_bytes() for path in paths]
+    try:
+        how, place, told = _looked_at(contents[0])
+        files = [{"path": path.resolve().relative_to(root).as_posix()} | place for path in paths]
+        load = {"kind": "files"} | how | {"files": files}
+        read = Files.model_validate(load)
+        frame = pd.concat([table_of(*pair, read) for pair in zip(contents, read.files, strict=True)])
+    except (ValueError, OSError) as error:
+        remedy = "make a table of it in ten lines: load.prepare"
+        raise DataError(f"{', '.join(map(str, paths))} cannot be read: {error}; or {remedy}") from error
+    frame.columns = frame.columns.map(str).str.strip()
+    if twice := list(frame.columns[frame.columns.duplicated()]):
+        raise DataError(f"{paths[0]}: two columns are called {', '.join(twice)}; rename one of them in the file")
+    numbers = [rf"-?\d+{sign}\d+" for sign in (",", r"\.")]
+    commas, points = (sum(bool(frame[n].map(str).str.fullmatch(number).any()) for n in frame) for number in numbers)
+    if commas > points:
+        load["decimal"] = ","
+        told += f", decimal sign ',' ({commas} columns have it, {points} a point)"
+    return load, frame, f"{paths[0].name}: {told}"
+
+
+def _looked_at(content: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """How a file is read, where in a workbook the table stands, and what to say of it."""
+    if content.startswith(b"PK"):
+        sheets = sheet_cells(content)
+        sheet = max(sheets, key=lambda name: int(sheets[name].notna().sum(axis=None)))
+        filled = sheets[sheet].notna().sum(axis=1)
+        above = int((filled >= 0.8 * filled[filled > 0].median()).argmax())
+        told = f"workbook, sheet '{sheet}' (the largest of {len(sheets)}), {above} rows above the header"
+        return {"format": "xlsx"}, {"sheet": sheet, "skip_rows": above}, told
+    if content.startswith(b"PAR1"):
+        return {"format": "parquet"}, {}, "parquet"
+    content, how, told = unpacked(content), {}, "UTF-8 or UTF-16"
+    try:
+        text = decoded(content)
+    except ValueError:
+        text, how, told = decoded(content, "cp1252"), {"encoding": "cp1252"}, "Windows-1252 (it is no UTF-8)"
+    if text.lstrip().startswith(("{", "[")):
+        kind = "json" if text.lstrip().startswith("[") else "jsonl"
+        return how | {"format": kind}, {}, f"{kind}, {told}"
+    header = text.lstrip().partition("\n")[0]
+    sep = max(",;\t|", key=header.count)
+    if sep not in header:
+        raise ValueError("no comma, semicolon, tab or | in its first line, which must name the columns")
+    return how | {"format": "csv", "sep": sep}, {}, f"csv, separator {sep!r}, {told}"
+
+
 class _Guess:
-    """What is known so far: how files are read, one table of them all, columns without a part, and the reasons."""
+    """Columns that have no part yet, the labels of the answers, and the reasons."""
 
-    def __init__(self, task: str, paths: list[Path], root: Path) -> None:
-        self.task, self.why, self.labels = task, [], {}
-        self.load: dict[str, Any] = {"kind": "files", "files": []}
-        tables = [self._read(path, root) for path in paths]
-        splits = [entry.get("split") for entry in self.load["files"]]
-        if None in splits or splits.count("train") != 1:
-            for entry in self.load["files"]:
-                entry.pop("split", None)
-        for number, (entry, table) in enumerate(zip(self.load["files"], tables, strict=True)):
-            # names that differ from the first file's in case, blanks and signs alone
-            first = {re.sub(r"[\W_]", "", name.casefold()): name for name in tables[0].columns}
-            own = {name: first.get(re.sub(r"[\W_]", "", name.casefold()), name) for name in table.columns}
-            if rename := {name: new for name, new in own.items() if name != new}:
-                entry["rename"] = rename
-                self.why.append(f"{entry['path']}: {len(rename)} columns are called as in the first file")
-                tables[number] = table.rename(columns=rename)
-        self.frame = pd.concat([t.assign(**{"": i}) for i, t in enumerate(tables)], ignore_index=True)
-        self.free = [name for name in self.frame.columns if name]
-
-    def _read(self, path: Path, root: Path) -> pd.DataFrame:
-        """Add a file: format, encoding, separator, sheet and header are told by its bytes."""
-        content = path.read_bytes()
-        entry: dict[str, Any] = {"path": path.resolve().relative_to(root).as_posix()}
-        try:
-            how, rows, told = _looked_at(content, entry)
-        except (ValueError, OSError) as error:
-            raise DataError(f"{path}: {error}; or make a table of it in ten lines: load.prepare") from error
-        filled = [sum(str(cell).strip() != "" for cell in row) for row in rows]
-        usual = statistics.median([n for n in filled[:200] if n]) if rows else 0
-        above = next((i for i, n in enumerate(filled[:20]) if n >= 0.8 * usual), 0)
-        header = [str(cell).strip() for cell in rows[above]] if rows else []
-        if above:
-            entry["skip_rows"] = above
-            told += f", {above} rows above the header"
-        if header and sum(as_number(cell) is not None for cell in header) > len(header) / 3:
-            header = how["names"] = [f"column_{number}" for number in range(1, len(header) + 1)]
-            told += ", no header (numbers in the first line)"
-        if twice := sorted({name for name in header if header.count(name) > 1 and name}):
-            raise DataError(f"{path}: two columns are called {', '.join(twice)}; rename one of them in the file")
-        split = next((SPLITS[word] for word in re.split(r"[\W_]+", path.stem.casefold()) if word in SPLITS), None)
-        entry |= {"split": split} if split else {}
-        known = {key: self.load[key] for key in ("format", "sep", "encoding") if key in self.load}
-        if self.load["files"] and known != {key: how[key] for key in ("format", "sep", "encoding") if key in how}:
-            raise DataError(f"{path} is another kind of file than the first ({known}): read both in load.prepare")
-        self.load |= how
-        self.load["files"].append(entry)
-        self.why.append(f"{path.name}: {told}" + (f", for {split} by its name" if split else ""))
-        load = Files.model_validate(self.load | {"files": [{"path": entry["path"]}]})
-        return Table(path.name, None, table_of(content, File.model_validate(entry), load)).frame
+    def __init__(self, task: str, frame: pd.DataFrame, decimal: str, why: list[str]) -> None:
+        self.task, self.decimal, self.why = task, decimal, why
+        #: by column the cells that hold a value, as text
+        self.values = {name: frame[name].map(plain).dropna().map(str) for name in frame if name}
+        self.free, self.rows = list(self.values), len(frame)
+        self.used: list[str] = []
+        self.labels: dict[str, list[str]] = {}
 
     def columns(self) -> dict[str, Any]:
         """The card's columns; fills ``labels``."""
         kind = TASK_TYPES[self.task]
-        self._decimal_sign()
-        found: dict[str, Any] = {"gold": {}} | self._ids()
-        for outcome in kind.outcomes or ("label",):
-            found["gold"][outcome] = self._answer(outcome, outcome in kind.open_outcomes)
-        if dates := self._named("date"):
-            self.why.append(f"'{dates[0]}' is a date: for a split by time, columns.split with a column of years")
-        found |= self._split()
-        options = [n for n in self.free if self.frame[n].map(lambda cell: isinstance(cell, dict)).all()]
-        if options and self.task == "clinical_reasoning":
-            found["details"] = {"options": self._take(options[0], "options", "a letter and a text each")}
+        found: dict[str, Any] = {}
+        for part in ("group_id", "case_id"):
+            for name in self._named(part):
+                once = len(set(self.values[name])) == self.rows
+                if (part == "group_id" or once) and part not in found:
+                    found[part] = self._take(name, part, "by its name" + ", each there once" * once)
+        found["gold"] = {o: self._answer(o, o in kind.open_outcomes) for o in kind.outcomes or ("label",)}
+        self.free = [name for name in self.free if not re.search(AFTER, name, re.IGNORECASE)]
         text = self._text() if self.task != "numeric_classification" else ""
-        for name in [n for n in self.free if re.search(AFTER, n, re.IGNORECASE) or n in dates]:
-            self.free.remove(name)
         fields, missing = self._fields() if self.task in ("numeric_classification", "clinical_triage") else ([], {})
-        if not text and not fields:
-            raise DataError(f"no column is left for the text (columns: {', '.join(self.frame.columns[:-1])})")
         found["text"] = "\n".join((["{" + text + "}"] if text else []) + (["{fields}"] if fields else []))
-        found |= ({"fields": fields} if fields else {}) | ({"missing": missing} if missing else {})
-        used = {text, *(f["column"] for f in fields), *(g["column"] for g in found["gold"].values())}
-        used |= {found.get("case_id"), found.get("group_id"), found.get("split", {}).get("column"), *options[:1]}
-        if rest := [name for name in self.frame.columns if name and name not in used]:
-            found["exclude"] = rest
-            self.why.append(f"not shown to the model (exclude): {', '.join(rest)}")
+        if not found["text"]:
+            raise DataError(f"no column is left for the text (columns: {', '.join(self.values)})")
+        found |= {"fields": fields, "missing": missing}
+        found["exclude"] = [name for name in self.values if name not in self.used]
+        self.why.append(f"not shown to the model (exclude): {', '.join(found['exclude']) or 'no column'}")
         return found
-
-    def positive(self, columns: dict[str, Any]) -> dict[str, str]:
-        """Of one outcome with two labels: yes, or the rarer one."""
-        if [len(labels) for labels in self.labels.values()] != [2]:
-            return {}
-        [(outcome, both)] = self.labels.items()
-        gold = columns["gold"][outcome]
-        counts = Counter(gold["map"].get(code_key(str(plain(value)))) for value in self.frame[gold["column"]])
-        yes = next((a for a in both if a.casefold() in ("yes", "true", "positive")), min(both, key=counts.__getitem__))
-        self.why.append(f"positive = {yes!r} of {outcome}: yes, or the rarer one")
-        return {"positive": yes}
 
     def _take(self, name: str, part: str, why: str) -> str:
         self.free.remove(name)
+        self.used.append(name)
         self.why.append(f"{part}: column '{name}' ({why})")
         return name
 
     def _named(self, part: str) -> list[str]:
         return [name for name in self.free if re.search(NAMES[part], name, re.IGNORECASE)]
 
-    def _length(self, name: str) -> float:
-        cells = self.frame[name].dropna()
-        return 0.0 if cells.empty else cells.map(lambda cell: len(cell) if isinstance(cell, str) else 0).mean()
-
-    def _distinct(self, name: str) -> int:
-        return self.frame[name].dropna().map(str).nunique()
-
-    def _decimal_sign(self) -> None:
-        cells = [str(v) for name in self.free for v in self.frame[name].dropna().head(200) if isinstance(v, str)]
-        commas, points = (sum(bool(re.fullmatch(rf"-?[\d.,]*\d{s}\d+", c)) for c in cells) for s in (",", r"\."))
-        if commas > points:
-            self.load["decimal"] = ","
-            self.why.append(f"decimal sign ',': {commas} numbers have it, {points} a point")
-            if any(re.fullmatch(r"-?\d{1,3}(\.\d{3})+,\d+", cell) for cell in cells):
-                self.load["thousands"] = "."
-
-    def _ids(self) -> dict[str, str]:
-        """Case and patient: an id that is there once is a case's, one that comes again in a file is a patient's."""
-        found: dict[str, str] = {}
-        for name in [n for n in self._named("id") if self._length(n) < 40]:
-            pairs = self.frame[[name, ""]].map(str)
-            if self._distinct(name) == len(self.frame):
-                part, why = "case_id", "an id, each there once"
-            elif pairs.duplicated().any():
-                part, why = "group_id", "an id that comes again: the patient's"
-            else:  # numbered anew in each file
-                self.why.append(f"'{name}' begins anew in each file: not used as an id")
-                self.free.remove(name)
-                continue
-            if re.search("patient|subject|person|mrn|pid", name, re.IGNORECASE):
-                part, why = "group_id", "by its name"
-            if part not in found:
-                found[part] = self._take(name, part, why)
-        return found
-
     def _answer(self, outcome: str, is_open: bool) -> dict[str, Any]:
-        """Gold: by its name (an expert's before others), else the last one with few values, or the second longest."""
-        many = {name: self._distinct(name) for name in self.free}
-        fit = [n for n in self.free if many[n] > 1 and (is_open or many[n] <= min(MANY, len(self.frame) - 1))]
-        named = sorted(
-            (n for n in self._named(outcome) if n in fit), key=lambda n: not re.search("expert|gold|final", n, re.I)
-        )
-        if self.task == "clinical_triage" and not named:  # what a column says tells urgency from who should see
-            graded = [n for n in fit if all(_place(str(value)) >= 0 for value in self.frame[n].dropna())]
-            fit = (graded if outcome == "urgency" else [n for n in fit if n not in graded]) or fit
-        longest = sorted(fit, key=self._length, reverse=True)[1:2] if is_open else fit[-1:]
-        if not named and not longest:
-            raise DataError(
-                f"no column looks like the answer '{outcome}' (columns: {', '.join(self.frame.columns[:-1])})"
-            )
-        why = (
-            f"by its name, {many[named[0]]} values"
-            if named
-            else "second longest text"
-            if is_open
-            else "A GUESS: few values"
-        )
-        column = self._take((named or longest)[0], outcome, why)
-        for other in named[1:] if not is_open else ():  # another's judgement of the same gives the answer away
+        """The answer's column: by its name (an expert's before others), else the last that could be it."""
+        many = {name: self.values[name].nunique() for name in self.free}
+        fit = [name for name, n in many.items() if n > 1 and (is_open or n <= min(MOST_LABELS, self.rows - 1))]
+        named = [name for name in self._named(outcome) if name in fit]
+        named.sort(key=lambda name: not re.search("expert|gold|final", name, re.IGNORECASE))
+        if not fit:
+            raise DataError(f"no column looks like the answer '{outcome}' (columns: {', '.join(self.values)})")
+        why = "by its name" if named else "A GUESS: the last that could be it; see columns.gold"
+        column = self._take((named or fit[-1:])[0], outcome, why)
+        if is_open:
+            return {"column": column}
+        for other in named[1:]:  # another's judgement of the same gives the answer away
             self.free.remove(other)
-        return {"column": column} | ({} if is_open else {"map": self._map(column, outcome)})
+        return {"column": column, "map": self._map(column, outcome)}
 
     def _map(self, column: str, outcome: str) -> dict[str, str]:
-        """Value -> label; spellings that differ in case alone are one label. Urgency is put in order."""
-        cells = (plain(cell) for cell in self.frame[column])
-        counts = Counter(code_key(str(cell)) for cell in cells if cell is not None)
-        labels: dict[str, str] = {}
-        for value, _ in counts.most_common():
-            labels.setdefault(value.casefold(), value)
-        digits = all(value.isdecimal() for value in labels)
-        if set(labels) == {"0", "1"}:
-            labels = {"0": "no", "1": "yes"}
-        elif digits:
-            kind = "level" if outcome == "urgency" else "class"
-            labels = {value: f"{kind} {value}" for value in sorted(labels, key=int)}
-        order = list(labels.values())
+        """Value -> label; spellings that differ in case alone are one label. Numbers of urgency are put in order."""
+        counts = self.values[column].map(code_key).value_counts()
+        first = {value.casefold(): value for value in reversed(counts.index)}  # the most frequent spelling stays
+        digits = all(value.isdecimal() for value in first)
+        kind = "level" if outcome == "urgency" else "class"
+        labels = {v: f"{kind} {v}" if digits else first[v] for v in sorted(first, key=int if digits else str)}
+        labels = {"0": "no", "1": "yes"} if set(labels) == {"0", "1"} else labels
+        self.labels[outcome] = list(labels.values())[:: -1 if digits and outcome == "urgency" else 1]
+        self.why.append(f"{outcome}: " + ", ".join(f"{value!r} {n} x" for value, n in counts.items()))
         if outcome == "urgency":
-            known = min(map(_place, order)) >= 0
-            order = order[::-1] if digits else sorted(order, key=_place)
-            how = "1 as the most urgent" if digits else "by their words" if known else "NOT KNOWN"
-            self.why.append(f"urgency from the least: {', '.join(order)} (order {how})")
-        self.why.append(f"{outcome}: " + ", ".join(f"{value!r} {n} x" for value, n in counts.most_common()))
-        self.labels[outcome] = order
-        return {value: labels[value.casefold()] for value in counts}
-
-    def _split(self) -> dict[str, Any]:
-        for name in [] if "split" in self.load["files"][0] else self._named("split"):
-            values = {str(plain(v)) for v in self.frame[name]}
-            if all(value.casefold() in SPLITS for value in values):
-                self._take(name, "split", "by its name")
-                return {"split": {"column": name, "map": {value: SPLITS[value.casefold()] for value in values}}}
-        return {}
+            how = "1 as the most urgent" if digits else "BY THE ALPHABET: order labels.urgency by hand"
+            self.why.append(f"urgency from the least: {', '.join(self.labels[outcome])} ({how})")
+        return {value: labels[value.casefold()] for value in counts.index}
 
     def _text(self) -> str:
-        """By its name, else the longest that is not written afterwards."""
-        early = [n for n in self.free if self._length(n) > 5 and not re.search(AFTER, n, re.IGNORECASE)]
-        named = [name for name in self._named("text") if name in early]
-        found = max(named or early, key=self._length, default="")
+        """By its name, else the column of the longest texts."""
+        length = {name: self.values[name].str.len().mean() for name in self.free if len(self.values[name])}
+        long = [name for name in length if length[name] > 5]
+        named = [name for name in self._named("text") if name in long]
+        found = max(named or long, key=length.__getitem__, default="")
         return self._take(found, "text", "by its name" if named else "the longest texts") if found else ""
 
     def _fields(self) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-        """Columns of numbers and of few codes, and what in them means no value."""
-        fields, missing, decimal = [], {}, self.load.get("decimal", ".")
+        """Columns of numbers and of few codes, and the words in them that mean no value."""
+        fields: list[dict[str, Any]] = []
+        missing: dict[str, list[str]] = {}
         for name in list(self.free):
-            cells = [str(value) for cell in self.frame[name] if (value := plain(cell)) is not None]
-            none = {c for c in cells if c.casefold() in NO_VALUE}
-            numbers = [
-                c for c in cells if as_number(c.lstrip("<>≤≥~= "), decimal, self.load.get("thousands", "")) is not None
-            ]
-            if marks := {c for c in numbers if c in MARKS}:
-                none |= marks if not any(c.startswith("-") for c in numbers if c not in marks) else set()
-            other, field = set(cells) - set(numbers) - none, {"column": name, "wording": name.replace("_", " ")}
-            if numbers and len(other) <= 5 and len(numbers) > 0.7 * len([c for c in cells if c not in none]):
-                places = [len(number.partition(decimal)[2]) for number in numbers]
-                none |= other
-                fields.append(field | {"decimals": min(3, max(places))})
-                self._take(name, "number", f"no value: {sorted(none)}" if none else "numbers")
-            elif 1 < len(kinds := sorted(set(cells) - none)) <= 8:
-                fields.append(field | {"map": {value: value for value in kinds}})
-                self._take(name, "code", f"few values; no value: {sorted(none)}" if none else "few values")
+            none = sorted({value for value in self.values[name] if value.casefold() in NO_VALUE})
+            given = self.values[name][~self.values[name].isin(none)]
+            is_number = given.map(lambda value: as_number(value.lstrip("<>≤≥~= "), self.decimal) is not None)
+            field: dict[str, Any] = {"column": name, "wording": name.replace("_", " ")}
+            if len(given) and is_number.mean() > 0.7 and given[~is_number].nunique() <= 5:
+                none += sorted(set(given[~is_number]))
+                field["decimals"] = int(
+                    given[is_number].map(lambda n: len(n.partition(self.decimal)[2])).clip(0, 3).max()
+                )
+            elif 1 < given.nunique() <= MOST_CODES:
+                field["map"] = {value: value for value in sorted(set(given.map(code_key)))}
             else:
                 continue
-            missing |= {name: sorted(none)} if none else {}
+            fields.append(field)
+            missing |= {name: none} if none else {}
+            self._take(name, "number" if "decimals" in field else "code", f"no value: {none}" if none else "its values")
         return fields, missing
-
-
-def _place(word: str) -> int:
-    """Of a word of urgency among `ORDER`; -1 for any other."""
-    return next((i for i, words in enumerate(ORDER) if re.search(rf"\b(?:{words})", word.casefold())), -1)
-
-
-def _looked_at(content: bytes, entry: dict[str, Any]) -> tuple[dict[str, Any], list[list[Any]], str]:
-    """How a file is read, its first rows where it has a header line, and what to say of it."""
-    if content.startswith(b"PK") and b"xl/workbook.xml" in content:
-        sheets = sheet_cells(content)
-        sheet = max(sheets, key=lambda name: int(sheets[name].notna().sum(axis=None)))
-        if sum(cells.notna().any(axis=None) for cells in sheets.values()) > 1:
-            entry["sheet"] = sheet
-        rows = sheets[sheet].astype(object).where(sheets[sheet].notna(), "").to_numpy().tolist()
-        return {"format": "xlsx"}, rows, f"workbook, sheet '{sheet}' (the largest of {len(sheets)})"
-    if content.startswith(b"PAR1"):
-        return {"format": "parquet"}, [], "parquet"
-    content, how = unpacked(content), {}
-    try:
-        text, told = decoded(content), "UTF-16" if content.startswith((b"\xff\xfe", b"\xfe\xff")) else "UTF-8"
-    except ValueError:
-        text, how, told = decoded(content, "cp1252"), {"encoding": "cp1252"}, "Windows-1252 (it is no UTF-8)"
-    if text.lstrip()[:1] in ("[", "{"):
-        try:
-            json.loads(text)
-            return how | {"format": "json"}, [], f"json, {told}"
-        except ValueError:
-            return how | {"format": "jsonl"}, [], f"json lines, {told}"
-    if text.lstrip().startswith("<"):
-        raise ValueError("it is XML or HTML")
-    lines = text.splitlines(keepends=True)
-    tried = {sep: list(itertools.islice(csv.reader(lines, delimiter=sep), 400)) for sep in ",;\t|"}
-    widths = {sep: Counter(len(row) for row in rows if row) for sep, rows in tried.items()}
-    usual = {sep: of.most_common(1)[0] for sep, of in widths.items()}
-    # as many rows as can be have as many cells, and more than one
-    sep = max(tried, key=lambda sep: (usual[sep][1] / widths[sep].total() if usual[sep][0] > 1 else 0, usual[sep][0]))
-    name = {"\t": "tab"}.get(sep, sep)
-    return how | {"format": "csv", "sep": sep}, tried[sep], f"csv, separator '{name}', {told}"

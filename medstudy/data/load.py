@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -15,10 +14,15 @@ from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import SMALLEST_COUNT, Case, DataError
 from medstudy.data.rows import Row, RowDropped, answers_by_text, text_key
 from medstudy.data.tables import Table, as_table, read_tables
+from medstudy.params import nearest
 
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
 #: Where a fault stands, the group of its row, and the value.
 Found = tuple[str, str, str]
+#: What often means no value, and what a text holds whose bytes were read in a wrong way.
+NO_VALUE = frozenset(("nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "-", "--", "?", "??", "unknown", "."))
+WRONG_SIGNS = "\ufffd|Ã[\x80-\xbf]|â€|Â[\xa0-\xbf]"
+HIDDEN = "(not shown: the card is private)"
 _ORDER = {None: 0, "train": 0, "prefer": 1, "validation": 2, "test": 3}
 
 
@@ -94,7 +98,7 @@ def _left_out(card: DataCard, kept: dict[str, Case]) -> Iterator[tuple[str, set[
 
 
 def _told(card: DataCard, column: str, what: str, found: list[Found]) -> str:
-    """One kind of fault: its values with their counts, as a map to be filled in where that is the remedy.
+    """One kind of fault: where it first is, and its values with their counts.
 
     Of a private source only values that so many groups have that they are nobody's own.
     """
@@ -102,10 +106,9 @@ def _told(card: DataCard, column: str, what: str, found: list[Found]) -> str:
     shown = [value for value in rows if card.shareable or groups[value] >= SMALLEST_COUNT][:20]
     values = [", ".join(f"{value[:40]!r} ({rows[value]} rows)" for value in shown)] if shown else []
     if rest := len(rows) - len(shown):
-        hidden = "" if card.shareable else " (not shown: the card is private)"
+        hidden = "" if card.shareable else f" {HIDDEN}"
         values.append(f"{rest} {'other ' if shown else ''}values{hidden}")
-    paste = "\n  to fill in: {" + ", ".join(f"{v[:40]!r}: ?" for v in shown) + "}" if shown and "extend" in what else ""
-    return f"{found[0][0]}, column '{column}': {' and '.join(values)} {what}{paste}"
+    return f"{found[0][0]}, column '{column}': {' and '.join(values)} {what}"
 
 
 def _check_columns(card: DataCard, tables: list[Table]) -> None:
@@ -118,14 +121,12 @@ def _check_columns(card: DataCard, tables: list[Table]) -> None:
         twice = table.frame.columns[table.frame.columns.duplicated()].intersection(card.columns.read)
         wrong += [f"{table.name}: column '{name}' is there twice; rename or drop one" for name in twice]
         names = [*table.frame.columns, "source_file"]
-        absent = [name for name in card.columns.read if name not in names]
-        if absent:
+        if absent := [name for name in card.columns.read if name not in names]:
             # where no name is known the first line may be no header, but a patient's cells
-            shown = card.shareable or not set(card.columns.read).isdisjoint(table.frame.columns)
-            near = {name: difflib.get_close_matches(name, names if shown else [], cutoff=0.5) for name in absent}
-            told = "; ".join(f"no column '{a}'{'; nearest: ' if n else ''}{', '.join(n)}" for a, n in near.items())
-            known = ", ".join(names[:40]) if shown else f"{len(names)}, not shown: is there a header line?"
+            shown = card.shareable or not set(card.columns.read).isdisjoint(names)
+            told = "; ".join(f"no column '{name}'{nearest(name, names if shown else [])}" for name in absent)
             alone = "; only one column was found: is load.sep right?" if len(names) == 2 else ""
+            known = ", ".join(names[:40]) if shown else f"{len(names)}, not shown: is there a header line?"
             wrong.append(f"{table.name}: {told}{alone} (columns: {known})")
     if wrong:
         raise DataError("\n".join(wrong))
@@ -135,30 +136,20 @@ def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
     """Ids are there once; no two groups differ only in case, blanks or leading zeros; none was cut by a spreadsheet."""
     seen: dict[str, str] = {}
     alike: dict[str, str] = {}
-    hidden = "(not shown: the card is private)"
     for where, case in kept.items():
         if case.case_id in seen:
-            shown, rows = repr(case.case_id) if card.shareable else hidden, f"{seen[case.case_id]} and {where}"
+            shown, rows = repr(case.case_id) if card.shareable else HIDDEN, f"{seen[case.case_id]} and {where}"
             remedy = "leave out columns.case_id to number the rows, or use group_id for several rows a patient"
             raise DataError(f"data card '{card.name}': case id {shown} in {rows}; {remedy}")
         seen[case.case_id] = where
-        group = case.group_id
+        group, at = case.group_id, f"{where}, column '{card.columns.group_id}'"
         if re.fullmatch(r"\d([.,]\d+)?E\+?\d+", group, re.IGNORECASE):
-            raise DataError(f"{where}: the id in '{card.columns.group_id}' was cut by a spreadsheet (as in 1.2E+12)")
+            raise DataError(f"{at}: the id was cut by a spreadsheet (as in 1.2E+12)")
         loose = re.sub(r"(?<!\d)0+(?=\d)", "", " ".join(group.split()).casefold())
         if alike.setdefault(loose, group) != group:
-            both = f"'{alike[loose]}' and '{group}'" if card.shareable else hidden
+            both = f"'{alike[loose]}' and '{group}'" if card.shareable else HIDDEN
             what = "differ only in leading zeros, case or blanks, and would be two patients"
-            at = f"{where}, column '{card.columns.group_id}'"
             raise DataError(f"{at}: two ids {both} {what}; write them alike by load.prepare")
-
-
-#: What often means no value, and what a text holds whose bytes were read in a wrong way or that is no plain text.
-_NO_VALUE = frozenset(("nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "-", "--", "?", "unknown", "."))
-_ODD = {
-    "signs of a wrong encoding": "\ufffd|Ã[\x80-\xbf]|â€|Â[\xa0-\xbf]",
-    "markup": r"<br ?/?>|</?[pb]>|&(?:amp|lt|gt|quot|nbsp|#\d+);|\\[rn]\b|\{\\rtf",
-}
 
 
 def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
@@ -167,18 +158,12 @@ def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
     for name in dict.fromkeys([*card.columns.placeholders, *(f.column for f in card.columns.fields), *answers]):
         cells = pd.concat([t.frame[name] for t in tables if name in t.frame], ignore_index=True).dropna().astype(str)
         none = {value.casefold() for value in (*card.columns.missing.get(name, ()), *card.columns.missing.get("*", ()))}
-        empty = cells[cells.str.strip().str.casefold().isin(_NO_VALUE - none)].value_counts()
+        empty = cells[cells.str.strip().str.casefold().isin(NO_VALUE - none)].value_counts()
         if len(empty):
             said = ", ".join(f"'{value}' ({n})" for value, n in empty.items())
             yield f"column '{name}': {said} is shown as it is; if it means no value, see columns.missing"
-        for what, pattern in _ODD.items():
-            if n := int(cells.str.contains(pattern, regex=True).sum()):
-                yield f"column '{name}': {n} cells hold {what}"
-        if n := int(cells.str.len().isin((32767, 65535)).sum()):
-            yield f"column '{name}': {n} cells have just the length at which spreadsheets and databases cut"
-        row = rf"\n(?:[^,;\t\n]+[,;\t](?! )){{{max(2, tables[0].frame.shape[1] - 1)}}}[^,;\t\n]*(?:\n|$)"
-        if n := int(cells.str.contains(row, regex=True).sum()):
-            yield f"column '{name}': {n} cells hold a line that looks like a row; is a quote left open?"
+        if n := int(cells.str.contains(WRONG_SIGNS, regex=True).sum()):
+            yield f"column '{name}': {n} cells hold signs of a wrong encoding"
 
 
 def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import math
 import re
@@ -18,7 +17,6 @@ from medstudy.data.cases import Case
 
 #: A number with a sign before it, as laboratories report what is beyond their range.
 _BOUND = re.compile(r"[<>≤≥~]=?\s*")
-_LIST = re.compile(r"\[\s*(['\"]).*\1\s*\]|\[\]", re.DOTALL)
 
 
 class RowDropped(Exception):
@@ -77,13 +75,8 @@ class Row:
         return self._words(column)
 
     def _words(self, column: str) -> str:
-        """A cell as it is shown: a list of words, also in Python's or JSON's spelling, with commas between them."""
+        """A cell as it is shown: a list of words with commas between them."""
         value = self.cells[column]
-        if isinstance(value, str) and _LIST.fullmatch(value):
-            try:
-                value = ast.literal_eval(value)
-            except (SyntaxError, ValueError):
-                return value
         if isinstance(value, list) and not any(isinstance(part, (list, dict)) for part in value):
             return ", ".join(str(plain(part)) for part in value)
         if not isinstance(value, str):
@@ -117,17 +110,17 @@ class Row:
 
     def _number(self, column: str) -> float:
         """The cell as a number; of ``<0.3`` the 0.3."""
-        raw, load = self.raw[column], self.card.load
+        raw, load, decimal = self.raw[column], self.card.load, "."
         if isinstance(raw, (int, float)) and not isinstance(raw, bool):
-            text, decimal, thousands = repr(raw), ".", ""
+            text = repr(raw)
         else:
             load = load.local if isinstance(load, Hub) else load
-            decimal, thousands = (load.decimal, load.thousands) if isinstance(load, Files) else (".", "")
+            decimal = load.decimal if isinstance(load, Files) else "."
             text = _BOUND.sub("", str(self.cells[column]), count=1)
-        number = as_number(text, decimal, thousands)
+        number = as_number(text, decimal)
         if number is None:
-            remedy = f"columns.missing.{column} if it means 'no value'"
-            self._fault(column, f"is not a number with decimal '{decimal}'; see load.decimal, load.thousands; {remedy}")
+            remedy = f"see load.decimal, or columns.missing.{column} if it means 'no value'"
+            self._fault(column, f"is not a number with decimal '{decimal}'; {remedy}")
         return math.nan if number is None else number
 
     def _mapped(self, column: str, mapping: Mapping[str, str], remedy: str) -> str:
@@ -135,10 +128,8 @@ class Row:
         key = code_key(str(self.cells[column]))
         if key in codes:
             return codes[key]
-        # in quotes where a comma would hide which is which
-        allowed = ", ".join(repr(key) if any("," in k for k in mapping) else key for key in mapping)
         leave_out = f"or leave it out by columns.missing.{column}"
-        return self._fault(column, f"is not among the allowed ({allowed}); extend {remedy}, {leave_out}")
+        return self._fault(column, f"is not among the allowed ({', '.join(mapping)}); extend {remedy}, {leave_out}")
 
     def _answer(self, kind: str, outcome: str, spec: Gold) -> str:
         """The answer of an outcome, or the split, that the row's value means."""
@@ -202,12 +193,8 @@ def plain(value: Any) -> Any:
         value = value.tolist()
     if isinstance(value, (dict, list)):
         return value
-    if isinstance(value, (tuple, set, frozenset)):
-        return list(value)
     if pd.isna(value):
         return None
-    if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, datetime) and value.time() == time():
@@ -215,12 +202,10 @@ def plain(value: Any) -> Any:
     return str(value).replace("\r\n", "\n").replace("\r", "\n").strip().strip("\u200b\ufeff").strip() or None
 
 
-def as_number(text: str, decimal: str = ".", thousands: str = "") -> float | None:
-    """A finite number, or None: thousands stand in threes, and the decimal sign is the given one."""
-    sep = re.escape(thousands) if thousands != " " else "[ \u00a0\u202f]"
-    whole = rf"(?:\d{{1,3}}(?:{sep}\d{{3}})+|\d+)" if thousands else r"\d+"
+def as_number(text: str, decimal: str = ".") -> float | None:
+    """A finite number with this decimal sign and no other, or None."""
     sign = re.escape(decimal)
-    if not re.fullmatch(rf"[+-]?(?:{whole}(?:{sign}\d*)?|{sign}\d+)(?:[eE][+-]?\d+)?", text):
+    if not re.fullmatch(rf"[+-]?(?:\d+(?:{sign}\d*)?|{sign}\d+)(?:[eE][+-]?\d+)?", text):
         return None
-    number = float((re.sub(sep, "", text) if thousands else text).replace(decimal, "."))
+    number = float(text.replace(decimal, "."))
     return number if math.isfinite(number) else None

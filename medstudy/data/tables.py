@@ -37,12 +37,10 @@ class Table:
     frame: pd.DataFrame
 
     def __post_init__(self) -> None:
-        frame = self.frame.set_axis([str(name).strip(" \t\r\n\ufeff") for name in self.frame.columns], axis=1)
+        frame = self.frame.rename(columns=lambda name: str(name).strip(" \t\r\n\ufeff"))
         # as it was written: 36.6 in four bytes would read 36.599998
-        short = [kind for kind in frame.dtypes if kind in ("float32", "float16")]
-        if short:
-            frame = frame.apply(lambda cells: cells.astype(str).astype(float) if cells.dtype in short else cells)
-        object.__setattr__(self, "frame", frame)
+        short = dict.fromkeys(frame.columns[frame.dtypes == "float32"], str)
+        object.__setattr__(self, "frame", frame.astype(short).astype(dict.fromkeys(short, float)))
 
 
 def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
@@ -107,9 +105,8 @@ def source_files(card: DataCard, data_root: str) -> list[Path]:
     if isinstance(load, Prepare):
         found.append(card.folder / load.prepare.partition(":")[0])
         with contextlib.suppress(DataError):
-            for path in sorted(_data_folder(card, data_root).rglob("*")):
-                if path.suffix not in (".yaml", ".yml") and not path.parent.name.startswith((".", "__")):
-                    found.append(path)
+            inside = [p for p in sorted(_data_folder(card, data_root).rglob("*")) if p.suffix not in (".yaml", ".yml")]
+            found += [path for path in inside if not path.parent.name.startswith((".", "__"))]
     return [path for path in found if path.is_file()]
 
 
@@ -141,11 +138,8 @@ def _read(file: File, load: Files, card: DataCard, data_root: str) -> Table:
         frame = table_of(content, file, load)
     except _READ_ERRORS as error:
         raise DataError(f"{file.path} cannot be read as {load.format}: {error}; check format, sep, encoding") from error
-    unknown = [name for name in file.rename if name not in frame.columns]
-    if unknown:
-        raise DataError(f"{file.path}: rename of '{unknown[0]}', but there is no such column")
     path = PurePath(file.path)
-    return Table(path.name if path.is_absolute() else file.path, file.split, frame.rename(columns=file.rename))
+    return Table(path.name if path.is_absolute() else file.path, file.split, frame)
 
 
 def find_file(path: str, data_root: str, beside: Path) -> Path:
@@ -153,32 +147,25 @@ def find_file(path: str, data_root: str, beside: Path) -> Path:
     root = from_root(data_root or project_root())
     if not root.is_dir():
         raise DataError(f"data_root '{data_root}' is not a folder")
+    if (root / path).is_file():
+        return root / path
     # an empty data_root is the project's own folder, which is not searched
-    below = root.rglob(glob.escape(Path(path).name)) if data_root and not (root / path).is_file() else ()
+    below = root.rglob(glob.escape(Path(path).name)) if data_root else ()
     hits = sorted(p for p in below if p.is_file() and p.as_posix().endswith(f"/{path}"))
     if len(hits) > 1:
         raise DataError(f"{path} is there {len(hits)} times: {', '.join(map(str, hits))}; set data_root deeper")
-    for found in (root / path, *hits, beside / path):
-        if found.is_file():
-            return found
+    if hits or (beside / path).is_file():
+        return hits[0] if hits else beside / path
     where = f"{(root / path).resolve()}{' or a folder below' if data_root else ''}, nor beside the card"
     fetch = "leave data_root empty and let the card fetch it (url, or kind hub)"
     raise DataError(f"no file {where}; set data_root to the folder that holds it, or {fetch}")
 
 
-def unpacked(content: bytes, is_workbook: bool = False) -> bytes:
-    """What a gzip file, or a zip file of one file, holds; anything else as it is."""
-    if content.startswith(b"\x1f\x8b"):
-        return gzip.decompress(content)
-    if not content.startswith(b"PK\x03\x04") or is_workbook:
-        return content
-    with zipfile.ZipFile(BytesIO(content)) as archive:
-        names = [name for name in archive.namelist() if not name.endswith("/") and not name.startswith("__MACOSX")]
-        if "xl/workbook.xml" in names:
-            raise ValueError("it is a workbook: say `format: xlsx`")
-        if len(names) != 1:
-            raise ValueError(f"it is a zip archive of {len(names)} files: unpack it")
-        return archive.read(names[0])
+def unpacked(content: bytes) -> bytes:
+    """What a gzip file holds; anything else as it is."""
+    if content.startswith(b"PK\x03\x04"):
+        raise ValueError("it is a workbook (say `format: xlsx`) or a zip archive (unpack it)")
+    return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
 
 
 def decoded(content: bytes, encoding: str = "utf-8-sig") -> str:
@@ -192,8 +179,6 @@ def decoded(content: bytes, encoding: str = "utf-8-sig") -> str:
     except UnicodeDecodeError as error:
         other = "" if encoding == "cp1252" else "; text of Windows in Europe and America: say `encoding: cp1252`"
         raise ValueError(f"byte {error.start} is no {encoding}{other}") from None
-    if "\0" in text:
-        raise ValueError("it holds bytes of 0: it may be UTF-16 without a mark: say `encoding: utf-16-le`")
     if re.search("[\x80-\x9f]", text):
         raise ValueError("it holds signs that only Windows-1252 prints: say `encoding: cp1252`")
     if not text.isascii() and encoding.replace("_", "-").lower() not in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le"):
@@ -205,22 +190,20 @@ def decoded(content: bytes, encoding: str = "utf-8-sig") -> str:
 
 def table_of(content: bytes, file: File, load: Files) -> pd.DataFrame:
     """One file as a table. Cells of csv stay text: 007 is no number, and NA may be sodium."""
-    content = unpacked(content, load.format == "xlsx")
-    if load.format == "parquet":
-        return pd.read_parquet(BytesIO(content))
     if load.format == "xlsx":
         return _headed(_sheet(content, file), load.names)
+    content = unpacked(content)
+    if load.format == "parquet":
+        return pd.read_parquet(BytesIO(content))
     text = decoded(content, load.encoding)
     if load.format == "csv":
-        if re.search(rf'(?<!\\)\\"(?!{re.escape(load.sep)}|\s*(?:\n|$))', text):
-            raise ValueError('it has backslashes before quotes (\\"): read it by load.prepare, with escapechar')
         how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
         # the header is one of the cells, so that no name is changed
         cells = pd.read_csv(StringIO(text), sep=load.sep, header=None, skiprows=file.skip_rows, **how)
         return _headed(cells, load.names)
     # not pandas.read_json: it turns texts into dates and refuses long whole numbers
-    lines = [line for line in text.split("\n") if line.strip()] if load.format == "jsonl" else []
-    rows = [json.loads(line, object_pairs_hook=_once) for line in lines] or json.loads(text, object_pairs_hook=_once)
+    lines = [line for line in text.split("\n") if line.strip()]
+    rows = json.loads(text) if load.format == "json" else [json.loads(line) for line in lines]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it must be a list of objects (json) or one object a line (jsonl); else load.prepare")
     return pd.DataFrame(rows, dtype=object)
@@ -250,9 +233,3 @@ def _headed(cells: pd.DataFrame, names: list[str]) -> pd.DataFrame:
         raise ValueError(f"load.names has {len(names)} names for {cells.shape[1]} columns")
     header = names or ["" if pd.isna(name) else str(name) for name in cells.iloc[0]]
     return cells.iloc[0 if names else 1 :].reset_index(drop=True).set_axis(header, axis=1)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("an object has a key twice")
-    return dict(pairs)

@@ -48,11 +48,8 @@ class ClinicalReasoning(Task):
 
     def wrong_answers(self, case: Case, cases: list[Case], rng: random.Random) -> list[str]:
         """The other options where the source has some, else diagnoses of other cases."""
-        names, right = (
-            set(case.details.get("options", {}).values()) or {c.gold["diagnosis"] for c in cases},
-            _right(case),
-        )
-        wrong = sorted(name for name in names if _name(name) not in right)
+        names = set(case.details.get("options", {}).values()) or {c.gold["diagnosis"] for c in cases}
+        wrong = sorted(name for name in names if _name(name) not in _right(case))
         return [self.target(replace(case, gold={"diagnosis": name})) for name in rng.sample(wrong, len(wrong))]
 
     def _shown(self, case: Case) -> dict[str, str]:

@@ -59,10 +59,10 @@ class Summarization(Task):
 
 
 def factual_overlap(note: str, case: Case) -> tuple[float, float]:
-    """Factual precision and recall of a summary: stated facts that are true, true facts that are stated.
+    """Factual precision and recall: stated facts that are true, true facts that are stated.
 
-    Where the source's facts are known (synthetic cases) a stated sentence is compared with them whole. Else sentences
-    of the gold note stand in, and one is stated when half of its content words are: that sees no negation or number.
+    Known facts (synthetic cases) are compared whole. Else sentences of the gold note stand in, and one is stated when
+    half of its content words are: that sees no negation or number.
     """
     stated, gold = _sentences(note), case.gold["summary"]
     if not stated:

@@ -4,14 +4,13 @@ import gzip
 import io
 import json
 import re
-import zipfile
 
 import pandas as pd
 import pytest
 from made_up import asked
+from made_up import ward_card as card
 
 from medstudy.data import audit
-from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
@@ -19,17 +18,6 @@ from medstudy.data.splits import split_cases
 NUMBER = {"text": "{fields}", "fields": [{"column": "x", "unit": "u"}]}
 GROUPS = {"group_id": "id"}
 OPEN = {"text": "{note}", "gold": {"diagnosis": {"column": "dx"}}}
-COMMA = {"decimal": ",", "thousands": "."}
-
-
-def card(columns=None, files=({"path": "ward.csv"},), task="text_classification", shareable=True, **load):
-    """A card on the files of a ward; `load` and `columns` override parts."""
-    base = {"text": "{note}", "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}}}}
-    labels = {"label": ["no", "yes"]} if task == "text_classification" else {}
-    return DataCard.model_validate(
-        {"name": "ward", "title": "A ward", "task": task, "question": "Infection?", "shareable": shareable,
-         "labels": labels, "load": {"kind": "files", "files": list(files)} | load, "columns": base | (columns or {})}
-    )  # fmt: skip
 
 
 def xlsx(**sheets):
@@ -38,15 +26,6 @@ def xlsx(**sheets):
         with pd.ExcelWriter(buffer) as writer:
             for name, rows in sheets.items():
                 pd.DataFrame(rows).to_excel(writer, sheet_name=name, index=False, header=False)
-        return buffer.getvalue()
-
-
-def zipped(*texts):
-    """A zip archive with a file for each text."""
-    with io.BytesIO() as buffer:
-        with zipfile.ZipFile(buffer, "w") as archive:
-            for number, text in enumerate(texts):
-                archive.writestr(f"{number}.csv", text)
         return buffer.getvalue()
 
 
@@ -73,47 +52,27 @@ LINES = {"format": "jsonl"}
 #: content, columns, load, and the texts that are right
 RIGHT = {
     "byte order mark": (("\ufeff" + PLAIN).encode(), {}, {}, ["a", "b"]),
-    "byte order mark, other encoding said": (("\ufeff" + PLAIN).encode(), {}, {"encoding": "cp1252"}, ["a", "b"]),
     "UTF-16 with a mark": (PLAIN.encode("utf-16"), {}, {}, ["a", "b"]),
     "Windows-1252": ("note,uti\npatient’s,1\nb,0\n".encode("cp1252"), {}, {"encoding": "cp1252"}, ["patient’s", "b"]),
-    "lines of an old Mac": (PLAIN.replace("\n", "\r"), {}, {}, ["a", "b"]),
     "tabs and lines of Windows": (PLAIN.replace(",", "\t").replace("\n", "\r\n"), {}, {"sep": "\t"}, ["a", "b"]),
     "no header line, braces, a zero in front": (
      "Fièvre {x};0431\nNéant;NA\n".encode("cp1252"),
      {"gold": {"label": {"column": "icd", "map": {"0431": "yes", "NA": "no"}}}},
      {"sep": ";", "encoding": "cp1252", "names": ["note", "icd"]}, ["Fièvre {x}", "Néant"]),
     "gzip without its name": (gzip.compress(PLAIN.encode()), {}, {}, ["a", "b"]),
-    "zip of one file": (zipped(PLAIN), {}, {}, ["a", "b"]),
     "blanks around names and cells": (" note , uti \n a , 1 \nb,0\n", {}, {}, ["a", "b"]),
-    "first sheet empty": (xlsx(Cover=[], Data=SHEET), {}, told(), ["a", "b"]),
     "title row": (xlsx(A=[["Ward 3, 2024", None], *SHEET]), {}, told(skip_rows=1), ["a", "b"]),
-    "title lines of a csv": ("Ward 3\n\n" + PLAIN, {}, {"files": [{"path": "ward.csv", "skip_rows": 2}]}, ["a", "b"]),
     "the sheet that is named": (xlsx(A=[["x"]], B=SHEET), {}, told(sheet="B"), ["a", "b"]),
-    "blank rows in a sheet": (xlsx(A=[*SHEET[:2], [None, None], SHEET[2]]), {}, told(), ["a", "b"]),
     "number cells of a sheet": (xlsx(A=[["x", "uti"], [36.5, 1], [1000.0, 0]]), NUMBER, told(decimal=","),
      ["x: 36.5 u", "x: 1000 u"]),
     "faults of formulas": (xlsx(A=[["x", "uti"], ["#N/A", 1], [2, 0]]), NUMBER, told(),
      ["x: not recorded", "x: 2 u"]),
-    "dates of a sheet": (xlsx(A=[["note", "uti"], [pd.Timestamp("2024-03-01"), 1], ["b", 0]]), {}, told(),
-     ["2024-03-01", "b"]),
-    "decimal commas": ('x,uti\n"36,5",1\n"1.234,5",0\n', NUMBER, COMMA, ["x: 36.5 u", "x: 1234.5 u"]),
-    "thousands": ('x,uti\n"1,234",1\n"12,345.5",0\n', NUMBER, {"thousands": ","}, ["x: 1234 u", "x: 12345.5 u"]),
-    "thousands with narrow blanks": ("x,uti\n1\u202f234,1\n2,0\n", NUMBER, {"thousands": " "}, ["x: 1234 u", "x: 2 u"]),
+    "decimal commas": ('x,uti\n"36,5",1\n"1234,5",0\n', NUMBER, {"decimal": ","}, ["x: 36.5 u", "x: 1234.5 u"]),
     "below and above the range": ("x,uti\n<0.3,1\n> 100,0\n", NUMBER, {}, ["x: <0.3 u", "x: > 100 u"]),
-    "numbers in four bytes": (parquet(x=pd.Series([36.6, 2], dtype="float32"), uti=[1, 0]), NUMBER,
-     {"format": "parquet"}, ["x: 36.6 u", "x: 2 u"]),
-    "sums of binary fractions": ("x,uti\n0.30000000000000004,1\n2,0\n", NUMBER, {}, ["x: 0.3 u", "x: 2 u"]),
     "a list of words": ('{"note": ["a", "b"], "uti": 1}\n{"note": "c", "uti": 0}\n', {}, LINES, ["a, b", "c"]),
-    "Python's spelling of a list": ("note,uti\n\"['a', 'b']\",1\nc,0\n", {}, {}, ["a, b", "c"]),
-    "a list in a field": ('{"x": ["a", 1.0], "uti": 1}\n{"x": [], "uti": 0}\n',
-     {"text": "{fields}", "fields": [{"column": "x"}]}, LINES, ["x: a, 1", "x:"]),
     "codes as 1 and 1.0": ("note,uti\na,1.0\nb,0.\n", {}, {}, ["a", "b"]),
     "sodium": ("note,uti\nNA,1\nb,0\n", {}, {}, ["NA", "b"]),
     "a missing mark as 9 and 9.0": ("note,uti\na,1\nb,0\nc,9.0\n", {"missing": {"uti": ["9"]}}, {}, ["a", "b"]),
-    "another name for a column": ("Note text,uti\na,1\nb,0\n", {},
-     {"files": [{"path": "ward.csv", "rename": {"Note text": "note"}}]}, ["a", "b"]),
-    "excluded columns that a file lacks": (PLAIN.replace("uti", "uti,code").replace("\na,1\nb,0", "\na,1,x\nb,0,y"),
-     {"exclude": ["code"]}, {}, ["a", "b"]),
 }  # fmt: skip
 
 
@@ -137,55 +96,28 @@ REFUSED = {
      ["only Windows-1252 prints", "encoding: cp1252"]),
     "UTF-8 read as Windows-1252": ("note,uti\nFièvre,1\n", {}, {"encoding": "cp1252"}, ["it is UTF-8, not cp1252"]),
     "Windows-1252 read as UTF-8": ("note,uti\nFièvre,1\n".encode("cp1252"), {}, {}, ["byte 11 is no utf-8", "cp1252"]),
-    "UTF-16 without a mark": (PLAIN.encode("utf-16-le"), {}, {}, ["bytes of 0", "utf-16-le"]),
-    "unknown encoding": (PLAIN, {}, {"encoding": "latin-x"}, ["cannot be read", "latin-x"]),
-    "zip of two files": (zipped(PLAIN, PLAIN), {}, {}, ["zip archive of 2 files"]),
     "a workbook read as csv": (xlsx(A=SHEET), {}, {}, ["format: xlsx"]),
-    "two sheets": (xlsx(A=SHEET, B=SHEET), {}, told(), ["say which `sheet`", "A, B"]),
     "a sheet that is not there": (xlsx(A=SHEET), {}, told(sheet="C"), ["no sheet 'C'", "A"]),
-    "title row not skipped": (xlsx(A=[["Ward 3", None], *SHEET]), {}, told(), ["no column 'note'"]),
-    "no parquet": (PLAIN, {}, {"format": "parquet"}, ["cannot be read as parquet"]),
     "broken json": ('{"note": ', {}, LINES, ["cannot be read as jsonl", "line 1"]),
-    "json of a number": ("7", {}, {"format": "json"}, ["a list of objects"]),
-    "json list": ('{"note": "a", "uti": 1}\n[1]', {}, LINES, ["one object a line"]),
-    "a key twice": ('{"note": "a", "note": "b", "uti": 1}\n', {}, LINES, ["a key twice"]),
     "a table in a cell": ('{"note": {"a": 1}, "uti": 1}\n', {}, LINES, ["column 'note'", "a table within a cell"]),
     "empty file": ("", {}, {}, ["cannot be read"]),
-    "header only": ("note,uti\n", {}, {}, ["no rows"]),
     "cells without a name": ("note,uti\na,b,1\nc,d,0\n", {}, {}, ["Expected 2 fields in line 2, saw 3"]),
-    "too few names": ("a,1,x\nb,0,y\n", {}, {"names": ["note", "uti"]}, ["2 names for 3 columns"]),
     "wrong separator": (PLAIN.replace(",", ";"), {}, {}, ["is load.sep right?"]),
     "two columns of one name": ("note,uti,note\na,1,x\nb,0,y\n", {}, {}, ["column 'note' is there twice"]),
-    "renamed to a name that is there": ("note,text,uti\na,x,1\nb,y,0\n", {},
-     {"files": [{"path": "ward.csv", "rename": {"text": "note"}}]}, ["column 'note' is there twice"]),
-    "rename of no column": (PLAIN, {},
-     {"files": [{"path": "ward.csv", "rename": {"nots": "x"}}]}, ["rename of 'nots'"]),
-    "two wrong columns": (PLAIN, {"text": "{notes} {x}"}, {}, ["no column 'notes'; nearest: note", "no column 'x'"]),
     "wrong leak column": (PLAIN, {"exclude": ["utis"]}, {}, ["no column 'utis' (exclude)"]),
-    "wrong column with markers": (PLAIN, {"missing": {"lactat": ["0"]}}, {}, ["no column 'lactat'"]),
-    "backslashes before quotes": ('note,uti\n"he said \\"x\\" twice",1\n', {}, {}, ["escapechar"]),
     "points where commas are said": ('x,uti\n36.5,1\n"36,5",0\n', NUMBER, {"decimal": ","},
      ["'36.5' (1 rows)", "decimal ','"]),
-    "a point that is no thousand": ("x,uti\n36.5,1\n2,0\n", NUMBER, COMMA, ["'36.5' (1 rows)"]),
     "decimal comma": ('x,uti\n80,1\n"36,5",0\n', NUMBER, {}, ["'36,5' (1 rows) is not a number", "load.decimal"]),
     "not a number": ("x,uti\n80,1\nfast,0\nfast,1\n", NUMBER, {},
      ["row 2, column 'x': 'fast' (2 rows) is not a number"]),
     "a unit in the cell": ("x,uti\n80 bpm,1\n2,0\n", NUMBER, {}, ["'80 bpm'"]),
-    "infinite": ("x,uti\n80,1\ninf,0\n", NUMBER, {}, ["'inf'", "columns.missing.x"]),
-    "Python's underscore": ("x,uti\n1_000,1\n2,0\n", NUMBER, {}, ["'1_000'"]),
-    "true and false": ('{"x": true, "uti": 1}\n', NUMBER, LINES, ["'True'"]),
     "unknown code": ("sex,uti\n1,1\n2,0\n", {"text": "{fields}", "fields": [{"column": "sex", "map": {"1": "male"}}]},
      {}, ["column 'sex': '2' (1 rows) is not among the allowed (1)"]),
     "labels that are not foreseen": ("note,uti\na,1\nb,7\nc,x\nd,7\n", {}, {},
-     ["'7' (2 rows), 'x' (1 rows)", "to fill in: {'7': ?, 'x': ?}", "columns.missing.uti"]),
-    "faults of two columns": ("x,uti\nfast,7\n", NUMBER, {}, ["column 'x'", "column 'uti'"]),
+     ["'7' (2 rows), 'x' (1 rows)", "columns.missing.uti"]),
     "not one of the labels": ("note,uti\na,yes\nb,Yes!\n", {"gold": {"label": {"column": "uti"}}}, {},
      ["'Yes!'", "allowed (no, yes)"]),
-    "a zero that is no code": ("note,uti\na,01\nb,0\n", {}, {}, ["'01'"]),
-    "rejected answer without a label": ("note,uti,code\na,1,y\nb,0,no\n",
-     {"rejected": {"label": {"column": "code"}}}, {}, ["row 1, column 'code': 'y'", "columns.rejected.label.map"]),
     "one class only": ("note,uti\na,1\nb,1\n", {}, {}, ["all 2 cases have one label, 'yes'"]),
-    "a label of two rows": (table([f"a{i},0" for i in range(80)] + ["x,1", "y,1"]), {}, {}, ["have one label, 'no'"]),
     "nothing left": ("note,uti\n,1\nb,\n", {}, {}, ["no case is left of 2 rows", "1 x no text in column 'note'"]),
     "case id twice": ("id,note,uti\n1,x,1\n1.0,y,0\n", {"case_id": "id"}, {}, ["case id '1'", "row 1", "row 2"]),
     "leading zeros": ("id,note,uti\n0012,x,1\n12,y,0\n", GROUPS, {}, ["'0012' and '12'", "leading zeros"]),
@@ -208,23 +140,9 @@ NOTED = {
      "'none' (7) is shown as it is"),
     "wrong signs": (table(f"{w}{' FiÃ¨vre' * (i < 4)},{i % 2}" for i, w in enumerate(WORDS)), {},
      "4 cells hold signs of a wrong encoding"),
-    "markup": (table(f"{w}{'<br>' * (i < 3)},{i % 2}" for i, w in enumerate(WORDS)), {}, "3 cells hold markup"),
-    "a quote left open": (
-        table((f'{i},"{w},{i % 2}' if i == 5 else f'{i},{w}",{i % 2}' if i == 9 else f"{i},{w},{i % 2}"
-               for i, w in enumerate(WORDS)), "id,note,uti"), {}, "looks like a row"),
-    "cells that were cut": (table(f"{'x' * 32767 if i == 3 else w},{i % 2}" for i, w in enumerate(WORDS)), {},
-     "just the length"),
     "a rare label": (table(f"{w},{int(i % 10 == 0)}" for i, w in enumerate(WORDS)), {}, "label 'yes' is rare"),
     "a label word in the text": (table(f"{w} {'yes' if i % 2 else ''},{i % 2}" for i, w in enumerate(WORDS)), {},
      "'yes' alone tells label"),
-    "most cases of one group": (table((f"{w},{i % 2},{max(0, i - 12)}" for i, w in enumerate(WORDS)), "note,uti,id"),
-     GROUPS, "one group holds 13 of 60 cases"),
-    "a column without a value": (table((f"{w},{i % 2}," for i, w in enumerate(WORDS)), "note,uti,x"),
-     {"text": "{note}\n{fields}", "fields": [{"column": "x"}]}, "x has no value in any case"),
-    "999 years": (table((f"{w},{i % 2},{999 if i < 3 else 30 + i % 40}" for i, w in enumerate(WORDS)), "note,uti,x"),
-     {"text": "{note}\n{fields}", "fields": NUMBER["fields"]}, "does 999 (3 times) mean 'not known'?"),
-    "minus one": (table((f"{w},{i % 2},{-1 if i < 3 else 30 + i % 40}" for i, w in enumerate(WORDS)), "note,uti,x"),
-     {"text": "{note}\n{fields}", "fields": NUMBER["fields"]}, "-1 to 69, median"),
 }  # fmt: skip
 
 
@@ -233,7 +151,7 @@ def test_noted_by_check(tmp_path, content, columns, said):
     loaded = cases_of(tmp_path, content, columns, {})
     splits = split_cases(loaded.cases, asked(20, 8, 16, 0, 0, n_prefer=10))
     mine = card(columns)
-    lines = [*audit.numbers(mine, loaded), *audit.notes(mine, loaded, audit.audit(loaded, splits))]
+    lines = list(audit.notes(mine, loaded, audit.audit(loaded, splits)))
     assert any(said in line for line in lines), lines
 
 
@@ -279,4 +197,4 @@ def test_a_private_source_shows_values_that_are_nobodys_own(tmp_path):
     content = table([f"{w},{'maybe' if i < 12 else i % 2}" for i, w in enumerate(WORDS)] + ["x,Grobblestone"])
     with pytest.raises(DataError, match=re.escape("'maybe' (12 rows) and 1 other values (not shown")) as error:
         cases_of(tmp_path, content, {}, {}, shareable=False)
-    assert "{'maybe': ?}" in str(error.value) and "Grobblestone" not in str(error.value)
+    assert "Grobblestone" not in str(error.value)

@@ -46,6 +46,11 @@ def workbook(folder: Path) -> Path:
     return folder / "ward.xlsx"
 
 
+def lines(folder: Path) -> Path:
+    NOTES.to_json(folder / "ward.jsonl", orient="records", lines=True)
+    return folder / "ward.jsonl"
+
+
 def guessed(file: Path, task: str, folder: Path) -> tuple[list[str], list]:
     """What was said, and the cases that the card gives."""
     said = list(init_card([file], task, folder))
@@ -59,9 +64,9 @@ def guessed(file: Path, task: str, folder: Path) -> tuple[list[str], list]:
     ("write", "why"),
     [
         (csv(NOTES, sep=";", encoding="cp1252"), "separator ';', Windows-1252"),
-        (csv(NOTES, sep="\t", encoding="utf-8-sig"), "separator 'tab', UTF-8"),
-        (csv(NOTES, encoding="utf-16"), "UTF-16"),
+        (csv(NOTES, sep="\t", encoding="utf-16"), "UTF-16"),
         (workbook, "sheet '2024' (the largest of 2), 3 rows above the header"),
+        (lines, "jsonl"),
     ],
 )
 def test_notes_with_a_label_are_read_whatever_the_file(write: Callable[[Path], Path], why: str, tmp_path: Path) -> None:
@@ -75,7 +80,8 @@ def test_notes_with_a_label_are_read_whatever_the_file(write: Callable[[Path], P
 
 
 def test_numbers_with_commas_and_words_for_no_value(tmp_path: Path) -> None:
-    _, cases = guessed(csv(VALUES, sep=";")(tmp_path), "numeric_classification", tmp_path / "mine")
+    said, cases = guessed(csv(VALUES, sep=";")(tmp_path), "numeric_classification", tmp_path / "mine")
+    assert "decimal sign ','" in said[0]
     assert cases[0].details["features"] == {"Age (years)": 61.0, "sodium": 136.5}
     assert cases[2].details["features"]["Age (years)"] is None
     assert [c.gold["label"] for c in cases[:2]] == ["no", "yes"]
@@ -85,57 +91,32 @@ def test_what_is_written_when_the_answer_is_known_is_not_shown(tmp_path: Path) -
     """Seen once: the diagnosis was taken for the text, the expert's level and the nurse's error for numbers."""
     n = range(40)
     visits = {
-        "Patients per hour": n,
         "Chief complaint": [f"pain {i}" for i in n],
         "Diagnosis": ["a very long final diagnosis"] * 40,
     }
     visits |= {"KTAS_nurse": [3, 4] * 20, "KTAS_expert": [2, 4] * 20, "Error_group": [1, 2] * 20}
     visits |= {"HR": ["88", "?"] * 20, "ST slope": ["1", "2.0", "?", "1.0"] * 10, "Disposition": ["home", "ward"] * 20}
     said, cases = guessed(csv(pd.DataFrame(visits))(tmp_path), "clinical_triage", tmp_path / "mine")
-    assert cases[0].gold == {"provider": "home", "urgency": "level 2"} and cases[0].group_id.startswith("text-")
-    assert cases[1].text == "pain 1\nPatients per hour: 1\nHR: not recorded\nST slope: 2.0"
+    assert cases[0].gold == {"provider": "home", "urgency": "level 2"}
+    assert cases[1].text == "pain 1\nHR: not recorded\nST slope: 2.0"
     assert "not shown to the model (exclude): Diagnosis, KTAS_nurse, Error_group" in said
+    assert "urgency from the least: level 4, level 2 (1 as the most urgent)" in said
 
 
-def test_levels_in_words_have_an_order(tmp_path: Path) -> None:
-    words = ["Emergency", "Non-urgent", "Resuscitation", "Urgent", "Less urgent"]
-    frame = pd.DataFrame({"message": [f"words {i}" for i in range(40)], "level": words * 8, "team": ["gp", "er"] * 20})
-    said, _ = guessed(csv(frame)(tmp_path), "clinical_triage", tmp_path / "mine")
-    assert (
-        "urgency from the least: Non-urgent, Less urgent, Urgent, Emergency, Resuscitation (order by their words)"
-        in said
+def test_words_of_urgency_are_to_be_put_in_order_by_hand(tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {"message": [f"words {i}" for i in range(40)], "level": ["soon", "Later", "now", "later"] * 10}
     )
-
-
-def test_the_words_tell_urgency_and_a_long_name_the_patient(tmp_path: Path) -> None:
-    """A German table: the columns' names say nothing, and the two answers were taken for one another."""
-    frame = {
-        "Nr": range(60),
-        "PatientenID": [f"P{i // 2}" for i in range(60)],
-        "Nachricht": [f"words {i}" for i in range(60)],
-        "PatientSexCode": ["m", "f", "x"] * 20,
-    }
-    frame |= {"Fachgruppe": ["nurse", "doctor", "pharmacy"] * 20, "Stufe": ["soon", "routine", "urgent", "Urgent"] * 15}
-    said, cases = guessed(csv(pd.DataFrame(frame))(tmp_path), "clinical_triage", tmp_path / "mine")
-    assert cases[0].gold == {"provider": "nurse", "urgency": "soon"} and cases[0].group_id == cases[1].group_id
-    assert "urgency from the least: routine, soon, urgent (order by their words)" in said
-
-
-def test_rows_that_each_file_numbers_anew_are_no_patients(tmp_path: Path) -> None:
-    files = [tmp_path / f"{name}.csv" for name in ("train", "test")]
-    for file in files:
-        rows = {"ID": range(30), "text": [f"{file.stem} {i}" for i in range(30)], "class": ["a", "b", "b"] * 10}
-        pd.DataFrame(rows).to_csv(file, index=False)
-    said = list(init_card(files, "text_classification", tmp_path / "mine"))
-    assert "'ID' begins anew in each file: not used as an id" in said
-    assert len(load_cases(load_card(tmp_path / "mine" / "card.yaml"), tmp_path).cases) == 60
+    said, _ = guessed(csv(frame.assign(team=["gp", "er"] * 20))(tmp_path), "clinical_triage", tmp_path / "mine")
+    assert "urgency from the least: Later, now, soon (BY THE ALPHABET: order labels.urgency by hand)" in said
 
 
 @pytest.mark.parametrize(
     ("frame", "task", "said"),
     [
         (NOTES, "text_clasification", "no task 'text_clasification'"),
-        (NOTES[["Text"]], "text_classification", "no column looks like the answer 'label'"),
+        (NOTES[["note_id", "Text"]], "text_classification", "no column looks like the answer 'label'"),
+        (NOTES[["Text"]], "text_classification", "its first line, which must name the columns"),
         (NOTES.set_axis(["a", "a", "b", "label"], axis=1), "text_classification", "two columns are called a"),
     ],
 )

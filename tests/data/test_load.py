@@ -9,6 +9,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pandas as pd
 import pytest
+from made_up import ward_card
 
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
@@ -33,23 +34,7 @@ FIELDS = [
 def card(columns=None, files=(("ward.csv", None),), **load):
     """A text-classification card on csv files; `load` and `columns` override parts."""
     listed = [{"path": path} | ({"split": split} if split else {}) for path, split in files]
-    base = {
-        "text": "{note}",
-        "gold": {"label": {"column": "uti", "map": {"0": "no", "1": "yes"}}},
-        "missing": {"*": ["9"]},
-    }
-    return DataCard.model_validate(
-        {
-            "name": "ward",
-            "title": "A ward",
-            "task": "text_classification",
-            "question": "Infection?",
-            "shareable": True,
-            "labels": {"label": ["no", "yes"]},
-            "load": {"kind": "files", "format": "csv", "files": listed} | load,
-            "columns": base | (columns or {}),
-        }
-    )
+    return ward_card({"missing": {"*": ["9"]}} | (columns or {}), listed, **load)
 
 
 @pytest.fixture
@@ -91,12 +76,6 @@ def test_fields_become_lines_and_features(ward):
     assert second.text == "No complaints\nPulse: not recorded\nSex: female"
     assert second.details == {"missing": ["pulse", "lactate"], "features": {"pulse": None, "sex": 2.0, "lactate": None}}
     assert (first.case_id, first.group_id, second.group_id) == ("a", "p1", "p1")
-
-
-def test_codes_that_are_no_numbers_are_counted_in_the_order_of_the_map(tmp_path):
-    fields = [{"column": "sex", "map": {"f": "woman", "1": "man"}}]
-    cases = load({"text": "{fields}", "fields": fields}, tmp_path, "sex,uti\nf,0\n1,1\n").cases
-    assert [c.details["features"] for c in cases] == [{"sex": 0.0}, {"sex": 1.0}]
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "xlsx"])
@@ -247,14 +226,6 @@ def test_a_hub_card_reads_local_copies_where_it_says_how(ward):
         load_cases(hub_card(), ward)
     local = {"format": "csv", "files": [{"path": "ward.csv"}]}
     assert load_cases(hub_card(local=local), ward).rows_in == 5
-
-
-def test_breast_cancer_comes_with_scikit_learn():
-    loaded = load_cases(load_card("breast_cancer"))
-    assert len(loaded.cases) == loaded.rows_in == 569
-    assert sum(c.gold["label"] == "malignant" for c in loaded.cases) == 212
-    assert all(len(c.details["features"]) == 10 for c in loaded.cases)
-    assert loaded.cases[0].text.startswith("Radius: 18.0\nTexture: 10.4\n")
 
 
 PREPARE = """import pandas as pd

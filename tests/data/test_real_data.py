@@ -1,8 +1,6 @@
 """The shipped cards on real files, where the folder named by MEDSTUDY_REAL_DATA has them."""
 
 import os
-import re
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import pytest
 from made_up import asked
 
 from medstudy.data.audit import audit
-from medstudy.data.card import DataCard, load_card
+from medstudy.data.card import load_card
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
 from medstudy.params import resolve
@@ -73,24 +71,6 @@ def test_ktas_nurses_are_rejected_answers_where_the_experts_disagree():
     task = get_task("clinical_triage", load_card("ktas"))
     asked = {"task": "clinical_triage", "data": "ktas", "pair_source": "card"}
     assert len(make_pairs(resolve(asked), task, cases).pairs) == len(worse)
-
-
-def test_mts_dialog_scores_become_ratings_as_documented(tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs" / "data_cards.md").read_text(encoding="utf-8")
-    code = next(c for c in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "ratings.csv" in c)
-    for file in Path(ROOT).rglob("correlation_study/*.csv"):
-        shutil.copy(file, tmp_path)
-    monkeypatch.chdir(tmp_path)
-    exec(code, {})
-    values = load_card("mts_dialog").model_dump()
-    values["load"]["files"] = [{"path": "MTS-Dialog-ValidationSet.csv"}]
-    values["columns"]["case_id"] = "ID"
-    card = DataCard.model_validate(values)
-    cases = load_cases(card, ROOT).cases
-    asked = {"task": "summarization", "data": "mts_dialog", "pair_source": "ratings", "pair_file": "ratings.csv"}
-    made = make_pairs(resolve(asked), get_task("summarization", card), cases)
-    assert made.counts["rows in the file"] == 400
-    assert len({p.case_id for p in made.pairs}) == 80  # in the others all four rate the same
 
 
 def test_pima():

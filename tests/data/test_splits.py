@@ -97,11 +97,6 @@ def test_given_splits_are_kept_and_validation_is_carved_out_of_train():
     assert {c.split for c in splits.validation} == {"validation"}
 
 
-def test_open_answers_can_be_split():
-    cases = [Case(f"c{i}", f"g{i}", "t", {"summary": f"s{i}"}, open_outcomes={"summary"}) for i in range(30)]
-    assert len(split_cases(cases, asked(10, 5, 5, 0, 0)).all()) == 21
-
-
 @pytest.mark.parametrize(
     ("cases", "sizes", "said"),
     [
