@@ -26,6 +26,8 @@ WORDING = "the wording "
 NEAR = 0.9
 #: A label with fewer training or test cases than this can hardly be learnt or measured.
 RARE = 10
+#: Numbers that often mean "not known".
+_MARKS = {-1, -9, -99, -999, -9999, 99, 999, 9999, 99999}
 _LIKE = f"cases like a training case (cosine of words >= {NEAR})"
 Line = Mapping[str, str | int]
 
@@ -55,9 +57,22 @@ def near_duplicates(table: pd.DataFrame) -> int:
     return int(table.loc[table["measure"] == _LIKE, "test"].item())
 
 
+def _not_known(card: DataCard, loaded: Loaded) -> Iterator[str]:
+    """Declared numbers whose least or largest value often means "not known"."""
+    for spec in (field for field in card.columns.fields if field.is_number):
+        values = pd.Series([case.details["features"][spec.column] for case in loaded.cases], dtype=float).dropna()
+        middle = values.median()
+        for v in {values.min(), values.max()} & _MARKS:
+            if v < 0 < middle or abs(v) > 3 * abs(middle):
+                n = int((values == v).sum())
+                n = n if card.shareable or n >= SMALLEST_COUNT else f"fewer than {SMALLEST_COUNT}"
+                yield f"{spec.column}: does {v:g} ({n} times) mean 'not known'? See columns.missing"
+
+
 def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
     """What of a source and its `audit` a reader should look at before training."""
     yield from loaded.notes
+    yield from _not_known(card, loaded)
 
     def few(count: int) -> str:
         return str(count) if card.shareable or not 0 < count < SMALLEST_COUNT else f"fewer than {SMALLEST_COUNT}"

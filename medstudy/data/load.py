@@ -164,6 +164,11 @@ def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
             yield f"column '{name}': {said} is shown as it is; if it means no value, see columns.missing"
         if n := int(cells.str.contains(WRONG_SIGNS, regex=True).sum()):
             yield f"column '{name}': {n} cells hold signs of a wrong encoding"
+        if n := int(cells.str.len().isin((32767, 65535)).sum()):
+            yield f"column '{name}': {n} cells have just the length at which spreadsheets and databases cut"
+        row = rf"\n(?:[^,;\t\n]+[,;\t](?! )){{{max(2, tables[0].frame.shape[1] - 1)}}}[^,;\t\n]*(?:\n|$)"
+        if n := int(cells.str.contains(row, regex=True).sum()):
+            yield f"column '{name}': {n} cells hold a line that looks like a row; is a quote left open?"
 
 
 def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) -> None:

@@ -195,6 +195,8 @@ def plain(value: Any) -> Any:
         return value
     if pd.isna(value):
         return None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     if isinstance(value, datetime) and value.time() == time():

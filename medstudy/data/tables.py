@@ -179,6 +179,8 @@ def decoded(content: bytes, encoding: str = "utf-8-sig") -> str:
     except UnicodeDecodeError as error:
         other = "" if encoding == "cp1252" else "; text of Windows in Europe and America: say `encoding: cp1252`"
         raise ValueError(f"byte {error.start} is no {encoding}{other}") from None
+    if "\0" in text:
+        raise ValueError("it holds bytes of 0: it may be UTF-16 without a mark: say `encoding: utf-16-le`")
     if re.search("[\x80-\x9f]", text):
         raise ValueError("it holds signs that only Windows-1252 prints: say `encoding: cp1252`")
     if not text.isascii() and encoding.replace("_", "-").lower() not in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le"):
@@ -197,13 +199,17 @@ def table_of(content: bytes, file: File, load: Files) -> pd.DataFrame:
         return pd.read_parquet(BytesIO(content))
     text = decoded(content, load.encoding)
     if load.format == "csv":
+        if re.search(rf'(?<!\\)\\"(?!{re.escape(load.sep)}|\s*(?:\n|$))', text):
+            raise ValueError('it has backslashes before quotes (\\"): read it by load.prepare, with escapechar')
         how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
         # the header is one of the cells, so that no name is changed
         cells = pd.read_csv(StringIO(text), sep=load.sep, header=None, skiprows=file.skip_rows, **how)
         return _headed(cells, load.names)
     # not pandas.read_json: it turns texts into dates and refuses long whole numbers
     lines = [line for line in text.split("\n") if line.strip()]
-    rows = json.loads(text) if load.format == "json" else [json.loads(line) for line in lines]
+    parts = [text] if load.format == "json" else lines
+    rows = [json.loads(part, object_pairs_hook=_once) for part in parts]
+    rows = rows[0] if load.format == "json" else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it must be a list of objects (json) or one object a line (jsonl); else load.prepare")
     return pd.DataFrame(rows, dtype=object)
@@ -233,3 +239,9 @@ def _headed(cells: pd.DataFrame, names: list[str]) -> pd.DataFrame:
         raise ValueError(f"load.names has {len(names)} names for {cells.shape[1]} columns")
     header = names or ["" if pd.isna(name) else str(name) for name in cells.iloc[0]]
     return cells.iloc[0 if names else 1 :].reset_index(drop=True).set_axis(header, axis=1)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError("an object has a key twice")
+    return dict(pairs)

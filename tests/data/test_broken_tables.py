@@ -94,6 +94,9 @@ def test_read_right(tmp_path, content, columns, load, texts):
 REFUSED = {
     "Windows-1252 read as latin-1": ("note,uti\npatient’s,1\n".encode("cp1252"), {}, {"encoding": "latin-1"},
      ["only Windows-1252 prints", "encoding: cp1252"]),
+    "UTF-16 without a mark": (PLAIN.encode("utf-16-le"), {}, {}, ["bytes of 0", "utf-16-le"]),
+    "a key twice": ('{"note": "a", "note": "b", "uti": 1}\n', {}, LINES, ["a key twice"]),
+    "backslashes before quotes": ('note,uti\n"he said \\"x\\" twice",1\n', {}, {}, ["escapechar"]),
     "UTF-8 read as Windows-1252": ("note,uti\nFièvre,1\n", {}, {"encoding": "cp1252"}, ["it is UTF-8, not cp1252"]),
     "Windows-1252 read as UTF-8": ("note,uti\nFièvre,1\n".encode("cp1252"), {}, {}, ["byte 11 is no utf-8", "cp1252"]),
     "a workbook read as csv": (xlsx(A=SHEET), {}, {}, ["format: xlsx"]),
@@ -140,6 +143,13 @@ NOTED = {
      "'none' (7) is shown as it is"),
     "wrong signs": (table(f"{w}{' FiÃ¨vre' * (i < 4)},{i % 2}" for i, w in enumerate(WORDS)), {},
      "4 cells hold signs of a wrong encoding"),
+    "a quote left open": (
+        table((f'{i},"{w},{i % 2}' if i == 5 else f'{i},{w}",{i % 2}' if i == 9 else f"{i},{w},{i % 2}"
+               for i, w in enumerate(WORDS)), "id,note,uti"), {}, "looks like a row"),
+    "cells that were cut": (table(f"{'x' * 32767 if i == 3 else w},{i % 2}" for i, w in enumerate(WORDS)), {},
+     "just the length"),
+    "999 years": (table((f"{w},{i % 2},{999 if i < 3 else 30 + i % 40}" for i, w in enumerate(WORDS)), "note,uti,x"),
+     {"text": "{note}\n{fields}", "fields": NUMBER["fields"]}, "does 999 (3 times) mean 'not known'?"),
     "a rare label": (table(f"{w},{int(i % 10 == 0)}" for i, w in enumerate(WORDS)), {}, "label 'yes' is rare"),
     "a label word in the text": (table(f"{w} {'yes' if i % 2 else ''},{i % 2}" for i, w in enumerate(WORDS)), {},
      "'yes' alone tells label"),
