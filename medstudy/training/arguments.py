@@ -84,7 +84,7 @@ def _config(params: RunParams, run: Run, arm: str, **others: Any) -> Any:
         logging_steps=1,
         save_strategy="no",  # saved by time, see `beside`
         save_total_limit=1,
-        report_to=params.report_to,
+        report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=gpu,
     )

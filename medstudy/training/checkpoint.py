@@ -24,19 +24,15 @@ class ModelError(RuntimeError):
 
 
 def locate(params: RunParams) -> str:
-    """What `from_pretrained` is given: a folder or a hub id. A GGUF file or folder is converted once.
-
-    Raises:
-        ModelError: GGUF weights that cannot be converted.
-    """
+    """What `from_pretrained` is given: a folder or a hub id; a GGUF file is a ModelError."""
     if params.model in BUILTIN:
         return str(BASE_MODELS / slug(params.model))
     place = from_root(params.model)
-    whole = any(place.glob("*.safetensors")) or any(place.glob("pytorch_model*.bin"))
-    if place.suffix == ".gguf" or (any(place.glob("*.gguf")) and not whole):
-        from medstudy.training.gguf import converted
-
-        return str(converted(place))
+    if place.suffix == ".gguf":
+        raise ModelError(
+            f"model = {params.model!r}: GGUF is not read; load it by transformers' from_pretrained(folder, gguf_file=…), "
+            "model and tokenizer, save_pretrained both into one folder and give that"
+        )
     return str(place) if place.is_dir() else params.model
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -84,12 +83,6 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
         names = {name: getattr(trainer_class, name) for name in ("__module__", "__qualname__")}
         trainer_class = type(trainer_class.__name__, (trainer_class,), names | as_they_are)
     args.output_dir = str(stage.folder / "checkpoints")
-    if args.report_to:  # such logs outlive the training; of wandb and mlflow the user's own variables say where
-        watched = stage.run.private.absolute() / "watched"
-        watched.mkdir(exist_ok=True)
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(watched / f"{stage.name}-{stage.key}")
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{watched}/mlflow.db")
-        os.environ.setdefault("WANDB_DIR", str(watched))
     adapter, longest = stage.start and stage.start.folder / "adapter", max(map(row_length, rows))
     model = load_model(stage.run.params, adapter, trainable=True, longest=longest)
     if lora and (others := without_adapter(model)):

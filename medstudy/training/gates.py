@@ -1,6 +1,6 @@
 """Checks without which the arms' numbers mean nothing. A failed one marks the run and its verdict.
 
-What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate: see `margins`.
+What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate.
 """
 
 from __future__ import annotations

@@ -51,11 +51,11 @@ def answer_cases(
     return [texts[0] for texts in _decode_stage(run, name, prompts, how, adapter, labels)]
 
 
-def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage, name: str = "samples") -> list[list[str]]:
+def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> list[list[str]]:
     """``samples_per_case`` answers at temperature 1 to each training prompt, from the SFT model."""
     params = run.params
     how = Decoding(params.max_new_tokens, params.eval_batch_size, params.samples_per_case, 1.0, params.seed)
-    return _decode_stage(run, name, [task.messages(case) for case in cases], how, adapter)
+    return _decode_stage(run, "samples", [task.messages(case) for case in cases], how, adapter)
 
 
 def label_probabilities(run: Run, arm: str) -> np.ndarray:

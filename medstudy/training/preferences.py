@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 #: From so many pairs and optimiser steps on, a preference training can be expected to show something.
 ENOUGH_PAIRS, ENOUGH_STEPS = 300, 50
-#: Validation cases of which pairs are made that are not trained on.
-HELD_OUT = 32
 TOO_FEW = (
     "{} pairs give {} optimiser steps: too few to expect that DPO learns from them (at least {} and {}). Raise "
     "n_prefer, samples_per_case or pairs_per_case; for more steps, dpo_epochs."
@@ -68,22 +66,10 @@ Found = tuple[dict[str, list[tuple[str, str, str]]], dict[str, int]]
 
 def pairs_of(run: Run, task: Task, cases: list[Case], sft: Stage) -> Pairs:
     """Pairs for the preference cases; whether they are enough to learn from is kept for run.json."""
-    made = _made(run, task, cases, sft, "samples")
+    own = run.params.pair_source == "own_errors"
+    made = make_pairs(run.params, task, cases, sample_cases(run, task, cases, sft) if own else None)
     run.facts["enough_pairs"] = not too_few(run.params, len(made.pairs))
     return made
-
-
-def held_out_pairs(run: Run, task: Task, validation: list[Case], sft: Stage) -> Pairs:
-    """Pairs from the same source that are not trained on, of `HELD_OUT` cases; none where the source has none."""
-    try:
-        return _made(run, task, validation[:HELD_OUT], sft, "held_out_samples")
-    except DataError:
-        return Pairs([], {})
-
-
-def _made(run: Run, task: Task, cases: list[Case], sft: Stage, name: str) -> Pairs:
-    own = run.params.pair_source == "own_errors"
-    return make_pairs(run.params, task, cases, sample_cases(run, task, cases, sft, name) if own else None)
 
 
 def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None) -> Pairs:

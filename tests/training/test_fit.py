@@ -36,9 +36,8 @@ from medstudy.training.generation import (
     reload_difference,
     sample_cases,
 )
-from medstudy.training.margins import margins
 from medstudy.training.models import load_model
-from medstudy.training.preferences import Pair, Pairs, audit_pairs, make_pairs
+from medstudy.training.preferences import Pair, audit_pairs, make_pairs
 from medstudy.training.prompts import fit_context, sft_row, token_table, worked_examples
 
 Trained = tuple[Run, Stage, Stage]
@@ -423,29 +422,6 @@ def test_pairs_come_from_own_errors_and_are_counted(params: RunParams, task: Tas
     assert audit_pairs(made, Splits([], cases[:4], [], cases[4:]))["value"][list(counted)].to_dict() == counted
 
 
-def test_margins_are_measured_on_the_pairs_of_the_training_and_on_others(
-    params: RunParams, card: DataCard, cases: list[Case]
-) -> None:
-    run = Run(params.model_copy(update={"dpo_learning_rate": 0.05}))
-    cases = [dataclasses.replace(case, gold={"label": "yes"}) for case in cases]
-    others = [dataclasses.replace(case, text=f"frequency, {case.text}") for case in cases[:3]]
-    dpo = dpo_stage(run, card, cases, sft_stage(run, card, cases[:2]))
-    sets = {"training": Pairs(pairs(card, cases), {}), "validation": Pairs(pairs(card, others), {})}
-    table = margins(run, dpo, sets | {"none": Pairs([], {})})
-    assert table["pairs"].to_dict() == {"training": 8, "validation": 3}
-    assert table.loc["training", "margin"] > 0.1 and table.loc["validation", "accuracy"] == 1
-    assert margins(Run(run.params), dpo, sets).equals(table)  # read back
-    assert margins(Run(run.params), dpo, {}).empty
-    one, expected = Pairs(pairs(card, cases)[:1], {}), []
-    row = load_chat(params).trained(one.pairs[0].row())
-    for stage in (dpo, dpo.start):  # without padding
-        model = load_model(run.params, stage.folder / "adapter")
-        expected.append([log_p(model, row["prompt_ids"], row[side]) for side in ("chosen_ids", "rejected_ids")])
-    chosen, rejected = np.subtract(*expected)
-    found = margins(Run(run.params), dpo, {"one": one}).loc["one", ["margin", "log p(chosen)"]]
-    assert found.tolist() == pytest.approx([chosen - rejected, chosen], rel=0.01)
-
-
 def test_sides_are_scored_as_they_will_be_trained(
     params: RunParams, task: Task, cases: list[Case], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -458,13 +434,3 @@ def test_sides_are_scored_as_they_will_be_trained(
     monkeypatch.setitem(preferences.SOURCES, "own_errors", exchanged)
     made = make_pairs(params, task, cases, [])
     assert made.counts["chosen scored wrong"] == made.counts["rejected scored right"] == len(cases)
-
-
-def test_curves_elsewhere_outlive_the_training_and_change_no_key(
-    params: RunParams, card: DataCard, cases: list[Case]
-) -> None:
-    pytest.importorskip("tensorboard")
-    watched = sft_stage(Run(params.model_copy(update={"report_to": "tensorboard"})), card, cases)
-    assert list((watched.run.private / "watched" / f"sft-{watched.key}").glob("events.out.tfevents.*"))
-    assert sft_stage(Run(params), card, cases).done and Run(params).folder == watched.run.folder
-    assert sft_stage(Run(params), card, cases).key == watched.key
