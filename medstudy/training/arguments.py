@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import torch
+from peft import LoraConfig
+from trl import DPOConfig, SFTConfig
 
 from medstudy.params import RunParams
 from medstudy.runs import COSMETIC, Run
 from medstudy.show import aggregate
 from medstudy.training.models import train_in_bf16
 from medstudy.training.shared_prompt import PADDED_TO
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from peft import LoraConfig
-    from trl import DPOConfig, SFTConfig
 
 #: Trainer argument -> the parameter that sets it, for every arm; `_config` adds the arm's own.
 BOTH = {
@@ -33,8 +33,6 @@ _OF_THE_MACHINE |= {"gradient_checkpointing"}  # the old name of activation_chec
 
 def lora_config(params: RunParams) -> LoraConfig:
     """LoRA on every linear layer, alpha twice the rank, no dropout (DPO would switch it off, SFT not)."""
-    from peft import LoraConfig
-
     where = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
     return LoraConfig(r=params.lora_rank, lora_alpha=2 * params.lora_rank, lora_dropout=0.0, **where)
 
@@ -62,9 +60,6 @@ def dpo_config(params: RunParams, run: Run) -> DPOConfig:
 
 
 def _config(params: RunParams, run: Run, arm: str, **others: Any) -> Any:
-    import torch
-    from trl import DPOConfig, SFTConfig
-
     named = BOTH | {"learning_rate": f"{arm}_learning_rate", "num_train_epochs": f"{arm}_epochs"}
     named |= DPO if arm == "dpo" else {}
     gpu = torch.cuda.is_available()
@@ -95,8 +90,6 @@ def _config(params: RunParams, run: Run, arm: str, **others: Any) -> Any:
 
 def arguments_table(*configs: Any) -> pd.DataFrame:
     """A row for each argument of trainers or LoRA that somebody set: value, the library's default, our parameter."""
-    import pandas as pd
-
     rows = [(type(config).__name__, *row) for config in configs for row in set_arguments(config)]
     columns = ["config", "argument", "value", "default", "parameter"]
     return aggregate(pd.DataFrame(rows, columns=columns).set_index(columns[:2]), words=columns)

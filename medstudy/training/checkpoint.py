@@ -30,8 +30,8 @@ def locate(params: RunParams) -> str:
     place = from_root(params.model)
     if place.suffix == ".gguf":
         raise ModelError(
-            f"model = {params.model!r}: GGUF is not read; load it by transformers' from_pretrained(folder, gguf_file=…), "
-            "model and tokenizer, save_pretrained both into one folder and give that"
+            f"model = {params.model!r}: GGUF is not read; load model and tokenizer by transformers' "
+            "from_pretrained(folder, gguf_file=…), save_pretrained both into one folder and give that"
         )
     return str(place) if place.is_dir() else params.model
 

@@ -6,7 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
 
 from medstudy.data.cases import Case
 from medstudy.runs import Run, Stage, fingerprint
@@ -15,9 +19,6 @@ from medstudy.training.chat import load_chat
 from medstudy.training.checkpoint import note_model
 from medstudy.training.decoding import Decoding, changed_alone, decode
 from medstudy.training.models import load_model
-
-if TYPE_CHECKING:
-    import numpy as np
 
 #: Test cases whose answers are looked at again one by one, to see whether batching changes them.
 RECHECKED = 8
@@ -60,8 +61,6 @@ def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> lis
 
 def label_probabilities(run: Run, arm: str) -> np.ndarray:
     """Probability of each allowed label (cases, labels), as an arm sees them that has answered the test cases."""
-    import pandas as pd
-
     return pd.read_parquet(run.stages[f"answers_{arm}"].folder / PROBABILITIES).to_numpy()
 
 
@@ -74,8 +73,6 @@ def _decode_stage(
     labels: Sequence[str] = (),
 ) -> list[list[str]]:
     """Texts (prompts, samples) of a stage; the first answers to test cases are looked at again, for the gates."""
-    import pandas as pd
-
     chat = load_chat(run.params)
     stage = run.stage(
         name,
@@ -117,8 +114,6 @@ def adapter_hash(training: Stage | None) -> str:
 
 def reload_difference(model: Any, folder: Path) -> float:
     """Largest logit difference between this loaded model and the one saved in ``folder``, as share of the largest."""
-    import torch
-
     probe = torch.load(folder / "probe.pt", map_location=model.device, weights_only=True)
     with torch.inference_mode():
         seen = model(input_ids=probe["input_ids"]).logits[0, -1].float()

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
@@ -20,9 +21,6 @@ from medstudy.tasks.base import Task
 from medstudy.tasks.reading import normalise
 from medstudy.training.chat import Row
 from medstudy.training.generation import sample_cases
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 #: From so many pairs and optimiser steps on, a preference training can be expected to show something.
 ENOUGH_PAIRS, ENOUGH_STEPS = 300, 50
@@ -159,8 +157,6 @@ SOURCES: dict[str, Callable[[RunParams, Task, list[Case], list[list[str]]], Foun
 
 
 def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
     # as text: neither 0012 nor the answer "None" is to be taken for something else
     text = {"dtype": str, "keep_default_na": False}
     readers = {".csv": partial(pd.read_csv, **text), ".xlsx": partial(pd.read_excel, **text)}
@@ -182,8 +178,6 @@ def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
 
 def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
     """One row a fact about the pairs; those from other cases or groups must be 0. Holds no text."""
-    import pandas as pd
-
     pairs = pd.DataFrame(map(vars, made.pairs), columns=list(Pair.__dataclass_fields__))
     words = pairs[["chosen", "rejected"]].map(lambda text: len(text.split()))
     said = pairs[["chosen", "rejected"]].map(normalise).assign(prompt=pairs["prompt"].map(str))

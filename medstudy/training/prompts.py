@@ -6,16 +6,14 @@ import random
 from bisect import bisect
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
 from medstudy.show import OWN
 from medstudy.tasks.base import Message, Task
 from medstudy.training.chat import Chat, Row
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def sft_row(task: Task, case: Case, answer: str = "") -> Row:
@@ -26,8 +24,6 @@ def sft_row(task: Task, case: Case, answer: str = "") -> Row:
 
 def token_table(chat: Chat, messages: list[Message], answer: str) -> pd.DataFrame:
     """One row a token of prompt and answer: the token and whether it carries SFT loss."""
-    import pandas as pd
-
     prompt, completion = chat.row(messages, answer)
     rows = [(i, chat.tokenizer.decode([t]), i >= len(prompt)) for i, t in enumerate(prompt + completion)]
     return pd.DataFrame(rows, columns=["position", "token", "in_loss"])
@@ -53,8 +49,6 @@ class Lengths:
 
     def table(self) -> pd.DataFrame:
         """Quantiles of the token counts, and `counts`."""
-        import pandas as pd
-
         tokens = pd.DataFrame({"prompt tokens": self.prompt, "tokens kept for the answer": self.answer})
         table = tokens.quantile([0.5, 0.95, 1]).astype(int).set_axis(["median", "95 %", "longest"])
         table = table.T.assign(**self.counts)
