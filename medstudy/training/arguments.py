@@ -33,8 +33,8 @@ _OF_THE_MACHINE |= {"gradient_checkpointing"}  # the old name of activation_chec
 
 def lora_config(params: RunParams) -> LoraConfig:
     """LoRA on every linear layer, alpha twice the rank, no dropout (DPO would switch it off, SFT not)."""
-    where = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return LoraConfig(r=params.lora_rank, lora_alpha=2 * params.lora_rank, lora_dropout=0.0, **where)
+    rank = params.lora_rank
+    return LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=rank, lora_alpha=2 * rank, lora_dropout=0.0)
 
 
 def sft_config(params: RunParams, run: Run) -> SFTConfig:
@@ -43,10 +43,9 @@ def sft_config(params: RunParams, run: Run) -> SFTConfig:
 
 
 def control_config(params: RunParams, run: Run, arm: str, rows: int, steps: int) -> SFTConfig:
-    """Arguments of `SFTTrainer` for ``sft_more`` or ``sft_chosen``: SFT that goes on beside DPO.
+    """Arguments of `SFTTrainer` for ``sft_more`` or ``sft_chosen``: the arm's epochs over its ``rows``.
 
-    For the arm's epochs over its ``rows``, and as many optimiser ``steps`` as DPO had at the least, so that neither
-    more training nor more examples can be what DPO gained.
+    At the least as many optimiser ``steps`` as DPO had, so that more training cannot be what DPO gained.
     """
     batch = params.batch_size * params.gradient_accumulation
     own = math.ceil(getattr(params, f"{arm}_epochs") * math.ceil(rows / batch))

@@ -119,7 +119,7 @@ def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers:
 
 
 def _generation_config(model: Any, chat: Chat, how: Decoding) -> GenerationConfig:
-    """A complete config of our own, so that none of the checkpoint's sampling settings is obeyed."""
+    """A config of our own, so that none of the checkpoint's sampling settings is obeyed."""
     if model.training:
         raise RuntimeError("the model is in training mode: dropout would change greedy answers; call model.eval()")
     sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}

@@ -31,10 +31,9 @@ CODE = ("training.fit", "training.measure", "training.models", "training.shared_
 LOG = "log.csv"
 #: What a training learnt from, read back from its batches: fingerprint of a prompt, and the completion.
 LEARNT = "learnt.json"
-#: A training keeps its state so often, and goes on from there after a kill.
-CHECKPOINT_MINUTES = 10.0
-#: Seconds that a training had taken at a checkpoint; written last, so it marks a whole one.
-ELAPSED = "elapsed.json"
+#: A training keeps its state so often, and goes on from there after a kill; the file of the seconds that it had taken
+#: is written last, so it marks a whole checkpoint.
+CHECKPOINT_MINUTES, ELAPSED = 10.0, "elapsed.json"
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
 
 The data card does not say `shareable: true`. These weights may give parts of the cases away.
@@ -46,13 +45,9 @@ def fit(
 ) -> Stage:
     """Train, save the adapter and the log, and measure what the gates need; what was trained before is read back.
 
-    Args:
-        run: keeps the training; its parameters name the base model.
-        name: of the stage: an arm, or any other name for a trial.
-        trainer_class: `SFTTrainer`, `DPOTrainer`, or a subclass.
-        args: its arguments; only folders and progress bars are changed.
-        rows: what `sft_row` or `Pair.row` make; without a row, or for 0 steps, the adapter of ``start`` is kept.
-        start: the training that is gone on with, or how the new adapter looks (`lora_config`).
+    ``name``: an arm, or any other for a trial; ``trainer_class``: `SFTTrainer`, `DPOTrainer`, or a subclass; ``args``:
+    its arguments; ``rows``: what `sft_row` or `Pair.row` make (without a row, or for 0 steps, the adapter of ``start``
+    is kept); ``start``: the training that is gone on with, or how the new adapter looks (`lora_config`).
     """
     before = start if isinstance(start, Stage) else None
     lora = None if before else start or lora_config(run.params)

@@ -27,29 +27,21 @@ OUTPUTS, PROBABILITIES = "outputs.parquet", "probabilities.parquet"
 
 
 def answer_cases(
-    run: Run,
-    arm: str,
-    task: Task,
-    cases: list[Case],
-    adapter: Stage | None = None,
-    examples: list[Case] | None = None,
+    run: Run, arm: str, task: Task, cases: list[Case], adapter: Stage | None = None, examples: list[Case] | None = None
 ) -> list[str]:
     """Greedy answers of one arm (base, few_shot, sft, …) to ``cases``; kept in private/, and read back the next time.
 
-    Every arm goes through here, so the prompts, the dtype, the batches and the decoding are the same. ``cases`` other
-    than the test cases neither replace those answers nor are rechecked for the gates; ``adapter`` is the finished
-    training, None for the base model; ``examples`` are put before each prompt.
+    ``cases`` other than the test cases do not replace those answers; ``adapter`` is the finished training, None for
+    the base model; ``examples`` are put before each prompt.
     """
-    split = run.split_of(cases)
-    name, labels = f"{split}_{arm}", []
-    if split == "test":
-        name = f"answers_{arm}"
-        # of a task whose answer is a label and nothing else, whatever the outcome is called
-        of_card = list(task.card.labels.values())
-        labels = of_card[0] if len(of_card) == 1 and cases and task.target(cases[0]) in of_card[0] else []
+    split, labels = run.split_of(cases), []
+    if split == "test" and len(task.card.labels) == 1 and cases:
+        [of_card] = task.card.labels.values()
+        labels = of_card if task.target(cases[0]) in of_card else []  # else an answer is more than a label
     how = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
     prompts = [task.messages(case, examples) for case in cases]
-    return [texts[0] for texts in _decode_stage(run, name, prompts, how, adapter, labels)]
+    name = f"answers_{arm}" if split == "test" else f"{split}_{arm}"
+    return [text for (text,) in _decode_stage(run, name, prompts, how, adapter, labels)]
 
 
 def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> list[list[str]]:
@@ -65,12 +57,7 @@ def label_probabilities(run: Run, arm: str) -> np.ndarray:
 
 
 def _decode_stage(
-    run: Run,
-    name: str,
-    prompts: list[list[Message]],
-    how: Decoding,
-    adapter: Stage | None,
-    labels: Sequence[str] = (),
+    run: Run, name: str, prompts: list[list[Message]], how: Decoding, adapter: Stage | None, labels: Sequence[str] = ()
 ) -> list[list[str]]:
     """Texts (prompts, samples) of a stage; the first answers to test cases are looked at again, for the gates."""
     chat = load_chat(run.params)

@@ -57,20 +57,13 @@ def _kind(name: str) -> str:
 
 
 def score_labels_only() -> None:
-    """On a CPU as on a GPU, compute log-probabilities of the labelled tokens alone.
-
-    Without Triton, TRL 1.16 scores every prompt and padding token against the whole vocabulary and drops
-    the result. The losses are the same to the last bit. It is a private name: where it is gone, TRL decides.
-    """
+    """On a CPU, too, score the labelled tokens alone: without Triton TRL 1.16 scores all; the losses are the same."""
     if hasattr(utils, "_use_triton"):
         utils._use_triton = lambda device: device.type in {"cpu", "cuda", "xpu"}
 
 
 def adapters_in_fp32(model: Any) -> None:
-    """On quantized weights TRL 1.16 rounds the adapter to bf16, and not its frozen copy, the reference.
-
-    The two would differ from the start, and of a step of 1e-5 most would be rounded away.
-    """
+    """On quantized weights TRL 1.16 rounds the adapter to bf16, and not its frozen copy, the reference."""
     weights = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
     for name, weight in weights.items():
         if weight.dtype.itemsize < 4:
@@ -78,10 +71,7 @@ def adapters_in_fp32(model: Any) -> None:
 
 
 def facts_of_rows(trainer: Any, chat: Chat) -> dict[str, Any]:
-    """What the trainer will learn from, read from the batches that its own collator makes of its rows.
-
-    ``learnt`` holds a sequence's prompt, as a fingerprint of its tokens, and what is said behind it.
-    """
+    """What the trainer will learn from, by its own collator; ``learnt``: fingerprint of a prompt, and what follows."""
     bos, found = chat.tokenizer.bos_token_id, list(_sequences(trainer))
     longest = max(map(row_length, trainer.train_dataset))
     return {
@@ -141,10 +131,9 @@ def means(trainer: Any, rows: int, *metrics: str) -> list[float]:
 
 
 def weights_now(model: Any) -> tuple[dict[str, int], dict[str, Any]]:
-    """Exact hashes of the frozen weights, and a copy of the trained adapter's."""
+    """Exact hashes of the frozen weights (also of one left trainable), and a copy of the trained adapter's."""
     frozen, adapter = {}, {}
     for name, weight in model.named_parameters():
-        # by name, not by requires_grad: a base weight left trainable must be seen; so must the reference adapter
         if "lora_" in name and ".default." in name:
             adapter[name] = weight.detach().float().cpu().clone()
         else:

@@ -50,11 +50,10 @@ def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:
 def load_model(
     params: RunParams, adapter: Path | None = None, trainable: bool = False, merged: bool = False, longest: int = 0
 ) -> PreTrainedModel:
-    """The base model, with a saved LoRA adapter if one is given, in eval mode unless ``trainable``.
+    """The base model, with a saved LoRA adapter (named ``default``) if one is given, in eval mode unless ``trainable``.
 
-    The adapter bears the name ``default``: that is what makes `DPOTrainer` copy it as its reference.
-    ``merged`` adds it to the weights where they are fp32, which decodes faster; in fewer bits the sum would
-    be rounded to another model than the one that was trained. ``longest``: tokens of the longest row to be trained on.
+    ``merged`` adds the adapter to the weights where they are fp32, which decodes faster; in fewer bits the sum would
+    be rounded to another model. ``longest``: tokens of the longest row to be trained on.
 
     Raises:
         ModelError: the model cannot be reached, does not fit its own config, or has layers that take no adapter.
@@ -142,10 +141,7 @@ def without_peft(model: Any) -> Any:
 
 
 def reads_by_attention(model: Any) -> bool:
-    """Whether all that a layer keeps of a text are keys and values, which several readings can share.
-
-    A state or a convolution is also told of what stands between, be it padding or another answer.
-    """
+    """Whether all that a layer keeps of a text are keys and values, which several readings can share."""
     model = without_peft(model)
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
     states = getattr(model, "_is_stateful", False)

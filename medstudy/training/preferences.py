@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -92,10 +91,7 @@ def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[l
 
 
 def from_own_errors(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """The model's own most frequent right answer, else gold, against its distinct wrong ones, the most frequent first.
-
-    Its own is likely under it already, so that the pair teaches what is wrong and not another way of writing.
-    """
+    """The model's own most frequent right answer, else gold, against its distinct wrong ones, in order of frequency."""
     counts, found = Counter(), {}
     for case, outputs in zip(cases, samples, strict=True):
         right = [text for text in outputs if _is_right(task, case, text)]
@@ -140,20 +136,14 @@ def from_table(params: RunParams, task: Task, cases: list[Case], samples: list[l
             found[case_id] = list(sides.assign(source="file").itertuples(index=False, name=None))
     if not found:
         told = f"{params.pair_file}: none of its {len(by_case)} case ids is a preference case"
-        told += f", e.g. '{next(iter(by_case), '')}' against '{cases[0].case_id}'" if task.card.shareable else ""
         raise DataError(f"{told}; see the card's columns.case_id")
     others = len(by_case) - len(found)
     return found, {"rows in the file": len(rows), "cases of the file that are no preference cases": others}
 
 
 #: pair_source -> where its pairs come from; another one is a function above and a line here.
-SOURCES: dict[str, Callable[[RunParams, Task, list[Case], list[list[str]]], Found]] = {
-    "own_errors": from_own_errors,
-    "labels": from_labels,
-    "card": from_card,
-    "ratings": from_table,
-    "file": from_table,
-}
+SOURCES = {"own_errors": from_own_errors, "labels": from_labels, "card": from_card}
+SOURCES |= {"ratings": from_table, "file": from_table}
 
 
 def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
@@ -164,8 +154,7 @@ def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
     if file.suffix not in readers or not file.is_file():
         raise DataError(f"pair_file = '{file}': give an existing file that ends in {', '.join(readers)}")
     rows = readers[file.suffix](file)
-    missing = [name for name in columns if name not in rows]
-    if missing:
+    if missing := [name for name in columns if name not in rows]:
         raise DataError(f"{file} has no column {', '.join(missing)} (columns: {', '.join(map(str, rows))})")
     wrong = (rows[columns].isna() | rows[columns].eq("")).any(axis=1)
     if "rating" in columns:
@@ -203,8 +192,9 @@ def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
 def too_few(params: RunParams, n: int) -> str:
     """In a sentence, why ``n`` pairs are too few to expect that DPO learns from them; empty where they are not."""
     steps = math.ceil(params.dpo_epochs * math.ceil(n / (params.batch_size * params.gradient_accumulation)))
-    enough = n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS
-    return "" if enough else TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
+    if n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS:
+        return ""
+    return TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
 
 
 def _is_right(task: Task, case: Case, text: str) -> bool:

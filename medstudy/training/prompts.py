@@ -110,10 +110,9 @@ def _shorten(case: Case, task: Task, chat: Chat, room: int) -> Case:
 
 
 def worked_examples(train: list[Case], lengths: Lengths, task: Task, chat: Chat, params: RunParams) -> list[Case]:
-    """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``, as they were recorded.
+    """Up to ``few_shot_k`` of the shorter half of the training cases, drawn by ``seed``, as they were recorded.
 
-    The shorter half of the cases is drawn from, and fewer are taken where k do not fit the context beside the longest
-    prompt; where not one fits, so that the arm would be missing, that is a `DataError`.
+    Fewer where k do not fit the context beside the longest prompt; a `DataError` where not one fits.
     """
     by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
     drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))
