@@ -115,7 +115,7 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _examine(self) -> tuple[str, str]:
-        """A prompt and a row of known content; as one of text parts, where the template drops a plain text."""
+        """A prompt and a row of known content."""
         if not self.tokenizer.chat_template:
             raise self.refused("it has none", "choose an instruct model")
         self._template = _TODAY.sub(lambda call: repr(DAY.strftime(call[2])), self.tokenizer.get_chat_template())

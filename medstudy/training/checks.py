@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import zip_longest
 from operator import eq
 from typing import TYPE_CHECKING, Any
 
@@ -83,16 +82,19 @@ def _asked(seen: Seen) -> Judged:
 
     Make both by task.messages, and run training and answers again.
     """
-    learnt = {arm: [prompt for prompt, _ in seen.learnt[arm]] for arm in seen.trained}
-    read = {arm: prompts for arm, prompts in seen.asked.items() if arm != "few_shot"}  # which holds examples besides
-    wanted = {arm: [seen.prompt[case.case_id] for case, _ in seen.taught[arm]] for arm in learnt}
-    tested = dict.fromkeys(read, [seen.prompt[case.case_id] for case in seen.splits.test])
-    return (learnt, read) == (wanted, tested), {"trained": _same(learnt, wanted), "asked": _same(read, tested)}
+    test = [seen.prompt[case.case_id] for case in seen.splits.test]
+    # few-shot prompts hold examples besides
+    lists = {f"answers of {arm}": (read, test) for arm, read in seen.asked.items() if arm != "few_shot"}
+    for arm in seen.trained:
+        wanted = [seen.prompt[case.case_id] for case, _ in seen.taught[arm]]
+        lists[arm] = [prompt for prompt, _ in seen.learnt[arm]], wanted
+    return _agree(lists)
 
 
-def _same(found: dict[str, list[str]], wanted: dict[str, list[str]]) -> dict[str, str]:
-    lists = {arm: (rows, wanted[arm]) for arm, rows in found.items()}
-    return {arm: f"{sum(map(eq, *both))} of {max(map(len, both))}" for arm, both in lists.items()}
+def _agree(lists: dict[str, tuple[list[str], list[str]]]) -> Judged:
+    """Whether what was found is what was wanted, and how much of it."""
+    value = {name: f"{sum(map(eq, *both))} of {max(map(len, both))}" for name, both in lists.items()}
+    return lists and all(found == wanted for found, wanted in lists.values()), value
 
 
 @gate("trained on its answers", "every sequence, decoded, is the answer of its case or pair", *TRAINED)
@@ -101,9 +103,8 @@ def _taught(seen: Seen) -> Judged:
 
     Make rows by prompts.sft_row and Pair.row, in the order of the cases.
     """
-    rows = [both for arm in seen.trained for both in zip_longest(seen.learnt[arm], seen.taught[arm])]
-    right = sum(bool(row and it) and normalise(row[1]) == normalise(it[1]) for row, it in rows)
-    return rows and right == len(rows), f"{right} of {len(rows)}"
+    said = {arm: (seen.learnt[arm], seen.taught[arm]) for arm in seen.trained}
+    return _agree({arm: [[normalise(text) for _, text in rows] for rows in both] for arm, both in said.items()})
 
 
 @gate("no row lost or cut", "rows in = rows kept", *TRAINED)

@@ -29,7 +29,7 @@ from medstudy.training.checkpoint import MISTAKES, ModelError, check_files, loca
 #: What the attention of all layers may keep for the backward pass of a batch, where it is computed eagerly.
 EAGER_GB = 2
 #: Layers (state spaces, Gemma 3n's AltUp, Phi's router) whose weights are used past any adapter.
-NO_LORA = re.compile("Mamba|H1Mixer|AltUp|PhimoeTopKRouter")
+NO_LORA = re.compile("Mamba|Bamba|H1Mixer|AltUp|PhimoeTopKRouter")
 
 
 def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:

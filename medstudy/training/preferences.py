@@ -70,10 +70,9 @@ def pairs_of(run: Run, task: Task, cases: list[Case], sft: Stage) -> Pairs:
 
 
 def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None) -> Pairs:
-    """Pairs for the preference cases from the source ``pair_source``, at most ``pairs_per_case`` a case.
+    """Pairs from the source ``pair_source``, at most ``pairs_per_case`` a case; none whose sides say the same.
 
-    Dropped are pairs whose sides say the same, and a case's second pair of the same two answers. ``samples`` are the
-    SFT model's, for ``own_errors``. A `DataError` says what is wrong with a file, or that no row is about a case.
+    ``samples`` are the SFT model's, for ``own_errors``. A `DataError` says what is wrong with a file.
     """
     found, told = SOURCES[params.pair_source](params, task, cases, samples or [])
     pairs, counts = [], Counter({"preference prompts": len(cases), **told})
