@@ -112,18 +112,6 @@ def test_a_hub_model_is_pinned_to_the_commit_in_the_cache(
     checkpoint._commit.cache_clear()
 
 
-def test_a_config_without_a_length_is_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "endless")
-    shape = {"model_type": "bloom", "hidden_size": 8, "n_layer": 2, "n_head": 2, "vocab_size": 400}
-    (folder / "config.json").write_text(json.dumps(shape))
-    known = json.loads((folder / "tokenizer_config.json").read_text())
-    known.pop("model_max_length", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(known))
-    params = params.model_copy(update={"model": str(folder)})
-    with pytest.raises(ModelError, match='write "max_position_embeddings" into its config.json'):
-        load_chat(params)
-
-
 def test_dropout_is_off_in_every_arm(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
     """What the forward pass takes from the config is not reached by a trainer that switches layers off."""
     folder = shutil.copytree(tiny_model, tmp_path / "dropping")
