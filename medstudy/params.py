@@ -11,7 +11,6 @@ import ast
 import difflib
 import importlib.util
 import json
-import os
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -67,8 +66,6 @@ def _known_task(name: str) -> str:
 
 #: A task has a notebook of its name.
 TaskName = Annotated[str, AfterValidator(_known_task)]
-#: Libraries that draw training curves elsewhere.
-WATCHERS = ("tensorboard", "wandb", "mlflow")
 DpoLoss = Literal["sigmoid", "hinge", "ipo", "sppo_hard", "apo_zero", "apo_down", "sigmoid_norm", "sft"]
 PairSource = Literal["own_errors", "labels", "card", "ratings", "file"]
 #: Arm -> its parameters that may be chosen on validation cases.
@@ -123,7 +120,6 @@ class RunParams(BaseModel):
     candidates: dict[str, list[dict[str, Any]]]
     max_new_tokens: Count
     eval_batch_size: Count
-    report_to: Literal["none", "tensorboard", "wandb", "mlflow"]
 
     @field_validator("dpo_loss", mode="before")
     @classmethod
@@ -303,27 +299,11 @@ def resolve(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -
 
 
 def refuse_missing(params: RunParams) -> None:
-    """Raise ParamsError if a run asks for what is not installed: 4-bit weights and `report_to` need a library more."""
-    needed = [("quantization", "4bit", "bitsandbytes"), *(("report_to", name, name) for name in WATCHERS)]
-    asked = [(name, value, library) for name, value, library in needed if getattr(params, name) == value]
-    if missing := [row for row in asked if importlib.util.find_spec(row[2]) is None]:
-        said = "; ".join(
-            f"{name} = {value!r} needs {library}, which is not installed" for name, value, library in missing
-        )
-        libraries = " ".join(library for *_, library in missing)
-        raise ParamsError(f"{said}: `pip install {libraries}`, or use {missing[0][0]} = 'none'")
-
-
-def refuse_remote(params: RunParams, shareable: bool) -> None:
-    """Raise ParamsError if training curves of a private source would leave this machine."""
-    remote = {
-        "wandb": os.environ.get("WANDB_MODE") not in ("offline", "disabled"),
-        "mlflow": "http" in os.environ.get("MLFLOW_TRACKING_URI", ""),
-    }
-    if remote.get(params.report_to) and not shareable:
+    """Raise ParamsError if a run asks for 4-bit weights and the library that reads them is not installed."""
+    if params.quantization == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ParamsError(
-            f"report_to = {params.report_to!r} would send what is told of a private source to another machine: set "
-            "WANDB_MODE=offline, or an MLFLOW_TRACKING_URI that is no address, or use tensorboard"
+            "quantization = '4bit' needs bitsandbytes, which is not installed: `pip install bitsandbytes`, or use "
+            "quantization = 'none'"
         )
 
 

@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from medstudy.params import RunParams, project_root, refuse_remote
+from medstudy.params import RunParams, project_root
 
 if TYPE_CHECKING:
     from medstudy.data.card import DataCard
@@ -219,7 +219,6 @@ class Run:
         """
         import pandas as pd
 
-        refuse_remote(self.params, card.shareable)
         ids = [name for name in ("case_id", "group_id") if card.columns and getattr(card.columns, name)]
         rows = [
             {

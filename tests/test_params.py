@@ -12,7 +12,7 @@ import nbformat
 import papermill
 import pytest
 
-from medstudy.params import ParamsError, RunParams, load_study, read_yaml, refuse_missing, refuse_remote, resolve
+from medstudy.params import ParamsError, RunParams, load_study, read_yaml, refuse_missing, resolve
 from medstudy.tasks import TASK_TYPES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -90,10 +90,6 @@ def test_a_library_that_is_missing_is_named_with_the_remedy(monkeypatch: pytest.
     refuse_missing(run)
     with pytest.raises(ParamsError, match=r"quantization = '4bit' needs bitsandbytes.*pip install bitsandbytes"):
         refuse_missing(run.model_copy(update={"quantization": "4bit"}))
-    with pytest.raises(ParamsError, match=r"report_to = 'mlflow' needs mlflow.*pip install mlflow"):
-        refuse_missing(run.model_copy(update={"report_to": "mlflow"}))
-    with pytest.raises(ParamsError, match="pip install bitsandbytes mlflow"):  # all at once
-        refuse_missing(run.model_copy(update={"report_to": "mlflow", "quantization": "4bit"}))
 
 
 def study_folder(folder: Path, study: str, **files: str) -> Path:
@@ -205,30 +201,3 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     imported = [name for line in ast.walk(ast.parse(source)) if isinstance(line, ast.ImportFrom) for name in line.names]
     assert len(imported) <= 25
     assert not any(c.get("outputs") for c in notebook.cells)
-
-
-@pytest.mark.parametrize(
-    ("report_to", "variable", "refused"),
-    [
-        ("none", {}, False),
-        ("tensorboard", {}, False),
-        ("wandb", {}, True),
-        ("wandb", {"WANDB_MODE": "offline"}, False),
-        ("mlflow", {}, False),
-        ("mlflow", {"MLFLOW_TRACKING_URI": "https://elsewhere"}, True),
-    ],
-)
-def test_curves_of_a_private_source_stay_on_this_machine(
-    report_to: str, variable: dict[str, str], refused: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("WANDB_MODE", "MLFLOW_TRACKING_URI"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variable.items():
-        monkeypatch.setenv(name, value)
-    run = resolve({"task": "clinical_triage", "study": "unit", "report_to": report_to})
-    refuse_remote(run, shareable=True)
-    if refused:
-        with pytest.raises(ParamsError, match="private source to another machine"):
-            refuse_remote(run, shareable=False)
-    else:
-        refuse_remote(run, shareable=False)

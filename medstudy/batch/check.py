@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from medstudy.batch import forecast
 from medstudy.batch import study as batch
 from medstudy.data.cases import Case, DataError
-from medstudy.params import ParamsError, RunParams, StudyParams, load_study, refuse_missing, refuse_remote
+from medstudy.params import ParamsError, RunParams, StudyParams, load_study, refuse_missing
 from medstudy.runs import from_root
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         card = load_card(first.data)
         task, loaded = get_task(name, card), load_cases(card, first.data_root)
         _check_pairs(first, card)
-        refuse_remote(first, card.shareable)
     except (DataError, ParamsError) as error:
         if not any(fault.endswith(str(error)) for fault in faults):  # one of shared.yaml is every task's
             faults.append(f"{name}: {error}")

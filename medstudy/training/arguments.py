@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import torch
+from peft import LoraConfig
+from trl import DPOConfig, SFTConfig
 
 from medstudy.params import RunParams
 from medstudy.runs import COSMETIC, Run
 from medstudy.show import aggregate
 from medstudy.training.models import train_in_bf16
 from medstudy.training.shared_prompt import PADDED_TO
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from peft import LoraConfig
-    from trl import DPOConfig, SFTConfig
 
 #: Trainer argument -> the parameter that sets it, for every arm; `_config` adds the arm's own.
 BOTH = {
@@ -33,10 +33,8 @@ _OF_THE_MACHINE |= {"gradient_checkpointing"}  # the old name of activation_chec
 
 def lora_config(params: RunParams) -> LoraConfig:
     """LoRA on every linear layer, alpha twice the rank, no dropout (DPO would switch it off, SFT not)."""
-    from peft import LoraConfig
-
-    where = {"target_modules": "all-linear", "task_type": "CAUSAL_LM"}
-    return LoraConfig(r=params.lora_rank, lora_alpha=2 * params.lora_rank, lora_dropout=0.0, **where)
+    rank = params.lora_rank
+    return LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=rank, lora_alpha=2 * rank, lora_dropout=0.0)
 
 
 def sft_config(params: RunParams, run: Run) -> SFTConfig:
@@ -45,10 +43,9 @@ def sft_config(params: RunParams, run: Run) -> SFTConfig:
 
 
 def control_config(params: RunParams, run: Run, arm: str, rows: int, steps: int) -> SFTConfig:
-    """Arguments of `SFTTrainer` for ``sft_more`` or ``sft_chosen``: SFT that goes on beside DPO.
+    """Arguments of `SFTTrainer` for ``sft_more`` or ``sft_chosen``: the arm's epochs over its ``rows``.
 
-    For the arm's epochs over its ``rows``, and as many optimiser ``steps`` as DPO had at the least, so that neither
-    more training nor more examples can be what DPO gained.
+    At the least as many optimiser ``steps`` as DPO had, so that more training cannot be what DPO gained.
     """
     batch = params.batch_size * params.gradient_accumulation
     own = math.ceil(getattr(params, f"{arm}_epochs") * math.ceil(rows / batch))
@@ -62,9 +59,6 @@ def dpo_config(params: RunParams, run: Run) -> DPOConfig:
 
 
 def _config(params: RunParams, run: Run, arm: str, **others: Any) -> Any:
-    import torch
-    from trl import DPOConfig, SFTConfig
-
     named = BOTH | {"learning_rate": f"{arm}_learning_rate", "num_train_epochs": f"{arm}_epochs"}
     named |= DPO if arm == "dpo" else {}
     gpu = torch.cuda.is_available()
@@ -84,7 +78,7 @@ def _config(params: RunParams, run: Run, arm: str, **others: Any) -> Any:
         logging_steps=1,
         save_strategy="no",  # saved by time, see `beside`
         save_total_limit=1,
-        report_to=params.report_to,
+        report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=gpu,
     )
@@ -95,8 +89,6 @@ def _config(params: RunParams, run: Run, arm: str, **others: Any) -> Any:
 
 def arguments_table(*configs: Any) -> pd.DataFrame:
     """A row for each argument of trainers or LoRA that somebody set: value, the library's default, our parameter."""
-    import pandas as pd
-
     rows = [(type(config).__name__, *row) for config in configs for row in set_arguments(config)]
     columns = ["config", "argument", "value", "default", "parameter"]
     return aggregate(pd.DataFrame(rows, columns=columns).set_index(columns[:2]), words=columns)

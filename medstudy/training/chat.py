@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from datetime import date
 from os.path import commonprefix
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from medstudy.params import RunParams
 from medstudy.tasks.base import Message
 from medstudy.tasks.reading import said
 from medstudy.training.checkpoint import ModelError, model_fingerprint
-from medstudy.training.models import context_length, load_tokenizer, stop_tokens, vocabulary
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from medstudy.training.models import context_length, load_tokenizer, stop_tokens
 
 Row = dict[str, list[Message]]
 
@@ -28,8 +28,7 @@ _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 #: Templates that were taken apart in this process, by model and its fingerprint.
 _CHATS: dict[tuple[str, str], Chat] = {}
 _ASKED, _ANSWERED = "medstudy asks", "medstudy answers"
-_ASSISTANT = {"role": "assistant", "content": _ANSWERED}
-_TURNS = [{"role": "user", "content": _ASKED}, _ASSISTANT, {"role": "user", "content": "?"}]
+_TURNS = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
 
 
 class Chat:
@@ -105,10 +104,6 @@ class Chat:
         return self._render(messages, add_generation_prompt=True).removesuffix(self._cut) + self.added
 
     def _render(self, messages: list[Message], **how: Any) -> str:
-        from jinja2 import TemplateError
-
-        if self._in_parts:
-            messages = [m | {"content": [{"type": "text", "text": m["content"]}]} for m in messages]
         try:
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=self._template, tokenize=False, **ARGUMENTS, **how
@@ -120,34 +115,24 @@ class Chat:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _examine(self) -> tuple[str, str]:
-        """A prompt and a row of known content; as one of text parts, where the template drops a plain text."""
+        """A prompt and a row of known content."""
         if not self.tokenizer.chat_template:
             raise self.refused("it has none", "choose an instruct model")
         self._template = _TODAY.sub(lambda call: repr(DAY.strftime(call[2])), self.tokenizer.get_chat_template())
         if "strftime_now(" in self._template:
             raise self.refused("it writes today's date, so that no two days ask alike", "write a fixed date")
-        failed = self.refused("it leaves out what is asked or answered", "mend it")
-        for self._in_parts in (False, True):
-            try:
-                asked, row = self._render(_TURNS[:1], add_generation_prompt=True), self._render(_TURNS[:2])
-                if _ASKED in asked and row.count(_ANSWERED) == 1:
-                    return asked, row
-            except ModelError as error:
-                failed = error
-        raise failed
+        asked, row = self._render(_TURNS[:1], add_generation_prompt=True), self._render(_TURNS)
+        if _ASKED not in asked or row.count(_ANSWERED) != 1:
+            raise self.refused("it leaves out what is asked or answered", "mend it")
+        return asked, row
 
     def _find_end(self, after: str, stops: tuple[int, ...]) -> tuple[int, str]:
-        """The first token behind an answer that stands for itself, an added one or the checkpoint's; all up to it.
-
-        Where there is none, the next turn may begin with a token at which the checkpoint stops (GLM 4).
-        """
+        """The first token behind an answer that stands for itself, an added one or the checkpoint's; all up to it."""
         added = self.tokenizer.added_tokens_decoder
-        following = self._render(_TURNS).partition(_ANSWERED)[2]
-        for behind, ends in ((after, {*added, *stops}), (following, set(stops))):
-            for token in self._ids(behind):
-                text = added[token].content if token in added else self.tokenizer.decode([token]).strip()
-                if token in ends and token != self.tokenizer.unk_token_id and text in behind:
-                    return token, behind[: behind.index(text) + len(text)]
+        for token in self._ids(after):
+            text = added[token].content if token in added else self.tokenizer.decode([token]).strip()
+            if (token in added or token in stops) and token != self.tokenizer.unk_token_id and text in after:
+                return token, after[: after.index(text) + len(text)]
         raise self.refused(
             "it ends no answer with a token of its own, so that the model would never learn to stop",
             "write {{ eos_token }} behind the assistant's content",
@@ -162,14 +147,6 @@ def load_chat(params: RunParams) -> Chat:
     """
     key = (params.model, model_fingerprint(params))
     if key not in _CHATS:
-        tokenizer, known = load_tokenizer(params), vocabulary(params)
-        chat = Chat(tokenizer, stop_tokens(params), params.model, context_length(params, tokenizer))
-        prompt, completion = chat.row(_TURNS[:1], _ANSWERED)
-        beyond = [i for i in [*prompt, *completion, tokenizer.pad_token_id] if i >= known]
-        if beyond:  # an index error deep inside the model
-            raise chat.refused(
-                f"it writes {tokenizer.decode(beyond[:1])!r}, token {beyond[0]}, but there are embeddings for {known}",
-                f"resize_token_embeddings({len(tokenizer)}) and save the model, or mend the template",
-            )
-        _CHATS[key] = chat
+        tokenizer = load_tokenizer(params)
+        _CHATS[key] = Chat(tokenizer, stop_tokens(params), params.model, context_length(params, tokenizer))
     return _CHATS[key]

@@ -8,6 +8,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from medstudy.params import BUILTIN, RunParams
@@ -24,19 +27,15 @@ class ModelError(RuntimeError):
 
 
 def locate(params: RunParams) -> str:
-    """What `from_pretrained` is given: a folder or a hub id. A GGUF file or folder is converted once.
-
-    Raises:
-        ModelError: GGUF weights that cannot be converted.
-    """
+    """What `from_pretrained` is given: a folder or a hub id; a GGUF file is a ModelError."""
     if params.model in BUILTIN:
         return str(BASE_MODELS / slug(params.model))
     place = from_root(params.model)
-    whole = any(place.glob("*.safetensors")) or any(place.glob("pytorch_model*.bin"))
-    if place.suffix == ".gguf" or (any(place.glob("*.gguf")) and not whole):
-        from medstudy.training.gguf import converted
-
-        return str(converted(place))
+    if place.suffix == ".gguf":
+        raise ModelError(
+            f"model = {params.model!r}: GGUF is not read; load model and tokenizer by transformers' "
+            "from_pretrained(folder, gguf_file=…), save_pretrained both into one folder and give that"
+        )
     return str(place) if place.is_dir() else params.model
 
 
@@ -48,8 +47,6 @@ def revision(params: RunParams) -> str | None:
 
 @cache
 def _commit(hub_id: str) -> str:
-    from huggingface_hub import hf_hub_download
-
     # of the hub where it is reached, else of the cache, wherever that is: a snapshot's folder bears its commit
     return Path(reach(hub_id, hf_hub_download, hub_id, filename="config.json")).parent.name
 
@@ -65,14 +62,9 @@ def model_fingerprint(params: RunParams) -> str:
 
 
 def note_model(run: Run) -> str:
-    """`model_fingerprint`, for a stage's key; run.json gets the revision, and a model that has moved is named."""
+    """`model_fingerprint`, for a stage's key; run.json gets the revision."""
     key = model_fingerprint(run.params)
-    version, file = revision(run.params) or key, run.private / "model_revision.txt"
-    before = file.read_text(encoding="utf-8") if file.is_file() else version
-    if before != version:
-        print(f"{run.params.model} has changed from {before} to {version}: everything is made anew.")  # noqa: T201
-    file.write_text(version, encoding="utf-8")
-    run.facts["model_revision"] = version
+    run.facts["model_revision"] = revision(run.params) or key
     return key
 
 
@@ -81,40 +73,20 @@ def check_files(source: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         return
-    if not (folder / "config.json").is_file():
-        if (folder / "adapter_config.json").is_file():
-            raise ModelError(f"{folder} is a LoRA adapter, not a model: merge it into its base and give that folder")
-        raise ModelError(f"{folder} has no config.json: give the folder that holds a model, or a hub id")
-    files = {file for kind in ("*.safetensors", "pytorch_model*.bin") for file in folder.glob(kind)}
-    for index in folder.glob("*.index.json"):
-        files |= {folder / name for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
-    if not files:
-        raise ModelError(f"{folder} holds no weights (*.safetensors): download the whole model")
-    for file in sorted(files):
-        if fault := _fault(file):
-            raise ModelError(f"{file} {fault}; download it again (`hf download`, or `git lfs pull` in its folder)")
-
-
-def _fault(file: Path) -> str:
-    """What is wrong with a file of weights; empty where nothing is."""
-    if not file.is_file():
-        return "is missing"
-    with file.open("rb") as opened:
-        if opened.read(8) == b"version ":
-            return "is a git-lfs pointer, not weights"
-    try:
-        if file.suffix == ".safetensors":
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise ModelError(f"{folder} is a LoRA adapter, not a model: merge it into its base and give that folder")
+    for file in folder.glob("*.safetensors"):
+        try:
             safe_open(file, "pt")
-    except SafetensorError as error:
-        return f"is half-downloaded or holds no weights ({error})"
-    return ""
+        except SafetensorError as error:
+            raise ModelError(
+                f"{file} is half-downloaded, or a git-lfs pointer and no weights ({error}); download it again "
+                "(`hf download`, or `git lfs pull` in its folder)"
+            ) from None
 
 
 def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -> Any:
     """``load(source)``; what goes wrong is said as a ModelError with its remedy."""
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-
     try:
         return load(source, **arguments)
     except torch.OutOfMemoryError:
@@ -125,8 +97,6 @@ def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -
 
 
 def _remedy(error: BaseException, source: str) -> str:
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
     cause: BaseException | None = error
     while cause:
         if isinstance(cause, HfHubHTTPError) and getattr(cause.response, "status_code", 0) in (401, 403):
@@ -139,6 +109,6 @@ def _remedy(error: BaseException, source: str) -> str:
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, ImportError):
         return "install the package that reads its weights, or give the model in full and set quantization = '4bit'"
-    if Path(source).is_dir() and not (Path(source) / "tokenizer.json").is_file():
-        return "its folder has no tokenizer.json: save it there with AutoTokenizer.from_pretrained(hub id)"
+    if Path(source).is_dir():
+        return "its folder must hold config.json, tokenizer.json and weights, as save_pretrained writes them"
     return f"give a local folder, a reachable hub id, or one of {', '.join(BUILTIN)}"

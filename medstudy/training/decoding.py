@@ -6,17 +6,16 @@ import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import softmax
+from transformers import GenerationConfig
 
 from medstudy.tasks.base import Message
-from medstudy.training.architectures import reads_by_attention, without_peft
 from medstudy.training.chat import Chat
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
+from medstudy.training.models import reads_by_attention, without_peft
 
 #: Share of the largest logit by which two ways of computing may differ, in fp32 and in fewer bits: rounding is far
 #: below, another model or a padding that is seen above.
@@ -58,8 +57,6 @@ def decode(model: Any, chat: Chat, prompts: list[list[Message]], how: Decoding, 
     A prompt is read once for all its uses; models that keep more of it than keys and values read it anew for each.
     ``labels`` are answers whose probabilities are wanted: softmax of their log-probabilities, end token included.
     """
-    import torch
-
     config = _generation_config(model, chat, how)
     encoded = [chat.prompt(messages) for messages in prompts]
     ends = [chat.row(prompts[0], label)[1] for label in labels] if prompts else []
@@ -109,8 +106,6 @@ def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers:
     One pass over prompt and answer shows the likeliest token at each place: where none is likelier than the answer's
     own by more than rounding, greedy decoding ends at this answer.
     """
-    import torch
-
     changed, exact = 0, model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     for messages, answer in zip(prompts, answers, strict=True):
         ids = torch.tensor([chat.prompt(messages) + answer], device=model.device)
@@ -124,9 +119,7 @@ def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers:
 
 
 def _generation_config(model: Any, chat: Chat, how: Decoding) -> GenerationConfig:
-    """A complete config of our own, so that none of the checkpoint's sampling settings is obeyed."""
-    from transformers import GenerationConfig
-
+    """A config of our own, so that none of the checkpoint's sampling settings is obeyed."""
     if model.training:
         raise RuntimeError("the model is in training mode: dropout would change greedy answers; call model.eval()")
     sampling = {"do_sample": True, "temperature": how.temperature, "top_k": 0, "top_p": 1.0}
@@ -160,8 +153,6 @@ def _forward(model: Any, ids: Any, mask: Any, cache: Any = None, logits: int = 1
 
 def _label_log_p(model: Any, ids: Any, mask: Any, cache: Any, label: list[int]) -> np.ndarray:
     """Log-probability of one label, end token included, after each prompt (rows,)."""
-    import torch
-
     tokens = torch.tensor(label, device=ids.device).expand(len(ids), -1)
     read = torch.cat([ids if cache is None else ids[:, -1:], tokens[:, :-1]], dim=1)
     seen = torch.cat([mask, torch.ones_like(tokens[:, :-1])], dim=1)
@@ -173,8 +164,6 @@ def _label_log_p(model: Any, ids: Any, mask: Any, cache: Any, label: list[int]) 
 
 def _left_pad(rows: list[list[int]], pad: int, device: Any) -> tuple[Any, Any]:
     """Token ids and mask (rows, longest); padding stands before a row."""
-    import torch
-
     width = max(map(len, rows))
     ids = [[pad] * (width - len(row)) + row for row in rows]
     mask = [[0] * (width - len(row)) + [1] * len(row) for row in rows]

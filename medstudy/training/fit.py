@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
-import os
+import re
 import shutil
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+import torch
+from datasets import Dataset
+from IPython.display import display
+from peft import LoraConfig
+from transformers import PrinterCallback, TrainerCallback
+from trl import SFTTrainer
 
 from medstudy.runs import Run, Stage, write_json
-from medstudy.training.architectures import without_adapter
 from medstudy.training.arguments import lora_config, set_arguments
 from medstudy.training.chat import Row, load_chat
 from medstudy.training.checkpoint import note_model
@@ -19,19 +26,14 @@ from medstudy.training.measure import measured, save_probe
 from medstudy.training.models import compute_dtype, load_model, load_tokenizer
 from medstudy.training.shared_prompt import row_length
 
-if TYPE_CHECKING:
-    import pandas as pd
-    from peft import LoraConfig
-
 #: Package modules whose change redoes a training.
 CODE = ("training.fit", "training.measure", "training.models", "training.shared_prompt")
 LOG = "log.csv"
 #: What a training learnt from, read back from its batches: fingerprint of a prompt, and the completion.
 LEARNT = "learnt.json"
-#: A training keeps its state so often, and goes on from there after a kill.
-CHECKPOINT_MINUTES = 10.0
-#: Seconds that a training had taken at a checkpoint; written last, so it marks a whole one.
-ELAPSED = "elapsed.json"
+#: A training keeps its state so often, and goes on from there after a kill; the file of the seconds that it had taken
+#: is written last, so it marks a whole checkpoint.
+CHECKPOINT_MINUTES, ELAPSED = 10.0, "elapsed.json"
 PRIVATE_ADAPTER = """# Trained on private data: do not publish
 
 The data card does not say `shareable: true`. These weights may give parts of the cases away.
@@ -43,13 +45,9 @@ def fit(
 ) -> Stage:
     """Train, save the adapter and the log, and measure what the gates need; what was trained before is read back.
 
-    Args:
-        run: keeps the training; its parameters name the base model.
-        name: of the stage: an arm, or any other name for a trial.
-        trainer_class: `SFTTrainer`, `DPOTrainer`, or a subclass.
-        args: its arguments; only folders and progress bars are changed.
-        rows: what `sft_row` or `Pair.row` make; without a row, or for 0 steps, the adapter of ``start`` is kept.
-        start: the training that is gone on with, or how the new adapter looks (`lora_config`).
+    ``name``: an arm, or any other for a trial; ``trainer_class``: `SFTTrainer`, `DPOTrainer`, or a subclass; ``args``:
+    its arguments; ``rows``: what `sft_row` or `Pair.row` make (without a row, or for 0 steps, the adapter of ``start``
+    is kept); ``start``: the training that is gone on with, or how the new adapter looks (`lora_config`).
     """
     before = start if isinstance(start, Stage) else None
     lora = None if before else start or lora_config(run.params)
@@ -75,25 +73,16 @@ def fit(
 
 
 def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora: LoraConfig | None) -> Any:
-    from datasets import Dataset
-    from transformers import PrinterCallback
-    from trl import SFTTrainer
-
     if not issubclass(trainer_class, SFTTrainer):  # unlike it, `DPOTrainer` 1.16 knows no rows in tokens
-        as_they_are = {"_prepare_dataset": lambda self, dataset, *others: dataset}
-        names = {name: getattr(trainer_class, name) for name in ("__module__", "__qualname__")}
-        trainer_class = type(trainer_class.__name__, (trainer_class,), names | as_they_are)
+        members = {name: getattr(trainer_class, name) for name in ("__module__", "__qualname__")}
+        members["_prepare_dataset"] = lambda self, dataset, *others: dataset
+        trainer_class = type(trainer_class.__name__, (trainer_class,), members)
     args.output_dir = str(stage.folder / "checkpoints")
-    if args.report_to:  # such logs outlive the training; of wandb and mlflow the user's own variables say where
-        watched = stage.run.private.absolute() / "watched"
-        watched.mkdir(exist_ok=True)
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(watched / f"{stage.name}-{stage.key}")
-        os.environ.setdefault("MLFLOW_TRACKING_URI", f"sqlite:///{watched}/mlflow.db")
-        os.environ.setdefault("WANDB_DIR", str(watched))
     adapter, longest = stage.start and stage.start.folder / "adapter", max(map(row_length, rows))
     model = load_model(stage.run.params, adapter, trainable=True, longest=longest)
-    if lora and (others := without_adapter(model)):
-        lora.exclude_modules = others
+    if lora and model.config.get_text_config() is not model.config:  # of a multimodal model the part that reads text
+        decoder = next(name for name, module in model.named_modules() if module is model.get_decoder())
+        lora.exclude_modules = rf"(?!{re.escape(decoder)}\.).*"
     given = {"train_dataset": Dataset.from_list(rows), "processing_class": load_tokenizer(stage.run.params)}
     trainer = trainer_class(model, args=args, peft_config=lora, **given)
     lengths = [row_length(row) for row in trainer.train_dataset]
@@ -104,8 +93,6 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
 
 
 def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
-    import pandas as pd
-
     checkpoints = stage.folder / "checkpoints"
     kept = _whole_checkpoint(checkpoints)
     stage.earlier = json.loads((kept / ELAPSED).read_text(encoding="utf-8")) if kept else 0.0
@@ -117,8 +104,8 @@ def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
         (stage.folder / "adapter" / "README.md").write_text(PRIVATE_ADAPTER, encoding="utf-8")
     save_probe(trainer, stage.folder)
     log = pd.DataFrame([row for row in trainer.state.log_history if "loss" in row])
-    log = log[["step", "epoch", "loss", *log.columns.drop(["step", "epoch", "loss"])]]
-    log.to_csv(stage.folder / LOG, index=False)
+    first = ["step", "epoch", "loss"]
+    log[[*first, *log.columns.drop(first)]].to_csv(stage.folder / LOG, index=False)
     shutil.rmtree(checkpoints, ignore_errors=True)
     stage.finish(
         **facts,
@@ -133,9 +120,6 @@ def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
 
 def beside(stage: Stage, minutes: float) -> Any:
     """A callback: a line of output kept up to date, the trainer's state kept every so many minutes, order by seed."""
-    import torch
-    from IPython.display import display
-    from transformers import TrainerCallback
 
     class Beside(TrainerCallback):
         begun = kept = time.monotonic()
@@ -164,9 +148,7 @@ def beside(stage: Stage, minutes: float) -> Any:
                 return
             left = round((now - self.begun) / max(1, step - self.first) * (steps - step))
             stage.run.status(stage.name, state="running", step=step, steps=steps, loss=logs["loss"], seconds_left=left)
-            text = f"{stage.name}: step {step} of {steps}, loss {float(logs['loss']):.3f}"
-            bar = f'<progress aria-label="{stage.name}" value="{step}" max="{steps}"></progress>'
-            line = {"text/plain": text, "text/html": f"{bar} {text}"}
+            line = {"text/plain": f"{stage.name}: step {step} of {steps}, loss {float(logs['loss']):.3f}"}
             self.shown = now
             if self.line is None:
                 self.line = display(line, raw=True, display_id=True)
@@ -184,8 +166,6 @@ def _whole_checkpoint(folder: Path) -> Path | None:
 
 def training_log(stage: Stage) -> pd.DataFrame:
     """One row a step (loss; for DPO rewards, margins, log-probabilities), also written to ``training/``."""
-    import pandas as pd
-
     file = stage.run.folder / "training" / f"{stage.name}.csv"
     file.parent.mkdir(exist_ok=True)
     log = pd.read_csv(stage.folder / LOG) if (stage.folder / LOG).is_file() else pd.DataFrame(columns=["step", "loss"])

@@ -1,6 +1,6 @@
 """Checks without which the arms' numbers mean nothing. A failed one marks the run and its verdict.
 
-What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate: see `margins`.
+What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from pandas.io.formats.style import Styler
 
 from medstudy.arms import ARMS, TRAINED
 from medstudy.data.audit import near_duplicates
+from medstudy.data.splits import Splits
 from medstudy.runs import Run, fingerprint
 from medstudy.show import aggregate
 from medstudy.tasks.base import Task
@@ -20,12 +24,6 @@ from medstudy.training.chat import load_chat
 from medstudy.training.checks import CHECKS
 from medstudy.training.fit import LEARNT
 from medstudy.training.generation import OUTPUTS, adapter_hash
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from pandas.io.formats.style import Styler
-
-    from medstudy.data.splits import Splits
 
 #: How many checks a run must have behind it.
 GATES = len(CHECKS)
@@ -48,7 +46,7 @@ class Seen:
     Attributes:
         facts: stage -> what was measured; ``trained`` of arms trained for a step or more, ``decoded`` of their answers.
         learnt: arm -> fingerprint of the prompt, and text, of each sequence that its trainer was given.
-        taught: arm -> case and answer (a text, or the gold of its outcomes) that each of these should be.
+        taught: arm -> case and answer that each of these should be.
         asked: arm -> fingerprint of each test prompt as the model read it; ``prompt``: case id -> what it should be.
         samples: preference case -> what the SFT model answered to it.
         adapters: arm -> hash of the adapter that it was trained to.
@@ -57,8 +55,6 @@ class Seen:
     def __init__(
         self, run: Run, task: Task, splits: Splits, data_audit: pd.DataFrame, pairs_audit: pd.DataFrame
     ) -> None:
-        import pandas as pd
-
         self.task, self.splits, self.pairs_audit, self.tried = task, splits, pairs_audit, run.tried
         self.near, self.shareable = near_duplicates(data_audit), run.facts.get("shareable", False)
         self.own_errors = run.params.pair_source == "own_errors"
@@ -78,8 +74,8 @@ class Seen:
         self.prompt = {name: fingerprint(chat.prompt(task.messages(case))) for name, case in of.items()}
         pairs = [(of[pair.case_id], pair) for pair in run.kept.get("pairs", []) if pair.case_id in of]
         rows: dict[str, list[Any]] = {
-            "train": [(case, case.recorded().gold) for case in splits.train],
-            "prefer": [(case, case.gold) for case in splits.prefer],
+            "train": [(case, task.target(case.recorded())) for case in splits.train],
+            "prefer": [(case, task.target(case)) for case in splits.prefer],
             "chosen": [(case, pair.chosen) for case, pair in pairs],
             "pairs": [(case, side) for case, pair in pairs for side in (pair.chosen, pair.rejected)],
         }
@@ -93,19 +89,18 @@ def check_gates(
     seen, judged = Seen(run, task, splits, data_audit, pairs_audit), []
     for name, (expected, needs, check) in CHECKS.items():
         needed = [stage for stage in needs if stage != "samples" or seen.own_errors]
-        lacking = ", ".join(stage for stage in needed if stage not in seen.facts)
-        if lacking:
+        if lacking := ", ".join(stage for stage in needed if stage not in seen.facts):
+            good, value = False, f"not run: {lacking}"
             reason = f"nothing can be said of it without {lacking}: run these cells, and this one again"
-            judged.append(Gate(name, False, f"not run: {lacking}", "every stage run", reason))
         else:
-            good, value, reason = check(seen)
-            judged.append(Gate(name, bool(good), value, expected, "" if good else reason))
+            good, value = check(seen)
+            reason = " ".join(check.__doc__.split())
+        judged.append(Gate(name, bool(good), value, expected, "" if good else reason))
     return judged
 
 
 def gates_table(gates: Sequence[Gate]) -> Styler:
     """What was seen and what must hold, whole, a row a gate."""
-    import pandas as pd
 
     def words(value: Any) -> str:
         if isinstance(value, Mapping):

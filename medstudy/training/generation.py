@@ -6,7 +6,11 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
 
 from medstudy.data.cases import Case
 from medstudy.runs import Run, Stage, fingerprint
@@ -16,9 +20,6 @@ from medstudy.training.checkpoint import note_model
 from medstudy.training.decoding import Decoding, changed_alone, decode
 from medstudy.training.models import load_model
 
-if TYPE_CHECKING:
-    import numpy as np
-
 #: Test cases whose answers are looked at again one by one, to see whether batching changes them.
 RECHECKED = 8
 #: What a stage keeps.
@@ -26,56 +27,39 @@ OUTPUTS, PROBABILITIES = "outputs.parquet", "probabilities.parquet"
 
 
 def answer_cases(
-    run: Run,
-    arm: str,
-    task: Task,
-    cases: list[Case],
-    adapter: Stage | None = None,
-    examples: list[Case] | None = None,
+    run: Run, arm: str, task: Task, cases: list[Case], adapter: Stage | None = None, examples: list[Case] | None = None
 ) -> list[str]:
     """Greedy answers of one arm (base, few_shot, sft, …) to ``cases``; kept in private/, and read back the next time.
 
-    Every arm goes through here, so the prompts, the dtype, the batches and the decoding are the same. ``cases`` other
-    than the test cases neither replace those answers nor are rechecked for the gates; ``adapter`` is the finished
-    training, None for the base model; ``examples`` are put before each prompt.
+    ``cases`` other than the test cases do not replace those answers; ``adapter`` is the finished training, None for
+    the base model; ``examples`` are put before each prompt.
     """
-    split = run.split_of(cases)
-    name, labels = f"{split}_{arm}", []
-    if split == "test":
-        name = f"answers_{arm}"
-        # of a task whose answer is a label and nothing else, whatever the outcome is called
-        of_card = list(task.card.labels.values())
-        labels = of_card[0] if len(of_card) == 1 and cases and task.target(cases[0]) in of_card[0] else []
+    split, labels = run.split_of(cases), []
+    if split == "test" and len(task.card.labels) == 1 and cases:
+        [of_card] = task.card.labels.values()
+        labels = of_card if task.target(cases[0]) in of_card else []  # else an answer is more than a label
     how = Decoding(run.params.max_new_tokens, run.params.eval_batch_size)
     prompts = [task.messages(case, examples) for case in cases]
-    return [texts[0] for texts in _decode_stage(run, name, prompts, how, adapter, labels)]
+    name = f"answers_{arm}" if split == "test" else f"{split}_{arm}"
+    return [text for (text,) in _decode_stage(run, name, prompts, how, adapter, labels)]
 
 
-def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage, name: str = "samples") -> list[list[str]]:
+def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> list[list[str]]:
     """``samples_per_case`` answers at temperature 1 to each training prompt, from the SFT model."""
     params = run.params
     how = Decoding(params.max_new_tokens, params.eval_batch_size, params.samples_per_case, 1.0, params.seed)
-    return _decode_stage(run, name, [task.messages(case) for case in cases], how, adapter)
+    return _decode_stage(run, "samples", [task.messages(case) for case in cases], how, adapter)
 
 
 def label_probabilities(run: Run, arm: str) -> np.ndarray:
     """Probability of each allowed label (cases, labels), as an arm sees them that has answered the test cases."""
-    import pandas as pd
-
     return pd.read_parquet(run.stages[f"answers_{arm}"].folder / PROBABILITIES).to_numpy()
 
 
 def _decode_stage(
-    run: Run,
-    name: str,
-    prompts: list[list[Message]],
-    how: Decoding,
-    adapter: Stage | None,
-    labels: Sequence[str] = (),
+    run: Run, name: str, prompts: list[list[Message]], how: Decoding, adapter: Stage | None, labels: Sequence[str] = ()
 ) -> list[list[str]]:
     """Texts (prompts, samples) of a stage; the first answers to test cases are looked at again, for the gates."""
-    import pandas as pd
-
     chat = load_chat(run.params)
     stage = run.stage(
         name,
@@ -117,8 +101,6 @@ def adapter_hash(training: Stage | None) -> str:
 
 def reload_difference(model: Any, folder: Path) -> float:
     """Largest logit difference between this loaded model and the one saved in ``folder``, as share of the largest."""
-    import torch
-
     probe = torch.load(folder / "probe.pt", map_location=model.device, weights_only=True)
     with torch.inference_mode():
         seen = model(input_ids=probe["input_ids"]).logits[0, -1].float()

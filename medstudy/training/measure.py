@@ -10,6 +10,9 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import torch
+from trl.trainer import utils
+
 from medstudy.runs import fingerprint
 from medstudy.training.chat import Chat
 from medstudy.training.shared_prompt import FIRST_ROWS, row_length, share_prompts_if_equal
@@ -45,7 +48,6 @@ def measured(trainer: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     facts["frozen_changed"] = sum(frozen_after[name] != value for name, value in frozen.items())
     facts |= {"adapter_changed": len(moved), "adapter_tensors": len(far), "moved": math.hypot(*far.values())}
     facts["unmoved"] = sorted(set(map(_kind, far)) - set(map(_kind, moved)))
-    facts["not_adapted"] = _not_adapted(trainer.model)
     trainer.model.eval()
 
 
@@ -54,29 +56,14 @@ def _kind(name: str) -> str:
     return re.sub(r"\.\d+(?=\.)", ".*", name)
 
 
-def _not_adapted(model: Any) -> list[str]:
-    """Matrices of the layers that carry no adapter, such as fused experts."""
-    own = [(name, p) for name, p in model.named_parameters() if "lora_" not in name and ".base_layer." not in name]
-    return sorted({_kind(name) for name, p in own if p.dim() >= 2 and re.search(r"\.\d+\.", name)})[:5]
-
-
 def score_labels_only() -> None:
-    """On a CPU as on a GPU, compute log-probabilities of the labelled tokens alone.
-
-    Without Triton, TRL 1.16 scores every prompt and padding token against the whole vocabulary and drops
-    the result. The losses are the same to the last bit. It is a private name: where it is gone, TRL decides.
-    """
-    from trl.trainer import utils
-
+    """On a CPU, too, score the labelled tokens alone: without Triton TRL 1.16 scores all; the losses are the same."""
     if hasattr(utils, "_use_triton"):
         utils._use_triton = lambda device: device.type in {"cpu", "cuda", "xpu"}
 
 
 def adapters_in_fp32(model: Any) -> None:
-    """On quantized weights TRL 1.16 rounds the adapter to bf16, and not its frozen copy, the reference.
-
-    The two would differ from the start, and of a step of 1e-5 most would be rounded away.
-    """
+    """On quantized weights TRL 1.16 rounds the adapter to bf16, and not its frozen copy, the reference."""
     weights = {name: weight for name, weight in model.named_parameters() if "lora_" in name}
     for name, weight in weights.items():
         if weight.dtype.itemsize < 4:
@@ -84,10 +71,7 @@ def adapters_in_fp32(model: Any) -> None:
 
 
 def facts_of_rows(trainer: Any, chat: Chat) -> dict[str, Any]:
-    """What the trainer will learn from, read from the batches that its own collator makes of its rows.
-
-    ``learnt`` holds a sequence's prompt, as a fingerprint of its tokens, and what is said behind it.
-    """
+    """What the trainer will learn from, by its own collator; ``learnt``: fingerprint of a prompt, and what follows."""
     bos, found = chat.tokenizer.bos_token_id, list(_sequences(trainer))
     longest = max(map(row_length, trainer.train_dataset))
     return {
@@ -116,8 +100,6 @@ def _sequences(trainer: Any) -> Iterator[tuple[list[int], list[int]]]:
 
 def dropout(trainer: Any) -> list[str]:
     """Kinds of dropout layers; ``function`` where the model drops without a layer, as seen by two passes over a row."""
-    import torch
-
     model = trainer.model.train()
     layers = {type(m).__name__ for m in model.modules() if "Dropout" in type(m).__name__ and getattr(m, "p", 0) > 0}
     inputs = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[0]]))
@@ -131,8 +113,6 @@ def dropout(trainer: Any) -> list[str]:
 
 def means(trainer: Any, rows: int, *metrics: str) -> list[float]:
     """Loss and ``metrics`` over the first ``rows`` rows, as the model is now; of pairs the loss is plain DPO's."""
-    import torch
-
     size, data = trainer.args.per_device_train_batch_size, list(trainer.train_dataset)[:rows]
     trained = getattr(trainer, "loss_types", None), getattr(trainer, "loss_weights", None)
     trainer.loss_types, trainer.loss_weights = ["sigmoid"], [1.0]
@@ -151,12 +131,9 @@ def means(trainer: Any, rows: int, *metrics: str) -> list[float]:
 
 
 def weights_now(model: Any) -> tuple[dict[str, int], dict[str, Any]]:
-    """Exact hashes of the frozen weights, and a copy of the trained adapter's."""
-    import torch
-
+    """Exact hashes of the frozen weights (also of one left trainable), and a copy of the trained adapter's."""
     frozen, adapter = {}, {}
     for name, weight in model.named_parameters():
-        # by name, not by requires_grad: a base weight left trainable must be seen; so must the reference adapter
         if "lora_" in name and ".default." in name:
             adapter[name] = weight.detach().float().cpu().clone()
         else:
@@ -166,8 +143,6 @@ def weights_now(model: Any) -> tuple[dict[str, int], dict[str, Any]]:
 
 def save_probe(trainer: Any, folder: Path) -> None:
     """Keep the logits of one prompt, to see later that the saved adapter reloads to the same model."""
-    import torch
-
     row = trainer.train_dataset[0]
     ids = torch.tensor([row.get("prompt_ids") or row["input_ids"]], device=trainer.model.device)
     # without the trainer's bf16 autocast, as the model will run when it answers

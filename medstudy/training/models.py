@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import datasets
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.utils import logging
 
 from medstudy.params import BUILTIN, RunParams, refuse_missing
-from medstudy.training.architectures import loader, prepare
 from medstudy.training.checkpoint import MISTAKES, ModelError, check_files, locate, reach, revision
 
 #: What the attention of all layers may keep for the backward pass of a batch, where it is computed eagerly.
 EAGER_GB = 2
-
-if TYPE_CHECKING:
-    import torch
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+#: Layers (state spaces, Gemma 3n's AltUp, Phi's router) whose weights are used past any adapter.
+NO_LORA = re.compile("Mamba|Bamba|H1Mixer|AltUp|PhimoeTopKRouter")
 
 
 def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:
     """The model's tokenizer, with an end token and one to pad with; without an end token it is a ModelError."""
-    import datasets
-    from transformers import AutoTokenizer
-    from transformers.utils import logging
-
     # no progress bars and no deprecation notes of the libraries' own making in executed notebooks
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
@@ -41,26 +50,25 @@ def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:
 def load_model(
     params: RunParams, adapter: Path | None = None, trainable: bool = False, merged: bool = False, longest: int = 0
 ) -> PreTrainedModel:
-    """The base model, with a saved LoRA adapter if one is given, in eval mode unless ``trainable``.
+    """The base model, with a saved LoRA adapter (named ``default``) if one is given, in eval mode unless ``trainable``.
 
-    The adapter bears the name ``default``: that is what makes `DPOTrainer` copy it as its reference.
-    ``merged`` adds it to the weights where they are fp32, which decodes faster; in fewer bits the sum would
-    be rounded to another model than the one that was trained. ``longest``: tokens of the longest row to be trained on.
+    ``merged`` adds the adapter to the weights where they are fp32, which decodes faster; in fewer bits the sum would
+    be rounded to another model. ``longest``: tokens of the longest row to be trained on.
 
     Raises:
-        ModelError: the model cannot be reached, or does not fit its own config.
+        ModelError: the model cannot be reached, does not fit its own config, or has layers that take no adapter.
     """
-    import torch
-
     if params.model in BUILTIN and "OMP_NUM_THREADS" not in os.environ:
         # measured on two cores, for matrices this small: a second thread gains a third when the machine is idle, and
         # costs a factor of twenty as soon as anything else runs, because waiting threads spin
         torch.set_num_threads(1)
     check_files(locate(params))
     config = _load_config(params)
-    prepare(config)
+    _prepare(config)
+    # a multimodal checkpoint without a text-only class (MedGemma) is loaded whole
+    auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
     how = _load_arguments(params, config, longest)
-    made, loaded = _load(params, loader(config), config=config, output_loading_info=True, **how)
+    made, loaded = _load(params, auto.from_pretrained, config=config, output_loading_info=True, **how)
     if wrong := _fault(made, loaded["missing_keys"]):
         raise ModelError(f"model = {params.model!r}: {wrong}")
     made.config.use_cache = True
@@ -75,14 +83,13 @@ def load_model(
 
 def context_length(params: RunParams, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that the model can hold, prompt and answer together; a ModelError where nothing says so."""
-    text = _load_config(params).get_text_config()
-    named = [getattr(text, name, None) for name in ("max_position_embeddings", "max_seq_len", "seq_length")]
-    for length in (*named, tokenizer.model_max_length):
+    named = getattr(_load_config(params).get_text_config(), "max_position_embeddings", None)
+    for length in (named, tokenizer.model_max_length):
         if isinstance(length, int) and length < 1e9:  # a tokenizer that does not know says 1e30
             return length
     raise ModelError(
         f"model = {params.model!r}: neither config nor tokenizer says how many tokens it holds; write "
-        '"max_position_embeddings" into its config.json (state space models, as Mamba, are not supported)'
+        '"max_position_embeddings" into its config.json'
     )
 
 
@@ -93,8 +100,6 @@ def vocabulary(params: RunParams) -> int:
 
 def stop_tokens(params: RunParams) -> tuple[int, ...]:
     """Tokens at which the checkpoint's own settings end generation."""
-    from transformers import GenerationConfig
-
     try:
         listed = GenerationConfig.from_pretrained(locate(params), revision=revision(params)).eos_token_id
     except OSError:
@@ -104,8 +109,6 @@ def stop_tokens(params: RunParams) -> tuple[int, ...]:
 
 def compute_dtype(params: RunParams) -> torch.dtype:
     """Dtype of the weights: as asked, else bf16 on a GPU that has it, else fp32."""
-    import torch
-
     if params.dtype != "auto":
         return getattr(torch, params.dtype)
     gpu = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -114,8 +117,6 @@ def compute_dtype(params: RunParams) -> torch.dtype:
 
 def train_in_bf16(params: RunParams) -> bool:
     """Whether a training multiplies in bf16: on a GPU as the weights are; on a CPU where it pays."""
-    import torch
-
     if torch.cuda.is_available():
         return compute_dtype(params) == torch.bfloat16
     return params.dtype != "float32" and cpu_multiplies_bf16()
@@ -123,15 +124,43 @@ def train_in_bf16(params: RunParams) -> bool:
 
 def cpu_multiplies_bf16() -> bool:
     """Whether bf16 pays on this processor. Measured gains: with AMX 2.5, AMD 1.9 to 2.6, Intel without AMX .6."""
-    import torch
-
     known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions do not say
     return known.get("amx_bf16", False) or (known.get("avx512_bf16", False) and "Intel" not in known["cpu_name"])
 
 
-def _load_arguments(params: RunParams, config: Any, longest: int) -> dict[str, Any]:
-    import torch
+def eager_gb(params: RunParams, config: Any, longest: int) -> float:
+    """What eager attention keeps: ten bytes for each head, layer and pair of tokens of a batch (measured)."""
+    text = config.get_text_config()
+    heads, layers = (getattr(text, name, 1_000) for name in ("num_attention_heads", "num_hidden_layers"))
+    return 1e-8 * params.batch_size * heads * layers * longest**2
 
+
+def without_peft(model: Any) -> Any:
+    """The model itself, adapters and all, without the wrapper that PEFT puts around it."""
+    return model.get_base_model() if hasattr(model, "peft_config") else model
+
+
+def reads_by_attention(model: Any) -> bool:
+    """Whether all that a layer keeps of a text are keys and values, which several readings can share."""
+    model = without_peft(model)
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
+    states = getattr(model, "_is_stateful", False)
+    states |= any(isinstance(module, torch.nn.Conv1d) for module in model.get_decoder().modules())
+    return kinds <= {"full_attention", "sliding_attention"} and not states
+
+
+def _prepare(config: Any) -> None:
+    """No dropout in any arm: DPO switches off dropout layers, SFT does not, and neither reaches what is a function."""
+    for part in (config, *(getattr(config, name) for name in getattr(config, "sub_configs", {}))):
+        for name, value in list(vars(part).items()) if part is not None else []:
+            if "drop" in name and isinstance(value, float):
+                setattr(part, name, 0.0)
+    text = config.get_text_config()
+    if hasattr(text, "num_local_experts") and not hasattr(text, "num_experts"):
+        text.num_experts = text.num_local_experts  # the only name by which TRL knows them
+
+
+def _load_arguments(params: RunParams, config: Any, longest: int) -> dict[str, Any]:
     arguments: dict[str, Any] = {"dtype": compute_dtype(params)}
     if torch.cuda.is_available():
         # a model that is larger than one GPU is spread over those that the run was given
@@ -142,19 +171,10 @@ def _load_arguments(params: RunParams, config: Any, longest: int) -> dict[str, A
         arguments["attn_implementation"] = "eager"
     if params.quantization == "4bit":
         refuse_missing(params)
-        from transformers import BitsAndBytesConfig
-
         arguments["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(params)
         )
     return arguments
-
-
-def eager_gb(params: RunParams, config: Any, longest: int) -> float:
-    """What eager attention keeps: ten bytes for each head, layer and pair of tokens of a batch (measured)."""
-    text = config.get_text_config()
-    heads, layers = (getattr(text, name, 1_000) for name in ("num_attention_heads", "num_hidden_layers"))
-    return 1e-8 * params.batch_size * heads * layers * longest**2
 
 
 def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
@@ -163,19 +183,17 @@ def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
 
 
 def _load_config(params: RunParams) -> Any:
-    from transformers import AutoConfig
-
     return _load(params, AutoConfig.from_pretrained)
 
 
 def _fault(model: Any, missing: set[str]) -> str:
     """What would be seen after hours of work only; three tokens show whether the config fits the code."""
-    import torch
-
     if missing:
         return f"its files lack {', '.join(sorted(missing)[:3])}, which would be random; download it again"
     if model.base_model is model:  # which its losses are computed from
         return f"TRL does not find the backbone of a {type(model).__name__}"
+    if kinds := {kind for module in model.modules() if NO_LORA.search(kind := type(module).__name__)}:
+        return f"it has layers that take no LoRA adapter ({', '.join(sorted(kinds)[:3])}); choose another model"
     try:
         with torch.inference_mode():
             model.eval()(input_ids=torch.zeros((1, 3), dtype=torch.long, device=model.device))

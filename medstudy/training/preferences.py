@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
@@ -21,13 +21,8 @@ from medstudy.tasks.reading import normalise
 from medstudy.training.chat import Row
 from medstudy.training.generation import sample_cases
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 #: From so many pairs and optimiser steps on, a preference training can be expected to show something.
 ENOUGH_PAIRS, ENOUGH_STEPS = 300, 50
-#: Validation cases of which pairs are made that are not trained on.
-HELD_OUT = 32
 TOO_FEW = (
     "{} pairs give {} optimiser steps: too few to expect that DPO learns from them (at least {} and {}). Raise "
     "n_prefer, samples_per_case or pairs_per_case; for more steps, dpo_epochs."
@@ -68,29 +63,16 @@ Found = tuple[dict[str, list[tuple[str, str, str]]], dict[str, int]]
 
 def pairs_of(run: Run, task: Task, cases: list[Case], sft: Stage) -> Pairs:
     """Pairs for the preference cases; whether they are enough to learn from is kept for run.json."""
-    made = _made(run, task, cases, sft, "samples")
+    own = run.params.pair_source == "own_errors"
+    made = make_pairs(run.params, task, cases, sample_cases(run, task, cases, sft) if own else None)
     run.facts["enough_pairs"] = not too_few(run.params, len(made.pairs))
     return made
 
 
-def held_out_pairs(run: Run, task: Task, validation: list[Case], sft: Stage) -> Pairs:
-    """Pairs from the same source that are not trained on, of `HELD_OUT` cases; none where the source has none."""
-    try:
-        return _made(run, task, validation[:HELD_OUT], sft, "held_out_samples")
-    except DataError:
-        return Pairs([], {})
-
-
-def _made(run: Run, task: Task, cases: list[Case], sft: Stage, name: str) -> Pairs:
-    own = run.params.pair_source == "own_errors"
-    return make_pairs(run.params, task, cases, sample_cases(run, task, cases, sft, name) if own else None)
-
-
 def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]] | None = None) -> Pairs:
-    """Pairs for the preference cases from the source ``pair_source``, at most ``pairs_per_case`` a case.
+    """Pairs from the source ``pair_source``, at most ``pairs_per_case`` a case; none whose sides say the same.
 
-    Dropped are pairs whose sides say the same, and a case's second pair of the same two answers. ``samples`` are the
-    SFT model's, for ``own_errors``. A `DataError` says what is wrong with a file, or that no row is about a case.
+    ``samples`` are the SFT model's, for ``own_errors``. A `DataError` says what is wrong with a file.
     """
     found, told = SOURCES[params.pair_source](params, task, cases, samples or [])
     pairs, counts = [], Counter({"preference prompts": len(cases), **told})
@@ -108,10 +90,7 @@ def make_pairs(params: RunParams, task: Task, cases: list[Case], samples: list[l
 
 
 def from_own_errors(params: RunParams, task: Task, cases: list[Case], samples: list[list[str]]) -> Found:
-    """The model's own most frequent right answer, else gold, against its distinct wrong ones, the most frequent first.
-
-    Its own is likely under it already, so that the pair teaches what is wrong and not another way of writing.
-    """
+    """The model's own most frequent right answer, else gold, against its distinct wrong ones, in order of frequency."""
     counts, found = Counter(), {}
     for case, outputs in zip(cases, samples, strict=True):
         right = [text for text in outputs if _is_right(task, case, text)]
@@ -156,25 +135,17 @@ def from_table(params: RunParams, task: Task, cases: list[Case], samples: list[l
             found[case_id] = list(sides.assign(source="file").itertuples(index=False, name=None))
     if not found:
         told = f"{params.pair_file}: none of its {len(by_case)} case ids is a preference case"
-        told += f", e.g. '{next(iter(by_case), '')}' against '{cases[0].case_id}'" if task.card.shareable else ""
         raise DataError(f"{told}; see the card's columns.case_id")
     others = len(by_case) - len(found)
     return found, {"rows in the file": len(rows), "cases of the file that are no preference cases": others}
 
 
 #: pair_source -> where its pairs come from; another one is a function above and a line here.
-SOURCES: dict[str, Callable[[RunParams, Task, list[Case], list[list[str]]], Found]] = {
-    "own_errors": from_own_errors,
-    "labels": from_labels,
-    "card": from_card,
-    "ratings": from_table,
-    "file": from_table,
-}
+SOURCES = {"own_errors": from_own_errors, "labels": from_labels, "card": from_card}
+SOURCES |= {"ratings": from_table, "file": from_table}
 
 
 def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
-    import pandas as pd
-
     # as text: neither 0012 nor the answer "None" is to be taken for something else
     text = {"dtype": str, "keep_default_na": False}
     readers = {".csv": partial(pd.read_csv, **text), ".xlsx": partial(pd.read_excel, **text)}
@@ -182,8 +153,7 @@ def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
     if file.suffix not in readers or not file.is_file():
         raise DataError(f"pair_file = '{file}': give an existing file that ends in {', '.join(readers)}")
     rows = readers[file.suffix](file)
-    missing = [name for name in columns if name not in rows]
-    if missing:
+    if missing := [name for name in columns if name not in rows]:
         raise DataError(f"{file} has no column {', '.join(missing)} (columns: {', '.join(map(str, rows))})")
     wrong = (rows[columns].isna() | rows[columns].eq("")).any(axis=1)
     if "rating" in columns:
@@ -196,8 +166,6 @@ def _read_rows(file: Path, columns: list[str]) -> pd.DataFrame:
 
 def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
     """One row a fact about the pairs; those from other cases or groups must be 0. Holds no text."""
-    import pandas as pd
-
     pairs = pd.DataFrame(map(vars, made.pairs), columns=list(Pair.__dataclass_fields__))
     words = pairs[["chosen", "rejected"]].map(lambda text: len(text.split()))
     said = pairs[["chosen", "rejected"]].map(normalise).assign(prompt=pairs["prompt"].map(str))
@@ -223,8 +191,9 @@ def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
 def too_few(params: RunParams, n: int) -> str:
     """In a sentence, why ``n`` pairs are too few to expect that DPO learns from them; empty where they are not."""
     steps = math.ceil(params.dpo_epochs * math.ceil(n / (params.batch_size * params.gradient_accumulation)))
-    enough = n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS
-    return "" if enough else TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
+    if n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS:
+        return ""
+    return TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
 
 
 def _is_right(task: Task, case: Case, text: str) -> bool:

@@ -6,16 +6,14 @@ import random
 from bisect import bisect
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
 from medstudy.show import OWN
 from medstudy.tasks.base import Message, Task
 from medstudy.training.chat import Chat, Row
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def sft_row(task: Task, case: Case, answer: str = "") -> Row:
@@ -26,8 +24,6 @@ def sft_row(task: Task, case: Case, answer: str = "") -> Row:
 
 def token_table(chat: Chat, messages: list[Message], answer: str) -> pd.DataFrame:
     """One row a token of prompt and answer: the token and whether it carries SFT loss."""
-    import pandas as pd
-
     prompt, completion = chat.row(messages, answer)
     rows = [(i, chat.tokenizer.decode([t]), i >= len(prompt)) for i, t in enumerate(prompt + completion)]
     return pd.DataFrame(rows, columns=["position", "token", "in_loss"])
@@ -53,8 +49,6 @@ class Lengths:
 
     def table(self) -> pd.DataFrame:
         """Quantiles of the token counts, and `counts`."""
-        import pandas as pd
-
         tokens = pd.DataFrame({"prompt tokens": self.prompt, "tokens kept for the answer": self.answer})
         table = tokens.quantile([0.5, 0.95, 1]).astype(int).set_axis(["median", "95 %", "longest"])
         table = table.T.assign(**self.counts)
@@ -116,10 +110,9 @@ def _shorten(case: Case, task: Task, chat: Chat, room: int) -> Case:
 
 
 def worked_examples(train: list[Case], lengths: Lengths, task: Task, chat: Chat, params: RunParams) -> list[Case]:
-    """Up to ``few_shot_k`` training cases to show in the few-shot prompt, drawn by ``seed``, as they were recorded.
+    """Up to ``few_shot_k`` of the shorter half of the training cases, drawn by ``seed``, as they were recorded.
 
-    The shorter half of the cases is drawn from, and fewer are taken where k do not fit the context beside the longest
-    prompt; where not one fits, so that the arm would be missing, that is a `DataError`.
+    Fewer where k do not fit the context beside the longest prompt; a `DataError` where not one fits.
     """
     by_length = sorted(train, key=lambda case: len(case.text))[: max(len(train) // 2, params.few_shot_k)]
     drawn = random.Random(params.seed).sample(by_length, min(params.few_shot_k, len(by_length)))

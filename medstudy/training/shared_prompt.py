@@ -7,15 +7,13 @@ looks for them. Loss and metrics stay TRL's; log-probabilities are the same up t
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from medstudy.training.architectures import reads_by_attention
+import torch
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
+from medstudy.training.models import reads_by_attention, without_peft
 
 #: Pairs on which a DPO is looked at before its first step.
 FIRST_ROWS = 8
@@ -28,8 +26,6 @@ def share_prompts_if_equal(trainer: Any) -> Callable[[], None] | None:
 
     None where this model's log-probabilities would be others: every prompt is read twice then.
     """
-    import torch
-
     if getattr(trainer, "aux_loss_enabled", False) or not reads_by_attention(trainer.model):
         return None  # the routers of a mixture of experts are scored by TRL, in rows of its own
     alone = _log_p_of_pairs(trainer)
@@ -48,8 +44,6 @@ def share_prompts_if_equal(trainer: Any) -> Callable[[], None] | None:
 
 def _log_p_of_pairs(trainer: Any) -> torch.Tensor:
     """Log-probability of every token of both answers of the longest pairs (tokens,), float32."""
-    import torch
-
     rows = sorted(trainer.train_dataset, key=row_length, reverse=True)[:FIRST_ROWS]
     size, found = trainer.args.per_device_train_batch_size, []
     for start in range(0, len(rows), size):
@@ -71,9 +65,7 @@ def row_length(row: dict[str, Any]) -> int:
 
 def share_prompts(model: Any) -> Callable[[], None]:
     """Have the backbone of a model, with or without PEFT, read each prompt once; returns a function to take it back."""
-    import torch
-
-    backbone = (model.get_base_model() if hasattr(model, "peft_config") else model).base_model
+    backbone = without_peft(model).base_model
     forward, text = backbone.forward, backbone.config.get_text_config()
     windows = [getattr(text, name, None) for name in ("sliding_window", "attention_chunk_size")]
     window = min(filter(None, windows), default=None)
@@ -107,8 +99,6 @@ class Packed(NamedTuple):
 
 def pack(ids: torch.Tensor, mask: torch.Tensor) -> Packed:
     """Pack TRL's batch of chosen, then rejected sequences, padded on the right: ids and mask (2 x pairs, length)."""
-    import torch
-
     (chosen, rejected), (real, also) = ids.chunk(2), mask.bool().chunk(2)
     long, other = real.sum(1, keepdim=True), also.sum(1, keepdim=True)
     shared = ((chosen == rejected) & real & also).cumprod(1).sum(1, keepdim=True)

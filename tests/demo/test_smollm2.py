@@ -16,7 +16,7 @@ from medstudy.training.models import load_model
 @pytest.mark.network
 def test_smollm2_answers(params: RunParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("gguf")
-    monkeypatch.setattr("medstudy.training.gguf.project_root", lambda: tmp_path)
+    monkeypatch.setattr("demo.smollm2.project_root", lambda: tmp_path)
     params = params.model_copy(update={"model": str(smollm2())})
     asked = [[{"role": "user", "content": "What is the capital of France?"}]]
     assert "Paris" in decode(load_model(params), load_chat(params), asked, Decoding(20, 1)).texts[0][0]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import string
-from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -13,7 +11,6 @@ from transformers import PreTrainedTokenizerFast
 from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
 from medstudy.params import RunParams
-from medstudy.runs import Run
 from medstudy.tasks import get_task
 from medstudy.training.chat import Chat, load_chat
 from medstudy.training.checkpoint import ModelError
@@ -53,15 +50,14 @@ KINDS = {
     + EACH
     + ASK,
     "system refused, turns alternate (Gemma)": ALTERNATE + EACH + ASK,
-    "content in parts": EACH.replace("m.content +", "m.content[0].text +") + ASK,
     "trimmed": EACH.replace("m.content", "m.content | trim") + ASK,
     "end by the checkpoint's own token": EACH.replace("<|end|>", "</s>") + ASK,
     "a BOS at every turn": EACH.replace("'<|'", "'<s><|'") + ASK.replace("'<|", "'<s><|"),
-    "the next turn is the end (GLM 4)": EACH.replace("<|end|>", "") + ASK,
     "a border inside a word": EACH.replace("'|>'", "'|> '") + ASK.replace("|>'", "|> '"),
 }
 REFUSED = {
     "": ("it has none; choose an instruct model", "none"),
+    EACH.replace("m.content +", "m.content[0].text +") + ASK: ("it fails on turns|leaves out what is asked", "parts"),
     EACH.replace("<|end|>", "") + ASK: ("ends no answer with a token of its own.*eos_token", "no end"),
     EACH.replace("<|end|>", "\n\n") + ASK: ("ends no answer with a token of its own", "end in plain text"),
     EACH + ASK.replace("|>'", "|>in short: '"): ("asks for an answer with 'in short: '", "asks as it never trains"),
@@ -100,8 +96,7 @@ def asked(*turns: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("template", KINDS.values(), ids=KINDS)
 def test_what_is_trained_is_read_back_and_begins_as_asked(template: str, kind: str, special: bool) -> None:
     made = tokenizer(template, kind, special)
-    ends = [made.eos_token_id, *made.convert_tokens_to_ids(["<|user|>"] if "<|end|>" not in template else [])]
-    chat = Chat(made, tuple(ends))
+    chat = Chat(made, (made.eos_token_id,))
     answer = "Provider: nurse\nUrgency: high"
     for messages in (asked("Well?"), asked("One?", "no", "And two, \nlonger?")):
         row = {"prompt": messages, "completion": [{"role": "assistant", "content": answer}]}
@@ -146,35 +141,3 @@ def test_the_built_in_models_are_asked_and_trained_in_the_tokens_they_were_made_
             assert prompt == chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **given)
             assert prompt + completion == whole
         assert chat.stops == (chat.tokenizer.eos_token_id,)
-
-
-def test_tokens_without_an_embedding_are_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
-    import shutil
-
-    folder = shutil.copytree(tiny_model, tmp_path / "larger")
-    template = folder / "chat_template.jinja"
-    data = json.loads((folder / "tokenizer.json").read_text())
-    number = 1 + max(token["id"] for token in data["added_tokens"]) + len(data["model"]["vocab"])
-    data["added_tokens"].append(data["added_tokens"][0] | {"id": number, "content": "<|more|>"})
-    (folder / "tokenizer.json").write_text(json.dumps(data))
-    params = params.model_copy(update={"model": str(folder)})
-    load_chat(params)  # one more than there are embeddings for, and never written
-    template.write_text(template.read_text().replace("<|end|>", "<|more|>"))
-    for _ in range(2):  # asked again it is refused again
-        with pytest.raises(ModelError, match=r"'<\|more\|>', token .* embeddings"):
-            load_chat(params)
-
-
-def test_a_run_notes_the_model_and_says_when_it_has_moved(
-    params: RunParams, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from medstudy.training import checkpoint
-
-    run = Run(params.model_copy(update={"model": "someone/model"}))
-    keys = []
-    for commit in ("a" * 40, "a" * 40, "b" * 40):
-        monkeypatch.setattr(checkpoint, "_commit", lambda hub_id, commit=commit: commit)
-        keys.append(checkpoint.note_model(run))
-        assert run.facts["model_revision"] == commit
-    assert keys[0] == keys[1] != keys[2]
-    assert capsys.readouterr().out.count("has changed from aaaa") == 1

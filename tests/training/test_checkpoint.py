@@ -13,9 +13,9 @@ import torch
 from huggingface_hub.errors import HfHubHTTPError
 
 from medstudy.params import RunParams
-from medstudy.training import checkpoint
+from medstudy.training import checkpoint, models
 from medstudy.training.chat import load_chat
-from medstudy.training.checkpoint import ModelError, model_fingerprint, reach
+from medstudy.training.checkpoint import ModelError, locate, model_fingerprint, reach
 from medstudy.training.models import load_model, load_tokenizer, train_in_bf16
 
 
@@ -44,10 +44,10 @@ def move(name: str, to: str = "elsewhere") -> Callable[[Path], None]:
     ("spoil", "words"),
     [
         (halve, r"model\.safetensors is half-downloaded.*; download it again"),
-        (point, r"model\.safetensors is a git-lfs pointer.*git lfs pull"),
-        (move("model.safetensors"), "holds no weights"),
-        (move("config.json"), r"has no config\.json"),
-        (move("tokenizer.json"), r"has no tokenizer\.json: save it there"),
+        (point, r"model\.safetensors is .* a git-lfs pointer.*git lfs pull"),
+        (move("model.safetensors"), "its folder must hold .*weights"),
+        (move("config.json"), r"its folder must hold config\.json"),
+        (move("tokenizer.json"), r"its folder must hold .*tokenizer\.json"),
         (
             configure(quantization_config={"quant_method": "gptq", "bits": 4}),
             "cannot be loaded; install the package that reads its weights.*GPTQ",
@@ -67,6 +67,16 @@ def test_a_spoilt_folder_is_named_with_the_remedy(
     with pytest.raises(ModelError, match=words):
         load_tokenizer(params)
         load_model(params)
+
+
+def test_layers_without_an_adapter_and_gguf_files_are_refused(params: RunParams, tmp_path: Path) -> None:
+    class MambaMixer(torch.nn.Linear): ...
+
+    model = torch.nn.Sequential(MambaMixer(2, 2))
+    model.base_model = model[0]
+    assert "take no LoRA adapter (MambaMixer)" in models._fault(model, set())
+    with pytest.raises(ModelError, match="GGUF is not read.*save_pretrained"):
+        locate(params.model_copy(update={"model": str(tmp_path / "model.gguf")}))
 
 
 @pytest.mark.parametrize("status", [401, 403, 500])
@@ -100,18 +110,6 @@ def test_a_hub_model_is_pinned_to_the_commit_in_the_cache(
     (cache / "refs" / "main").write_text("c" * 40)  # moved while a run goes on, which stays with its commit
     assert load_chat(params).context == 512 and load_model(params).num_parameters() > 0
     checkpoint._commit.cache_clear()
-
-
-def test_a_config_without_a_length_is_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_model, tmp_path / "endless")
-    shape = {"model_type": "bloom", "hidden_size": 8, "n_layer": 2, "n_head": 2, "vocab_size": 400}
-    (folder / "config.json").write_text(json.dumps(shape))
-    known = json.loads((folder / "tokenizer_config.json").read_text())
-    known.pop("model_max_length", None)
-    (folder / "tokenizer_config.json").write_text(json.dumps(known))
-    params = params.model_copy(update={"model": str(folder)})
-    with pytest.raises(ModelError, match='write "max_position_embeddings" into its config.json'):
-        load_chat(params)
 
 
 def test_dropout_is_off_in_every_arm(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:

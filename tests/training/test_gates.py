@@ -230,14 +230,12 @@ FAULTS: dict[str, dict[str, Plant]] = {
         "another reference": lambda s, _: s.dpo(spoilt(DPOTrainer, other_reference)),
     },
     "one BOS, trained end token": {
-        "end token not in the rows": sft_rows(lambda row: {name: row[name][:-1] for name in IDS}),
         "end token not trained": lambda s, _: s.sft(spoilt(SFTTrainer, taken_for_padding)),
         "two BOS": sft_rows(lambda row: {name: [row[name][0], *row[name]] for name in IDS}),
         "rows that TRL cuts": lambda s, _: s.sft(max_length=s.run.stages["sft"].facts["longest"] - 1),
     },
     "asked as trained": {
         "loss on the prompt": sft_rows(lambda row: {"labels": row["input_ids"]}),
-        "loss with a gap": sft_rows(lambda row: {"labels": row["labels"][:-3] + [-100] + row["labels"][-2:]}),
         "another prompt than trained": lambda s, _: s.answer("dpo", task=worded(lambda text, _: f"Think. {text}")),
         "padding that the model reads": padded(lambda ids, mask: (ids, torch.ones_like(mask))),
     },
@@ -266,7 +264,6 @@ FAULTS: dict[str, dict[str, Plant]] = {
     "eval mode, greedy, left padding": {"padding on the right": padded(to_the_right)},
     "each arm answers by its own adapter": {
         "answers of DPO by the SFT adapter": lambda s, _: s.answer("dpo", by="sft"),
-        "answers of SFT by the base model": lambda s, _: s.answer("sft", by="none"),
     },
     "adapter reloads": {"an adapter on another base": other_weights},
     "batch size does not matter": {"padding counts": lambda s, _: told(s, "answers_sft", changed_by_batching=8)},
@@ -280,7 +277,6 @@ FAULTS: dict[str, dict[str, Plant]] = {
         "rejected is right": lambda s, _: s.dpo(pairs=rejecting(lambda pair: pair.chosen)),
         "rejected is gibberish": lambda s, _: s.dpo(pairs=rejecting(lambda pair: "xq zz")),
         "exchanged labels": lambda s, _: from_labels(s, exchanged),
-        "gibberish beside labels": lambda s, _: from_labels(s, rejecting(lambda pair: "xq zz")),
     },
     "splits are disjoint": {
         "a patient in two splits": splits(validation=[dataclasses.replace(SPLITS.test[0], case_id="again")]),

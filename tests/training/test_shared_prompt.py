@@ -17,7 +17,7 @@ from medstudy.params import RunParams
 from medstudy.runs import Run
 from medstudy.training import arguments, shared_prompt
 from medstudy.training.fit import training_log
-from medstudy.training.shared_prompt import pack, share_prompts
+from medstudy.training.shared_prompt import share_prompts
 
 
 def small(kind: str, attention: str = "eager", **others: Any) -> Any:
@@ -65,16 +65,6 @@ def test_hidden_states_and_gradients_are_those_of_separate_rows(kind: str, atten
     assert torch.equal(run()[0], alone[0])
 
 
-def test_what_two_answers_share_is_computed_once() -> None:
-    prompt = list(range(1, 41))
-    rows = pack(*batch([([*prompt, 50, 51, 52], [*prompt, 60, 61])] * 4).values())
-    assert rows.ids.shape == (4, 48)  # 40 + 3 + 2 in one row of 48 instead of two of 43
-    assert rows.ids[0, :45].tolist() == [*prompt, 50, 51, 52, 60, 61]
-    assert rows.positions[0, 40:45].tolist() == [40, 41, 42, 40, 41]
-    assert not rows.allowed[0, 0, 43:45, 40:43].any()  # the rejected answer does not see the chosen one
-    assert rows.allowed[0, 0, 43:45, :40].all()
-
-
 def test_rows_beyond_a_sliding_window_are_left_alone() -> None:
     model, given = small("mistral", sliding_window=8), batch(drawn_pairs())
     alone = model.model(**given, use_cache=False).last_hidden_state
@@ -82,24 +72,18 @@ def test_rows_beyond_a_sliding_window_are_left_alone() -> None:
     assert torch.equal(model.model(**given, use_cache=False).last_hidden_state, alone)
 
 
-def shares_as(fault: str) -> Any:
-    """A `share_prompts` for a model that refuses the mask, or takes none and so gives other hidden states."""
+def wrongly_shared(model: Any) -> Any:
+    """A `share_prompts` for a model that takes no such mask and so gives other hidden states."""
+    backbone = model.get_base_model().base_model
+    forward = backbone.forward
 
-    def share(model: Any) -> Any:
-        backbone = model.get_base_model().base_model
-        forward = backbone.forward
+    def wrong(**given: Any) -> Any:
+        made = forward(**given)
+        made.last_hidden_state = made.last_hidden_state.roll(1, dims=1)
+        return made
 
-        def wrong(**given: Any) -> Any:
-            if fault == "refuses":
-                raise ValueError("too many values to unpack (expected 2)")
-            made = forward(**given)
-            made.last_hidden_state = made.last_hidden_state.roll(1, dims=1)
-            return made
-
-        backbone.forward = wrong
-        return lambda: setattr(backbone, "forward", forward)
-
-    return share
+    backbone.forward = wrong
+    return lambda: setattr(backbone, "forward", forward)
 
 
 def test_dpo_is_the_same_training_with_and_without(
@@ -107,17 +91,16 @@ def test_dpo_is_the_same_training_with_and_without(
 ) -> None:
     monkeypatch.setattr(arguments, "train_in_bf16", lambda params: False)
     sft, logs = sft_stage(Run(params), card, cases), []
-    for how in ("shared", "refuses", "differs"):
+    for how in ("shared", "differs"):
         run = Run(params.model_copy(update={"results": str(tmp_path / how)}))
         with monkeypatch.context() as patched:
             if how != "shared":
-                patched.setattr(shared_prompt, "share_prompts", shares_as(how))
+                patched.setattr(shared_prompt, "share_prompts", wrongly_shared)
             stage = dpo_stage(run, card, cases, sft)
         assert stage.facts["shared_prompts"] == (how == "shared")
         logs.append(training_log(stage))
     for column in ("loss", "rewards/chosen", "rewards/rejected", "logps/chosen", "grad_norm"):
-        for log in logs[1:]:
-            assert log[column].tolist() == pytest.approx(logs[0][column].tolist(), rel=1e-3, abs=1e-5), column
+        assert logs[1][column].tolist() == pytest.approx(logs[0][column].tolist(), rel=1e-3, abs=1e-5), column
 
 
 def test_a_mixture_of_experts_does_not_share() -> None:
