@@ -21,6 +21,11 @@ TAG = "medstudy"
 OWN = "named by the package"
 #: Stands where a text of a case would stand.
 NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
+#: What stands beside pairs that are too few to learn from.
+TOO_FEW = (
+    "{} pairs give {} optimiser steps: too few to expect that DPO learns from them (at least {} and {}). Raise "
+    "n_prefer, samples_per_case or pairs_per_case; for more steps, dpo_epochs."
+)
 _NUMBER = r"\s*[<>=±]?\s*[-+\u2212]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?\s*%?\s*"  # no date
 _NO_TEXT = re.compile(f"{_NUMBER}|hidden|true|false|nan|none|", re.IGNORECASE)
 Made = TypeVar("Made")

@@ -25,9 +25,8 @@ from medstudy.data.load import load_card
 from medstudy.params import RunParams
 from medstudy.report.scan import PATTERNS, RULES, Guard, plain
 from medstudy.runs import private_folder, slug, without_paths
-from medstudy.show import NOT_SHOWN, TAG
+from medstudy.show import NOT_SHOWN, TAG, TOO_FEW
 from medstudy.tasks import TASK_TYPES
-from medstudy.training.preferences import TOO_FEW
 
 #: Tag of a cell whose output and source somebody has looked at and found fit to be seen.
 RELEASE = "release"

@@ -14,7 +14,7 @@ from medstudy.params import RunParams
 from medstudy.tasks.base import Message
 from medstudy.tasks.reading import said
 from medstudy.training.checkpoint import ModelError, model_fingerprint
-from medstudy.training.models import context_length, load_tokenizer, stop_tokens
+from medstudy.training.models import context_length, load_tokenizer, stop_tokens, vocabulary
 
 Row = dict[str, list[Message]]
 
@@ -28,7 +28,8 @@ _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 #: Templates that were taken apart in this process, by model and its fingerprint.
 _CHATS: dict[tuple[str, str], Chat] = {}
 _ASKED, _ANSWERED = "medstudy asks", "medstudy answers"
-_TURNS = [{"role": "user", "content": _ASKED}, {"role": "assistant", "content": _ANSWERED}]
+_ASSISTANT = {"role": "assistant", "content": _ANSWERED}
+_TURNS = [{"role": "user", "content": _ASKED}, _ASSISTANT, {"role": "user", "content": "?"}]
 
 
 class Chat:
@@ -121,18 +122,23 @@ class Chat:
         self._template = _TODAY.sub(lambda call: repr(DAY.strftime(call[2])), self.tokenizer.get_chat_template())
         if "strftime_now(" in self._template:
             raise self.refused("it writes today's date, so that no two days ask alike", "write a fixed date")
-        asked, row = self._render(_TURNS[:1], add_generation_prompt=True), self._render(_TURNS)
+        asked, row = self._render(_TURNS[:1], add_generation_prompt=True), self._render(_TURNS[:2])
         if _ASKED not in asked or row.count(_ANSWERED) != 1:
             raise self.refused("it leaves out what is asked or answered", "mend it")
         return asked, row
 
     def _find_end(self, after: str, stops: tuple[int, ...]) -> tuple[int, str]:
-        """The first token behind an answer that stands for itself, an added one or the checkpoint's; all up to it."""
+        """The first token behind an answer that stands for itself, an added one or the checkpoint's; all up to it.
+
+        Where there is none, the next turn may begin with a token at which the checkpoint stops (GLM 4).
+        """
         added = self.tokenizer.added_tokens_decoder
-        for token in self._ids(after):
-            text = added[token].content if token in added else self.tokenizer.decode([token]).strip()
-            if (token in added or token in stops) and token != self.tokenizer.unk_token_id and text in after:
-                return token, after[: after.index(text) + len(text)]
+        following = self._render(_TURNS).partition(_ANSWERED)[2]
+        for behind, ends in ((after, {*added, *stops}), (following, set(stops))):
+            for token in self._ids(behind):
+                text = added[token].content if token in added else self.tokenizer.decode([token]).strip()
+                if token in ends and token != self.tokenizer.unk_token_id and text in behind:
+                    return token, behind[: behind.index(text) + len(text)]
         raise self.refused(
             "it ends no answer with a token of its own, so that the model would never learn to stop",
             "write {{ eos_token }} behind the assistant's content",
@@ -147,6 +153,14 @@ def load_chat(params: RunParams) -> Chat:
     """
     key = (params.model, model_fingerprint(params))
     if key not in _CHATS:
-        tokenizer = load_tokenizer(params)
-        _CHATS[key] = Chat(tokenizer, stop_tokens(params), params.model, context_length(params, tokenizer))
+        tokenizer, known = load_tokenizer(params), vocabulary(params)
+        chat = Chat(tokenizer, stop_tokens(params), params.model, context_length(params, tokenizer))
+        prompt, completion = chat.row(_TURNS[:1], _ANSWERED)
+        beyond = [i for i in [*prompt, *completion, tokenizer.pad_token_id] if i >= known]
+        if beyond:  # an index error deep inside the model
+            raise chat.refused(
+                f"it writes {tokenizer.decode(beyond[:1])!r}, token {beyond[0]}, but there are embeddings for {known}",
+                f"resize_token_embeddings({len(tokenizer)}) and save the model, or mend the template",
+            )
+        _CHATS[key] = chat
     return _CHATS[key]

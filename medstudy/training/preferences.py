@@ -15,7 +15,7 @@ from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
 from medstudy.params import RunParams
 from medstudy.runs import Run, Stage, from_root
-from medstudy.show import OWN
+from medstudy.show import OWN, TOO_FEW
 from medstudy.tasks.base import Task
 from medstudy.tasks.reading import normalise
 from medstudy.training.chat import Row
@@ -23,10 +23,6 @@ from medstudy.training.generation import sample_cases
 
 #: From so many pairs and optimiser steps on, a preference training can be expected to show something.
 ENOUGH_PAIRS, ENOUGH_STEPS = 300, 50
-TOO_FEW = (
-    "{} pairs give {} optimiser steps: too few to expect that DPO learns from them (at least {} and {}). Raise "
-    "n_prefer, samples_per_case or pairs_per_case; for more steps, dpo_epochs."
-)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import string
+from pathlib import Path
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
@@ -53,6 +56,7 @@ KINDS = {
     "trimmed": EACH.replace("m.content", "m.content | trim") + ASK,
     "end by the checkpoint's own token": EACH.replace("<|end|>", "</s>") + ASK,
     "a BOS at every turn": EACH.replace("'<|'", "'<s><|'") + ASK.replace("'<|", "'<s><|"),
+    "the next turn is the end (GLM 4)": EACH.replace("<|end|>", "") + ASK,
     "a border inside a word": EACH.replace("'|>'", "'|> '") + ASK.replace("|>'", "|> '"),
 }
 REFUSED = {
@@ -96,7 +100,8 @@ def asked(*turns: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize("template", KINDS.values(), ids=KINDS)
 def test_what_is_trained_is_read_back_and_begins_as_asked(template: str, kind: str, special: bool) -> None:
     made = tokenizer(template, kind, special)
-    chat = Chat(made, (made.eos_token_id,))
+    ends = [made.eos_token_id, *made.convert_tokens_to_ids(["<|user|>"] if "<|end|>" not in template else [])]
+    chat = Chat(made, tuple(ends))
     answer = "Provider: nurse\nUrgency: high"
     for messages in (asked("Well?"), asked("One?", "no", "And two, \nlonger?")):
         row = {"prompt": messages, "completion": [{"role": "assistant", "content": answer}]}
@@ -141,3 +146,18 @@ def test_the_built_in_models_are_asked_and_trained_in_the_tokens_they_were_made_
             assert prompt == chat.tokenizer.apply_chat_template(messages, add_generation_prompt=True, **given)
             assert prompt + completion == whole
         assert chat.stops == (chat.tokenizer.eos_token_id,)
+
+
+def test_tokens_without_an_embedding_are_refused(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "larger")
+    template = folder / "chat_template.jinja"
+    data = json.loads((folder / "tokenizer.json").read_text())
+    number = 1 + max(token["id"] for token in data["added_tokens"]) + len(data["model"]["vocab"])
+    data["added_tokens"].append(data["added_tokens"][0] | {"id": number, "content": "<|more|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    params = params.model_copy(update={"model": str(folder)})
+    load_chat(params)  # one more than there are embeddings for, and never written
+    template.write_text(template.read_text().replace("<|end|>", "<|more|>"))
+    for _ in range(2):  # asked again it is refused again
+        with pytest.raises(ModelError, match=r"'<\|more\|>', token .* embeddings"):
+            load_chat(params)
