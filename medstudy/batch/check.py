@@ -65,15 +65,12 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         return
     yield f"{name}: {card.title} ({first.data})"
     yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
-    if "urgency" in card.labels:
-        yield f"  urgency, from the least to the most urgent: {', '.join(card.labels['urgency'])}"
     for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
         yield f"  left out: {n} x {reason}"
     splits = None
     for its in runs.values():
         splits = yield from _check_model(its, task, loaded.cases, int(study.tasks[name].get("gpu", 0)), faults)
     if splits:
-        yield f"  {_power(name, splits.test, len(study.models), len(study.seeds))}"
         yield from (f"  {line}" for line in _audited(first, card, loaded, splits))
 
 
@@ -138,16 +135,6 @@ def _is_here(model: str) -> bool:
     if model.startswith(("/", ".", "~")) or model.count("/") > 1:
         raise DataError(f"there is no folder {model}; give one, or a hub id (owner/name)")
     return all(isinstance(try_to_load_from_cache(model, f), str) for f in ("config.json", "tokenizer_config.json"))
-
-
-def _power(task: str, test: list[Case], models: int, seeds: int) -> str:
-    """What this size can show, as `medstudy plan` foretells it from the demo's variances; groups count, not rows."""
-    from medstudy.evaluation import plan
-
-    units = len({case.group_id for case in test})
-    found = plan.shows(plan.earlier_variances(), {task: units}, models, seeds).set_index("scope").loc["task"]
-    gain = f"a gain of {found['gain']:g} has 80 % power" if seeds > 1 else "one training is no evidence of a gain"
-    return f"{units} independent test cases, {seeds} trainings a model: {gain}, intervals are ±{found['half_width']:g}"
 
 
 def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> Iterator[str]:
