@@ -118,9 +118,9 @@ def run(
     if not Path("profiles", profile).is_dir():
         known = ", ".join(sorted(p.name for p in Path("profiles").iterdir()))
         raise BatchError(f"no profile '{profile}' (allowed: {known})")
-    # the lock is ours, as Snakemake's outlives a SIGKILL; its cache stands here, as a home may not be writable
+    # the lock is ours, as Snakemake's outlives a SIGKILL
     command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--nolock"]
-    command += ["--runtime-source-cache-path", ".snakemake/cache", "--workflow-profile", f"profiles/{profile}"]
+    command += ["--workflow-profile", f"profiles/{profile}"]
     if profile == "default":
         jobs, threads, gpus = _shares(study, jobs, threads)
         # Snakemake grants `cores` in all, and each job asks for `threads` of them
@@ -188,9 +188,16 @@ def _supervise(command: list[str], log: Path) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):
         # as Ctrl-C, so that the engine can cancel what it has started
         signal.signal(number, signal.default_int_handler)
+    from huggingface_hub import constants
+
+    # caches stand in the checkout, as a home may not be writable; weights and token stay where they are
+    caches = {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
+    caches |= {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_TOKEN_PATH": constants.HF_TOKEN_PATH}
     with log.open("w") as chatter:
         # a session of its own, so that one signal reaches the jobs too; and no jobs without us
-        engine = subprocess.Popen(command, stderr=chatter, start_new_session=True, preexec_fn=_engine_begins)
+        engine = subprocess.Popen(
+            command, stderr=chatter, env=os.environ | caches, start_new_session=True, preexec_fn=_engine_begins
+        )
         try:
             return engine.wait()
         except KeyboardInterrupt:
