@@ -26,7 +26,6 @@ ELSEWHERE = [] if RESULTS == "results" else [f"results={RESULTS}"]
 JOB = shlex.quote(sys.executable) + " -m medstudy.batch.run_notebook {input.nb:q} {params.nb:q} --threads {threads}"
 CODE = code_files()
 THREADS = int(config.get("threads", 1))
-FAILURES = Path(R, "private", "failures.txt")
 
 progress = Progress(MODELS)
 if workflow.is_main_process:
@@ -113,11 +112,3 @@ rule report:
 
 onstart:
     private_folder(Path(R, "private"))
-
-
-onsuccess:
-    progress.close_study(FAILURES)
-
-
-onerror:
-    progress.close_study(FAILURES)

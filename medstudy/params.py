@@ -1,8 +1,7 @@
 """Typed parameters: what a run is told, refused before a kernel starts when it cannot be meant.
 
-A notebook keeps its parameters as flat variables, because papermill and a reader of JupyterLab want them so;
-`RunParams.from_notebook` turns them into the frozen object that everything else takes. Their defaults stand in
-the notebook alone: what a study or a copied notebook leaves out is read from there.
+A notebook keeps its parameters as flat variables, as papermill and its readers want them; `RunParams.from_notebook`
+turns them into the frozen object that everything else takes. Their defaults stand in the notebook alone.
 """
 
 from __future__ import annotations
@@ -32,10 +31,7 @@ class ParamsError(ValueError):
 
 
 def project_root(start: Path | None = None) -> Path:
-    """The nearest folder upwards that holds ``notebooks`` and ``params``; else the working folder.
-
-    JupyterLab runs a notebook in its own folder, papermill in the caller's: both must find the same results.
-    """
+    """The nearest folder upwards with ``notebooks`` and ``params``, else this one: JupyterLab works in the former."""
     here = (start or Path.cwd()).resolve()
     return next((p for p in (here, *here.parents) if (p / "notebooks").is_dir() and (p / "params").is_dir()), here)
 
@@ -139,8 +135,8 @@ class RunParams(BaseModel):
         for arm, tries in candidates.items():
             if arm not in SETTINGS:
                 raise ValueError(f"candidates: unknown arm {arm!r} (allowed: {', '.join(SETTINGS)})")
-            if name := next((name for one in tries for name in one if name not in SETTINGS[arm]), ""):
-                raise ValueError(f"candidates of {arm}: {name!r} is none of {', '.join(SETTINGS[arm])}")
+            if other := {name for one in tries for name in one} - set(SETTINGS[arm]):
+                raise ValueError(f"candidates of {arm}: {min(other)!r} is none of {', '.join(SETTINGS[arm])}")
         after = {arm: len(candidates.get(arm, [])) for arm in SETTINGS if arm != "sft"}
         if len(set(after.values())) > 1:
             raise ValueError(f"candidates: as many for each arm after SFT, or the comparison is not fair; now {after}")
@@ -149,10 +145,8 @@ class RunParams(BaseModel):
     @model_validator(mode="after")
     def _pairs_have_their_file_and_losses_their_weights(self) -> RunParams:
         if (self.pair_source in ("ratings", "file")) != bool(self.pair_file):
-            raise ValueError(
-                f"pair_source = {self.pair_source!r} with pair_file = {self.pair_file!r}: the sources "
-                "'ratings' and 'file' read a file, and only they do"
-            )
+            given = f"pair_source = {self.pair_source!r} with pair_file = {self.pair_file!r}"
+            raise ValueError(f"{given}: the sources 'ratings' and 'file' read a file, and only they do")
         if len(self.dpo_loss_weights) not in (0, len(self.dpo_loss)):
             raise ValueError(f"dpo_loss_weights = {self.dpo_loss_weights}: give one for each of {self.dpo_loss}")
         return self
@@ -170,15 +164,12 @@ class RunParams(BaseModel):
     def from_notebook(cls, task: str, namespace: Mapping[str, Any] | None = None) -> RunParams:
         """Collect the parameters that stand as flat variables in the notebook that calls this.
 
-        Every name that a parameters cell gives a plain value must be a parameter: papermill only warns of one
-        that it does not know, and goes on with the default.
-
         Args:
             task: the notebook's task.
             namespace: names and values, with the executed cells as ``In``; None takes the notebook's.
 
         Raises:
-            ParamsError: unknown or malformed parameter.
+            ParamsError: a parameters cell gives a value to a name that is no parameter, or a malformed one.
         """
         if namespace is None:
             from IPython import get_ipython
@@ -262,9 +253,8 @@ class StudyParams(BaseModel):
         if clash:
             said = ", ".join(f"{name} = {values[name]!r}" for name in clash)
             raise ParamsError(f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files")
-        return resolve(
-            values | fixed, {name: f"{self.folder}/{task if name in own else 'shared'}.yaml" for name in values}
-        )
+        where = {name: f"{self.folder}/{task if name in own else 'shared'}.yaml" for name in values}
+        return resolve(values | fixed, where)
 
     def runs(self) -> list[RunParams]:
         """Every run of the study, in the order task, model, seed."""
@@ -284,9 +274,8 @@ def load_study(folder: str | Path) -> StudyParams:
     values = read_yaml(folder / "study.yaml")
     if isinstance(values.get("tasks"), dict):
         values["tasks"] = {task: resources or {} for task, resources in values["tasks"].items()}
-    return _validate(
-        StudyParams, values | {"name": folder.name, "folder": folder}, dict.fromkeys(values, f"{folder}/study.yaml")
-    )
+    where = dict.fromkeys(values, f"{folder}/study.yaml")
+    return _validate(StudyParams, values | {"name": folder.name, "folder": folder}, where)
 
 
 def resolve(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> RunParams:

@@ -1,9 +1,8 @@
 """A run's folder: finished stages, provenance, and the files that tools outside the package read.
 
-A stage is keyed by the content of what it was made from (rows, trainer class and arguments, the adapter it
-continues, the code and library versions that make it), and every key has a folder of its own: a run that is
-started again redoes exactly what has changed, also when somebody edited a notebook cell instead of a parameter,
-and going back to an earlier value finds what was made with it.
+A stage is keyed by the content of what it was made from (rows, trainer class and arguments, the adapter it continues,
+code and library versions), and every key has a folder of its own: a run that is started again redoes exactly what has
+changed, be it a parameter or a cell, and going back to an earlier value finds what was made with it.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ COSMETIC = frozenset({"output_dir", "logging_dir", "run_name", "disable_tqdm", "
 
 
 class RunError(RuntimeError):
-    """What a run would say of itself is not what it was made with; the message names the stage and the remedy."""
+    """What a run would say of itself is not what it was made with; the message names stage and remedy."""
 
 
 def from_root(path: str | Path) -> Path:
@@ -74,10 +73,7 @@ def private_folder(path: Path) -> Path:
 
 
 def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[str, Any]:
-    """Parameters of a private run as they may be seen: names of files and folders may be a patient's.
-
-    ``card`` stands for a path to the data card; the name of a card in params/data stays.
-    """
+    """Parameters of a private run as they may be seen: a path may name a patient; ``card`` stands for the card's."""
     shown = {name: "private" for name in ("data_root", "pair_file") if parameters.get(name)}
     if re.search(r"[/\\.]", parameters.get("data") or ""):
         shown["data"] = card
@@ -140,11 +136,10 @@ class Stage:
         key: what the stage depends on; a stage made from this one takes the key among its inputs.
         folder: of this name and key; a start that was killed may have left files in it.
         start: the stage that it goes on from; None if from the base model.
-        made_with: parameter -> value that its trainer was given.
-        args: of a training, its trainer's arguments.
         done: finished, by this start or an earlier one.
-        earlier: seconds of a start that was killed, where it is gone on with.
         facts: what was measured while it ran (seconds, steps, …), for gates, costs and provenance.
+        made_with: parameter -> value that its trainer was given; ``args``, all of its arguments.
+        earlier: seconds of a start that was killed, where it is gone on with.
     """
 
     def __init__(self, run: Run, name: str, key: str, start: Stage | None = None) -> None:
@@ -184,20 +179,8 @@ class Run:
         self.tried: dict[str, list[dict[str, Any]]] = {}
         self._card = "private"  # its name, once it is known
         self._started = datetime.now(UTC)
-        self._note_earlier()
-
-    def _note_earlier(self) -> None:
-        """An old end marker must not vouch for this start; that it was another run's is said."""
+        # an old end marker must not vouch for this start
         (self.folder / "run.json").unlink(missing_ok=True)
-        file = self.private / "parameters.json"
-        said = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        other = sorted(name for name, now in self.params.model_dump().items() if said.get(name, now) != now)
-        if other:
-            print(  # noqa: T201
-                f"A finished run with another {', '.join(other)} was here. Its tables and answers are kept in "
-                f"private/results/{fingerprint(said)}, its trainings in private/stages; with another `study` both "
-                "would stand side by side."
-            )
 
     def stage(self, name: str, code: tuple[str, ...], start: Stage | None = None, **inputs: Any) -> Stage:
         """Open the stage ``name``, made from ``inputs`` and ``start`` by the package modules ``code``."""
@@ -213,10 +196,7 @@ class Run:
         self.tried[stage.name] = tried
 
     def keep_source(self, card: DataCard, cases: list[Case]) -> None:
-        """Keep the cases in ``private/``, for the scan before a report, and note what the card says.
-
-        ``texts`` are all texts of a case; ``ids`` its identifiers, where the card names columns for them.
-        """
+        """Keep all texts and identifiers of the cases in ``private/``, for the scan before a report; note the card."""
         import pandas as pd
 
         ids = [name for name in ("case_id", "group_id") if card.columns and getattr(card.columns, name)]
@@ -240,8 +220,7 @@ class Run:
         rows = value if isinstance(value, list) else [value]
         lines = (json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
         file = self.private / f"{name}.jsonl"
-        file.touch()
-        file.chmod(0o600)
+        file.touch(0o600)
         file.write_text("".join(lines), encoding="utf-8")
         self.kept[name] = value
 
@@ -292,7 +271,7 @@ class Run:
         kept.mkdir(parents=True, exist_ok=True)
         for file in (*self.folder.glob("*.json"), self.private / "predictions.parquet"):
             if file.is_file() and file.name != "status.json":
-                shutil.copy2(file, kept)  # where a run with another parameter does not replace it
+                shutil.copy2(file, kept)  # where a run with another parameter does not replace them
         return record
 
     def _answered(self) -> dict[str, str]:
@@ -313,21 +292,17 @@ class Run:
             while start := made.start:
                 self._refuse_other_values(start)
                 if self.stages.get(start.name) is not start:
-                    raise RunError(
-                        f"{made.name} was made from a training {start.name} that is not the one of this start: "
-                        f"run again from the cell that trains {start.name} on"
-                    )
+                    was = f"{made.name} was made from a training {start.name} that is not the one of this start"
+                    raise RunError(f"{was}: run again from the cell that trains {start.name} on")
                 made = start
 
     def _refuse_other_values(self, training: Stage) -> None:
-        chosen = [row["settings"] for row in self.tried.get(training.name, []) if row["chosen"]]
-        now = self.params.model_dump() | (chosen[0] if chosen else {})
+        chosen = (row["settings"] for row in self.tried.get(training.name, []) if row["chosen"])
+        now = self.params.model_dump() | next(chosen, {})
         for name, value in training.made_with.items():
             if value != now[name]:
-                raise RunError(
-                    f"{training.name} was trained with {name} = {value!r}, but the parameters say {now[name]!r}: set "
-                    "it in the parameters cell, and run the notebook from there on"
-                )
+                was = f"{training.name} was trained with {name} = {value!r}, but the parameters say {now[name]!r}"
+                raise RunError(f"{was}: set it in the parameters cell, and run the notebook from there on")
 
 
 def _strings(value: Any) -> list[str]:
@@ -339,10 +314,7 @@ def _strings(value: Any) -> list[str]:
 
 
 def _release_memory() -> None:
-    """Give back to the system what is no longer used; glibc would keep it for this process.
-
-    Trainers and their callbacks point at one another, so that only a collection frees them.
-    """
+    """Free trainers, which point at one another, and give the system back what glibc would keep for this process."""
     gc.collect()
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
@@ -352,12 +324,11 @@ def provenance() -> dict[str, Any]:
     """Code, library versions, device and peak memory of this process."""
     import torch
 
-    gpu = torch.cuda.is_available()
-    device = {"device": torch.cuda.get_device_name() if gpu else "cpu"}
-    if gpu:
-        device["gpu_peak_memory_mb"] = round(torch.cuda.max_memory_allocated() / 1024**2)
+    if torch.cuda.is_available():
+        peak = round(torch.cuda.max_memory_allocated() / 1024**2)
+        device = {"device": torch.cuda.get_device_name(), "gpu_peak_memory_mb": peak}
     else:
-        device["threads"] = torch.get_num_threads()
+        device = {"device": "cpu", "threads": torch.get_num_threads()}
     status = _git("status", "--porcelain", "-uno")
     units_per_mb = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
     return {

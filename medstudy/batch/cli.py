@@ -9,6 +9,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+from medstudy.batch import study as batch
+from medstudy.data.cases import DataError
+from medstudy.params import ParamsError, load_study
+from medstudy.runs import project_root
+
 #: Arguments that are given by place, and what they are.
 ARGUMENTS = {
     "study": "params/<study> or results/<study>",
@@ -27,15 +32,10 @@ def main(argv: list[str] | None = None) -> int:
     split = words.index("--") if "--" in words else len(words)
     args = _parser().parse_args(words[:split])
     args.extra = words[split + 1 :]
-    from medstudy.batch.machine import remedy
-    from medstudy.batch.study import BatchError
-    from medstudy.data.cases import DataError
-    from medstudy.params import ParamsError
-
     try:
         return args.command(args) or 0
-    except (BatchError, DataError, ParamsError, OSError) as error:
-        print(f"medstudy: {error}{remedy(repr(error)) if isinstance(error, OSError) else ''}", file=sys.stderr)
+    except (batch.BatchError, DataError, ParamsError, OSError) as error:
+        print(f"medstudy: {error}", file=sys.stderr)
         return 2
 
 
@@ -47,11 +47,9 @@ def _parser() -> argparse.ArgumentParser:
     run = _add(commands, "run study", _run, "execute every notebook of a study that is missing or out of date")
     run.add_argument("--jobs", type=_positive, metavar="N", help="notebooks at once (default: by cores, memory, GPUs)")
     run.add_argument("--threads", type=_positive, metavar="N", help="threads of each (default: cores / jobs)")
-    only = "this task (may be given more than once)"
-    run.add_argument("--only", action="append", default=[], metavar="TASK", help=only)
     run.add_argument("--profile", default="default", help="folder in profiles/: default (this machine) or slurm")
-    run.epilog = "What follows -- is given to Snakemake, for example: medstudy run params/demo -- --dry-run"
-    _add(commands, "check study", _check, "validate a study, read its data and say what would run; loads no model")
+    run.epilog = "What follows -- is given to Snakemake, for example -- --dry-run, or -- --until TASK"
+    _add(commands, "check study", _check, "validate a study, read its data and say what a run takes; loads no model")
     _add(commands, "status study", _status, "one line a run: ok, running, failed, stopped or not started")
     _add(commands, "compare study", _compare, "compute every number again from the predictions; loads no model")
     plan = _add(commands, "plan study", _plan, "what a study can show, before anything runs")
@@ -99,14 +97,11 @@ def _positive(text: str) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from medstudy.batch import study as batch
-
-    return batch.run(batch.enter(args.study), args.jobs, args.threads, args.only, args.profile, args.extra)
+    return batch.run(batch.enter(args.study), args.jobs, args.threads, args.profile, args.extra)
 
 
 def _check(args: argparse.Namespace) -> int:
     from medstudy.batch import check
-    from medstudy.batch import study as batch
 
     return check.report_study(batch.enter(args.study))
 
@@ -120,9 +115,6 @@ def _init_card(args: argparse.Namespace) -> None:
 
 
 def _status(args: argparse.Namespace) -> None:
-    from medstudy.batch import study as batch
-    from medstudy.params import load_study
-
     counts: Counter[str] = Counter()
     for params, state, remark in batch.statuses(load_study(batch.enter(args.study))):
         counts[state] += 1
@@ -131,7 +123,6 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from medstudy.batch import study as batch
     from medstudy.evaluation import comparison
     from medstudy.report import figures
 
@@ -147,9 +138,7 @@ def _compare(args: argparse.Namespace) -> int:
 def _plan(args: argparse.Namespace) -> None:
     import pandas as pd
 
-    from medstudy.batch import study as batch
     from medstudy.evaluation import plan
-    from medstudy.params import load_study
 
     given = args.variances.resolve() if args.variances else None
     study = load_study(batch.enter(args.study))
@@ -169,7 +158,6 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _report(args: argparse.Namespace) -> None:
-    from medstudy.batch import study as batch
     from medstudy.report import pages as report
 
     print(report.build(batch.enter_results(args.study)))
@@ -177,7 +165,6 @@ def _report(args: argparse.Namespace) -> None:
 
 def _share(args: argparse.Namespace) -> int:
     from medstudy.report import privacy
-    from medstudy.runs import project_root
 
     if not args.notebook.is_file() or args.target.resolve() == args.notebook.resolve():
         print(f"medstudy: {args.notebook} is no notebook, or the copy is to replace it", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What a run will take, said before it starts: memory and minutes, from the model's shape and the cases' tokens.
+"""Memory and minutes of a run, said before it starts, from the model's shape and the cases' tokens.
 
 Two operations a weight and token forward, as many backward (frozen weights get no gradient of their own), two more with
 gradient checkpointing. How near it came to what was measured is told in docs/running.md.
@@ -6,77 +6,62 @@ gradient checkpointing. How near it came to what was measured is told in docs/ru
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import statistics
 from typing import Any
 
 from medstudy.params import RunParams
-from medstudy.training.models import EAGER_GB, eager_gb
-
-#: Gigabytes before there is a model: libraries and figures of a process; a CUDA context.
-LIBRARIES_GB, CONTEXT_GB = 0.75, 0.6
-#: Operations a second: of a core (LoRA on a 135M model, fp32, measured), and of a GPU (supposed).
-CPU_RATE, GPU_RATE = 60e9, 100e12
-#: Seconds that a step, a new token of a batch and a run cost whatever the model's size (measured, built-ins).
-STEP_SECONDS, TOKEN_SECONDS, RUN_SECONDS = 0.08, 0.01, 8.0
-#: Bytes kept for the way back, for each token, layer and element of hidden and intermediate size (measured).
-KEPT = 24
+from medstudy.training.checkpoint import locate
+from medstudy.training.prompts import Lengths
 
 
-@dataclass(frozen=True)
-class Work:
-    """Of a run's cases: mean tokens of prompt and answer, the longest of both together, cases in each split."""
-
-    prompt: float
-    answer: float
-    longest: int
-    trained: int
-    preferred: int
-    tested: int
-
-
-def model_without_weights(source: str) -> Any:
-    """Any model that transformers can lay out; OSError or ValueError where config.json is missing or not known."""
+def needs(run: RunParams, lengths: Lengths, cases: dict[str, int], gpus: int) -> str:
+    """A line; ``cases`` in each split. OSError or ValueError where transformers cannot lay out the model."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(locate(run)))
+    weights = model.num_parameters()
+    gb = gigabytes(run, model.config, weights, lengths, gpus > 0) / max(1, gpus)
+    # operations a second: of a core measured (LoRA on a 135M model, fp32), of a GPU supposed
+    minutes = max(1, seconds(run, weights, lengths, cases, rate=100e12 if gpus else 60e9) / 60)
+    time = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
+    where = f"GPU memory and {time} at 100 TFLOP/s" if gpus else f"memory and {time} on one idle core"
+    return f"{weights / 1e6:,.0f} million weights; a run takes about {gb:.1f} GB of {where} (up to twice that)"
 
 
-def seconds(run: RunParams, model: Any, work: Work, rate: float) -> float:
+def seconds(run: RunParams, weights: int, lengths: Lengths, cases: dict[str, int], rate: float) -> float:
     """Of one run at ``rate`` operations a second."""
-    row, again = work.prompt + work.answer, 1 if run.gradient_checkpointing else 0
-    drawn = work.preferred * run.samples_per_case if run.pair_source == "own_errors" else 0
-    tested = work.tested * (6 if run.few_shot_k else 5)
+    prompt, answer = statistics.mean(lengths.prompt), statistics.mean(lengths.answer)
+    row, backward = prompt + answer, 3 if run.gradient_checkpointing else 2
+    drawn = cases["prefer"] * run.samples_per_case if run.pair_source == "own_errors" else 0
+    answered = drawn + cases["test"] * (6 if run.few_shot_k else 5)
+    pairs = len(run.tries("dpo")) * run.dpo_epochs * cases["prefer"] * run.pairs_per_case
+    sft = run.sft_epochs * cases["train"] + 2 * pairs  # the arms that go on with SFT see as many rows
     # chosen and rejected share their prompt; the reference is one more way forward
-    pairs = len(run.tries("dpo")) * run.dpo_epochs * work.preferred * run.pairs_per_case
-    tokens = (2 + again) * (run.sft_epochs * work.trained + 2 * pairs) * row + (3 + again) * pairs * (row + work.answer)
-    tokens += work.preferred * bool(drawn) * work.prompt + drawn * work.answer + tested * row
-    steps = (run.sft_epochs * work.trained + 3 * pairs) / (run.batch_size * run.gradient_accumulation)
-    # a batch is done when its longest answer is
-    answering = TOKEN_SECONDS * (drawn + tested) / run.eval_batch_size * run.max_new_tokens
-    return 2 * model.num_parameters() * tokens / rate + RUN_SECONDS + STEP_SECONDS * steps + answering
+    tokens = backward * sft * row + (backward + 1) * pairs * (row + answer) + answered * row
+    steps = (sft + pairs) / (run.batch_size * run.gradient_accumulation)
+    # measured, whatever the model's size: a run 8 s, a step 80 ms, a new token of a batch 10 ms
+    overhead = 8 + 0.08 * steps + 0.01 * run.max_new_tokens * answered / run.eval_batch_size
+    return 2 * weights * tokens / rate + overhead
 
 
-def gigabytes(run: RunParams, model: Any, work: Work, gpu: bool) -> float:
+def gigabytes(run: RunParams, config: Any, weights: int, lengths: Lengths, gpu: bool) -> float:
     """At the highest point of one run, of GPU or process: DPO's training or the answers."""
-    from torch.nn import Linear
-
-    text, head = model.config.get_text_config(), model.get_output_embeddings()
-    layers = [m for m in model.modules() if isinstance(m, Linear) and m is not head]
-    linear = sum(layer.weight.numel() for layer in layers)
-    wide = 2 if run.dtype == "bfloat16" or (gpu and run.dtype == "auto") else 4
-    held = (model.num_parameters() - linear) * wide + linear * (0.55 if run.quantization == "4bit" else wide)
-    # the adapter's weight, gradient and two moments; the reference
-    held += sum(layer.in_features + layer.out_features for layer in layers) * run.lora_rank * (4 * 4 + 4)
+    text, longest, answer = config.get_text_config(), lengths.longest, statistics.mean(lengths.answer)
     depth, hidden, heads = text.num_hidden_layers, text.hidden_size, text.num_attention_heads
-    layer = KEPT * (hidden + (getattr(text, "intermediate_size", None) or 4 * hidden))
+    wide = 2 if run.dtype == "bfloat16" or (gpu and run.dtype == "auto") else 4
+    embedded = text.vocab_size * hidden * (1 if config.tie_word_embeddings else 2)
+    held = embedded * wide + (weights - embedded) * (0.55 if run.quantization == "4bit" else wide)
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    # the adapter of a layer's 7 matrices: its weights, gradient and two moments, and the reference
+    held += depth * run.lora_rank * (11 * hidden + 3 * inner) * 5 * 4
+    layer = 24 * (hidden + inner)  # bytes kept for the way back, for each token (measured)
     kept = layer + wide * hidden * depth if run.gradient_checkpointing else layer * depth
-    logits = 2 * work.answer * text.vocab_size * 4 * 3  # logits, softmax, gradient
-    training = run.batch_size * ((work.longest + work.answer) * kept + logits)
-    if not gpu and wide == 4 and (eager := eager_gb(run, model.config, work.longest)) <= EAGER_GB:
-        training += eager * 1e9
-    keys = (getattr(text, "head_dim", None) or hidden // heads) * (getattr(text, "num_key_value_heads", None) or heads)
+    logits = 2 * answer * text.vocab_size * 4 * 3  # logits, softmax, gradient
+    training = run.batch_size * ((longest + answer) * kept + logits)
+    keys = hidden / heads * (getattr(text, "num_key_value_heads", None) or heads)
     # keys and values, copied when the cache grows
-    answering = 2 * 2 * keys * depth * wide * run.eval_batch_size * (work.longest + run.max_new_tokens)
-    return (CONTEXT_GB if gpu else LIBRARIES_GB) + (held + max(training, answering)) / 1e9
+    answering = 2 * 2 * keys * depth * wide * run.eval_batch_size * (longest + run.max_new_tokens)
+    # libraries of a process, or a CUDA context
+    return (0.6 if gpu else 0.75) + (held + max(training, answering)) / 1e9

@@ -1,4 +1,4 @@
-"""The machine that jobs share: cores, memory, GPUs, locks, and what helps against known failures."""
+"""The machine that jobs share: cores, GPUs, locks."""
 
 from __future__ import annotations
 
@@ -14,28 +14,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO
-
-#: What is known of a failure by the words of its error, and what helps. Holds nothing of the error itself.
-REMEDIES = {
-    r"CUDA out of memory|OutOfMemoryError": "the GPU's memory is full: smaller batch_size (and more "
-    "gradient_accumulation), smaller eval_batch_size, gradient_checkpointing, or quantization: 4bit",
-    r"MemoryError|[Cc]an('|no)t allocate memory": "the machine's memory is full: fewer "
-    "--jobs, smaller batch_size or eval_batch_size",
-    r"No space left on device|Disk quota exceeded": "the disk is full: make room and start again; what is "
-    "finished is kept",
-    r"PermissionError|Permission denied|Read-only file system": "a file or folder belongs to somebody else: use a "
-    "checkout of your own, or share one by group rights",
-    r"ConnectionError|Connection (refused|reset)|Name or service not known|Temporary failure in name "
-    r"resolution|Max retries exceeded|Network is unreachable": "a host cannot be reached: check the "
-    "network, or use local copies (data_root, a model's folder)",
-}
-
-
-def remedy(text: str) -> str:
-    """`; what is wrong: what helps` for an error that is known, else an empty string."""
-    return next((f"; {said}" for words, said in REMEDIES.items() if re.search(words, text)), "")
 
 
 def die_with_parent() -> None:
@@ -48,11 +29,6 @@ def die_with_parent() -> None:
 def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_gb() -> int:
-    """Memory of the machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**3
 
 
 def visible_gpus() -> list[str]:
@@ -76,10 +52,8 @@ def take_gpus(count: int) -> Iterator[list[str]]:
         return
     while True:
         with contextlib.ExitStack() as held:
-            taken: list[str] = []
-            for name in names:
-                if len(taken) < count and try_lock(held.enter_context(_gpu_lock(name))):
-                    taken.append(name)
+            free = (name for name in names if try_lock(held.enter_context(_gpu_lock(name))))
+            taken = list(islice(free, count))
             if len(taken) == count:
                 yield taken
                 return
@@ -90,8 +64,8 @@ def _gpu_lock(name: str) -> IO[str]:
     """A file that all users of the machine lock; one who did not make it can only read it, which is enough."""
     safe = re.sub(r"\W", "-", name)
     path = Path(tempfile.gettempdir(), f"medstudy-gpu-{safe}.lock")
-    with contextlib.suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o644))
+    if not path.exists():
+        path.touch(0o644)
     return path.open()
 
 

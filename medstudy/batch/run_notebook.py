@@ -3,9 +3,8 @@
     python -m medstudy.batch.run_notebook notebooks/summarization.ipynb results/…/notebook.ipynb \
         --run params/demo summarization builtin/llama 1 --threads 1
 
-The kernel runs this interpreter and dies with the job. It talks over sockets in a private folder, as TCP ports are
-raced for when many kernels start. A run counts as finished only if papermill met no error and the notebook wrote its
-end marker, ``run.json`` with ``"status": "ok"``: a killed kernel leaves cells that look completed.
+A run counts as finished only if papermill met no error and the notebook wrote its end marker, ``run.json`` with
+``"status": "ok"``: a killed kernel leaves cells that look completed.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medstudy.batch.machine import die_with_parent, remedy, take_gpus, visible_gpus
+from medstudy.batch.machine import die_with_parent, take_gpus, visible_gpus
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
 from medstudy.runs import private_folder, write_json
 
@@ -32,10 +31,14 @@ from medstudy.runs import private_folder, write_json
 FIGURES = """c.InlineBackend.figure_formats = {"svg"}
 c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}
 """
-KILLED = (
-    "it was killed from outside: by the system for want of memory (fewer --jobs, smaller batch_size), by hand, "
-    "by the batch system or by a limit on time"
-)
+#: What helps, by a word of the error.
+REMEDIES = {
+    "OutOfMemoryError|CUDA out of memory": "the GPU's memory is full: smaller batch_size (and more "
+    "gradient_accumulation), smaller eval_batch_size, gradient_checkpointing, or quantization: 4bit",
+    "MemoryError|allocate memory": "memory is full: fewer --jobs, smaller batch_size or eval_batch_size",
+    "Kernel died": "killed from outside, by the system for want of memory (fewer --jobs, smaller batch_size), by hand, "
+    "by the batch system or by a limit on time",
+}
 
 
 class NotebookError(RuntimeError):
@@ -51,9 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         _run_alone(args, marker)
     except (NotebookError, ParamsError, OSError) as error:
-        text = re.sub(r"\s*\n\s*", "; ", str(error).strip())
-        help_ = remedy(f"{type(error).__name__}: {error}") if isinstance(error, OSError) else ""
-        message = text[:500] + "…" * (len(text) > 500) + help_
+        message = re.sub(r"\s*\n\s*", "; ", str(error).strip())
         with contextlib.suppress(OSError):  # on a full disk the last word is the one on stderr
             if marker is not None:
                 write_json(marker, {"status": "failed", "seconds": time.time() - started, "message": message})
@@ -127,21 +128,18 @@ def execute(
         take_gpus(gpus) as devices,
     ):
         os.environ.update(job_environment(Path(folder), private or Path(folder), threads, devices))
-        with _written_to(private / "kernel.log") if private and hidden else contextlib.nullcontext():
-            try:
-                _papermill(notebook, working, parameters, Path(folder), hidden)
-            finally:
+        try:
+            _papermill(notebook, working, parameters, Path(folder), hidden)
+        finally:
+            if working.is_file():
                 _tidy(working)
-                taken = release(working, output, runs) if hidden and working.is_file() else []
-    for what in taken:
-        print(what)
+                if hidden:
+                    print(*release(working, output, runs), sep="\n")
     if marker is not None and not finished(marker):
         raise NotebookError(f"all cells ran, but none wrote {marker.name} with status ok")
 
 
 def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], folder: Path, hidden: bool) -> None:
-    # on import jsonschema compiles a grammar of web addresses, 0.9 s a job, that no notebook needs
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     import nbformat
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -166,32 +164,18 @@ def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], fol
             kernel_manager_class=_kernel_manager(folder),
         )
     except PapermillExecutionError as error:
-        said = f"its message is withheld, see {working}" if hidden else error.evalue
-        help_ = remedy(f"{error.ename}: {error.evalue}")
+        said = f"its message is withheld, see {working}" if hidden else error.evalue[:500]
+        help_ = _remedy(f"{error.ename}: {error.evalue}")
         raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {said}{help_}") from None
     except Exception as error:  # noqa: BLE001  of papermill and what it uses, whose messages may quote an output
         traceback.print_exc()
-        if isinstance(error, RuntimeError) and "ernel died" in str(error):
-            said = f"{error}; {KILLED}"
-        else:
-            said = f"{type(error).__name__}: {'its message is withheld' if hidden else error}"
-        raise NotebookError(f"cell {_last_started(working)}: {said}") from None
+        said = "its message is withheld" if hidden else str(error)[:500]
+        raise NotebookError(f"{type(error).__name__}: {said}{_remedy(str(error))}") from None
 
 
-@contextlib.contextmanager
-def _written_to(log: Path) -> Iterator[None]:
-    """Have what this process and its kernel write go to ``log``: engines quote an output that they stumble over."""
-    terminal = [os.dup(number) for number in (1, 2)]
-    with log.open("w") as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-    try:
-        yield
-    finally:
-        sys.stdout.flush(), sys.stderr.flush()
-        for number, descriptor in zip((1, 2), terminal, strict=True):
-            os.dup2(descriptor, number)
-            os.close(descriptor)
+def _remedy(text: str) -> str:
+    """`; what is wrong: what helps` for an error that is known, else an empty string; repeats nothing of it."""
+    return next((f"; {said}" for words, said in REMEDIES.items() if re.search(words, text)), "")
 
 
 def _is_private(parameters: Mapping[str, Any]) -> bool:
@@ -206,7 +190,10 @@ def _is_private(parameters: Mapping[str, Any]) -> bool:
 
 
 def _kernel_manager(folder: Path) -> type:
-    """A kernel manager class: this interpreter, Unix sockets and the connection file in ``folder``."""
+    """A class for kernels of this interpreter that die with the job.
+
+    They talk over sockets in ``folder``: TCP ports are raced for when many kernels start.
+    """
     from jupyter_client.kernelspec import KernelSpec
     from jupyter_client.manager import AsyncKernelManager
 
@@ -250,7 +237,6 @@ def job_environment(scratch: Path, private: Path, threads: int, devices: list[st
         "HF_DATASETS_CACHE": str(cache / "datasets"),
         # neither the user's start-up scripts nor a read-only home may decide how a job runs
         "IPYTHONDIR": str(scratch / "ipython"),
-        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
     }
 
 
@@ -264,25 +250,12 @@ def finished(marker: Path) -> bool:
     return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")).get("status") == "ok"
 
 
-def _last_started(output: Path) -> int:
-    """Number of the last cell that was started, counted from 1 over all cells."""
-    import nbformat
-
-    cells = nbformat.read(output, as_version=4).cells if output.is_file() else []
-    return max((i for i, c in enumerate(cells, 1) if c.metadata.get("papermill", {}).get("start_time")), default=1)
-
-
 def _tidy(output: Path) -> None:
     """Take machine paths and widget state out of an executed notebook; it is replaced whole."""
     import nbformat
 
-    if not output.is_file():
-        return
     notebook = nbformat.read(output, as_version=4)
     notebook.metadata.pop("widgets", None)
-    for data in (made.data for cell in notebook.cells for made in cell.get("outputs", []) if "data" in made):
-        if "image/svg+xml" in data:  # a line of a figure is a line of JSON: a third of the file
-            data["image/svg+xml"] = re.sub(r"\s*\n\s*", " ", data["image/svg+xml"])
     text = re.sub(r"/[\w/.-]*/ipykernel_\d+/\d+\.py", "<cell>", nbformat.writes(notebook))
     places = {Path.cwd(): ".", Path(sys.prefix): "<python>", Path(sys.base_prefix): "<python>", Path.home(): "~"}
     for path, short in places.items():

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import medstudy
-from medstudy.batch.machine import cores, die_with_parent, is_locked, memory_gb, try_lock, visible_gpus
+from medstudy.batch.machine import cores, die_with_parent, is_locked, try_lock, visible_gpus
 from medstudy.batch.run_notebook import finished, lock_of
 from medstudy.params import RunParams, StudyParams, load_study, refuse_missing
 from medstudy.runs import fingerprint, private_folder, project_root, run_folder
@@ -101,32 +101,34 @@ def run(
     folder: Path,
     jobs: int | None = None,
     threads: int | None = None,
-    only: Sequence[str] = (),
     profile: str = "default",
     extra: Sequence[str] = (),
 ) -> int:
     """Execute what is missing or out of date of a study; returns the exit code, 0 if all is well.
 
+    Args:
+        extra: options for Snakemake.
+
     Raises:
         BatchError, ParamsError: found before any notebook starts.
     """
     study = load_study(folder)
-    results = results_of(study)
-    for task in only:
-        if task not in study.tasks:
-            raise BatchError(f"--only {task}: not a task of {study.name} (allowed: {', '.join(study.tasks)})")
     for params in study.runs():
         refuse_missing(params)
-    command = _snakemake(folder, profile)
+    if not Path("profiles", profile).is_dir():
+        known = ", ".join(sorted(p.name for p in Path("profiles").iterdir()))
+        raise BatchError(f"no profile '{profile}' (allowed: {known})")
+    # the lock is ours, as Snakemake's outlives a SIGKILL
+    command = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--nolock"]
+    command += ["--workflow-profile", f"profiles/{profile}"]
     if profile == "default":
         jobs, threads, gpus = _shares(study, jobs, threads)
         # Snakemake grants `cores` in all, and each job asks for `threads` of them
         command += ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
-    else:
-        _refuse_wide(threads or CLUSTER_THREADS)
-        command += ["--jobs", str(jobs)] if jobs else []
-    command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}"]
-    command += [*(["--until", *only] if only else []), *extra]
+    elif jobs:
+        command += ["--jobs", str(jobs)]
+    command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}", *extra]
+    results = results_of(study)
     private = private_folder(results / "private")
     with (private / ".lock").open("w") as lock:
         if not try_lock(lock):
@@ -136,20 +138,9 @@ def run(
             if not finished(run_folder(params) / "run.json"):
                 # metrics without an end marker, however they came about, are not to be taken for a result
                 (run_folder(params) / "metrics.json").unlink(missing_ok=True)
-        (private / "failures.txt").unlink(missing_ok=True)
         code = _supervise(command, private / "engine.log")
     _print_end(code, folder, results)
     return code
-
-
-def plan(folder: Path) -> dict[str, int]:
-    """Jobs that `run` would start now, counted by rule; starts nothing."""
-    command = [*_snakemake(folder, "default"), "--config", f"run={folder}", "--dry-run"]
-    asked = subprocess.run(command, capture_output=True, text=True, env=_environment())
-    if asked.returncode:
-        raise BatchError(f"Snakemake cannot plan {folder}:\n{(asked.stdout + asked.stderr).strip()[-3000:]}")
-    table = asked.stdout.partition("Job stats:\n")[2].partition("\n\n")[0].splitlines()[2:]
-    return {rule: int(n) for rule, n in map(str.split, table) if rule not in {"all", "total"}}
 
 
 def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
@@ -173,41 +164,16 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _snakemake(folder: Path, profile: str) -> list[str]:
-    """The command up to its options; the lock is ours, as Snakemake's outlives a SIGKILL."""
-    if not Path("profiles", profile).is_dir():
-        known = ", ".join(sorted(p.name for p in Path("profiles").iterdir()))
-        raise BatchError(f"no profile '{profile}' (allowed: {known})")
-    own = Path(".snakemake")
-    if not os.access(own if own.exists() else ".", os.W_OK):
-        raise BatchError(
-            f"{own.absolute()} cannot be written by you: {folder} was run here by {own.parent.absolute().owner()}; "
-            "use a checkout of your own, or share this one by group rights (chmod -R g+w .snakemake results)"
-        )
-    program = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile", "--nolock"]
-    return [*program, "--workflow-profile", f"profiles/{profile}"]
-
-
 def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[int, int, int]:
     """Jobs at once, threads of each (so that no core is used twice, which is many times slower), and GPUs."""
     gpus, wanted = len(visible_gpus()), max(int(r.get("gpu", 0)) for r in study.tasks.values())
     if wanted > gpus:
         raise BatchError(f"{study.folder}/study.yaml asks for gpu: {wanted} a run and this machine shows {gpus}")
-    jobs = jobs or max(1, gpus // wanted if wanted else min(cores(), memory_gb() // JOB_GB))
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**3
+    jobs = jobs or max(1, gpus // wanted if wanted else min(cores(), memory_gb // JOB_GB))
     threads = threads or max(1, cores() // jobs)
     print(f"{study.name}: {jobs} notebooks at once, {threads} thread{'s' * (threads > 1)} each", flush=True)
     return jobs, threads, gpus
-
-
-def _refuse_wide(threads: int) -> None:
-    """On Slurm a job with more threads than any node has waits for ever, and nobody says so."""
-    if shutil.which("sinfo") is None:
-        return
-    told = subprocess.run(["sinfo", "-h", "-o", "%c"], capture_output=True, text=True).stdout
-    if (most := max(map(int, re.findall(r"\d+", told)), default=threads)) < threads:
-        raise BatchError(
-            f"--threads {threads} (default {CLUSTER_THREADS}): no node of this cluster has more than {most}"
-        )
 
 
 def _empty_queue(log: Path) -> None:
@@ -217,27 +183,20 @@ def _empty_queue(log: Path) -> None:
         subprocess.run(["scancel", f"--name={named[-1]}"])
 
 
-def _environment() -> dict[str, str]:
-    """Snakemake keeps a cache in the user's home; where that cannot be written, in the checkout."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    there = next(path for path in (cache, *cache.parents) if path.exists())
-    if os.access(there, os.W_OK):
-        return dict(os.environ)
-    from huggingface_hub import constants
-
-    where = {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_TOKEN_PATH": constants.HF_TOKEN_PATH}
-    return os.environ | where | {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
-
-
 def _supervise(command: list[str], log: Path) -> int:
     """Run Snakemake with its chatter in ``log``; its lines of progress are those of `medstudy.batch.progress`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         # as Ctrl-C, so that the engine can cancel what it has started
         signal.signal(number, signal.default_int_handler)
+    from huggingface_hub import constants
+
+    # caches stand in the checkout, as a home may not be writable; weights and token stay where they are
+    caches = {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
+    caches |= {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_TOKEN_PATH": constants.HF_TOKEN_PATH}
     with log.open("w") as chatter:
         # a session of its own, so that one signal reaches the jobs too; and no jobs without us
         engine = subprocess.Popen(
-            command, stderr=chatter, env=_environment(), start_new_session=True, preexec_fn=_engine_begins
+            command, stderr=chatter, env=os.environ | caches, start_new_session=True, preexec_fn=_engine_begins
         )
         try:
             return engine.wait()
@@ -258,15 +217,13 @@ def _engine_begins() -> None:
 
 
 def _print_end(code: int, folder: Path, results: Path) -> None:
-    log, failures = results / "private" / "engine.log", results / "private" / "failures.txt"
+    log = results / "private" / "engine.log"
     if code == INTERRUPTED:
         print("interrupted; what has finished is kept", file=sys.stderr)
     elif code:
-        # what broke before or beside the notebooks, only the engine can tell
-        told = failures if failures.is_file() else log
-        print(told.read_text(encoding="utf-8", errors="replace")[-3000:].strip(), file=sys.stderr)
+        told = log.read_text(encoding="utf-8", errors="replace")
+        if "Error in rule" not in told:  # no notebook failed, which a line above would say: the engine did
+            print(told[-3000:].strip(), file=sys.stderr)
         print(f"`medstudy run {folder}` redoes only what is missing; log: {log}", file=sys.stderr)
-        if (results / "report").is_dir():
-            print(f"comparison and report in {results} are of an earlier start", file=sys.stderr)
     elif (report := results / "report" / "index.html").is_file():
         print(f"report: {report}")
