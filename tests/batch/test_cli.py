@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import mock_study
@@ -38,13 +36,6 @@ def root(tmp_path: Path) -> Path:
     write(study / "text_classification.yaml", data="fever.yaml", n_train=6, n_prefer=4, n_valid=4, n_test=12)
     write(study / "shared.yaml")
     return root
-
-
-def test_help_needs_no_library() -> None:
-    code = "import sys; from medstudy.batch.cli import _parser; _parser().format_help(); print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    assert "medstudy.batch.cli" in loaded
-    assert not {"pandas", "torch", "papermill", "snakemake"} & set(loaded)
 
 
 def test_check_says_what_would_run(root: Path) -> None:
@@ -105,12 +96,6 @@ def assert_refused(root: Path, *words: str) -> None:
     assert "Traceback" not in done.stderr
     for word in words:
         assert word in done.stderr
-
-
-def test_missing_study_is_named(tmp_path: Path) -> None:
-    done = medstudy(mock_study.make(tmp_path), "run", "params/tinny")
-    assert done.returncode == 2
-    assert "params/tinny/study.yaml does not exist; studies beside it: tiny" in done.stderr
 
 
 def test_status_is_a_line_a_run(root: Path) -> None:
