@@ -110,7 +110,7 @@ def test_a_cancelled_job_is_named_and_only_it_is_redone(cluster: Cluster, root: 
     assert all(record_of(root, n)["status"] == "ok" for n in runs(root))
 
 
-def test_ctrl_c_leaves_no_job_in_the_queue(cluster: Cluster, root: Path) -> None:
+def test_ctrl_c_leaves_no_job_in_the_queue_and_too_many_threads_are_refused(cluster: Cluster, root: Path) -> None:
     (root / "hold").touch()
     job = start(root)
     until(lambda: len(cluster.ask("squeue", "-h").splitlines()) == 4, job)
@@ -121,6 +121,10 @@ def test_ctrl_c_leaves_no_job_in_the_queue(cluster: Cluster, root: Path) -> None
     while left := cluster.ask("squeue", "-h", "-t", "PENDING,RUNNING"):
         assert time.monotonic() < deadline, left
         time.sleep(0.5)
+    (root / "hold").unlink()
+    command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/tiny", "--profile", "slurm", "--threads", "9"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert done.returncode == 2 and "--threads 9" in done.stderr and "more than 2" in done.stderr
 
 
 def record_of(root: Path, name: str) -> dict[str, object]:

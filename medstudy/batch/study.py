@@ -125,8 +125,9 @@ def run(
         jobs, threads, gpus = _shares(study, jobs, threads)
         # Snakemake grants `cores` in all, and each job asks for `threads` of them
         command += ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
-    elif jobs:
-        command += ["--jobs", str(jobs)]
+    else:
+        _refuse_wide(threads or CLUSTER_THREADS)
+        command += ["--jobs", str(jobs)] if jobs else []
     command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}", *extra]
     results = results_of(study)
     private = private_folder(results / "private")
@@ -174,6 +175,17 @@ def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[
     threads = threads or max(1, cores() // jobs)
     print(f"{study.name}: {jobs} notebooks at once, {threads} thread{'s' * (threads > 1)} each", flush=True)
     return jobs, threads, gpus
+
+
+def _refuse_wide(threads: int) -> None:
+    """On Slurm a job with more threads than any node has waits for ever, and nobody says so."""
+    if shutil.which("sinfo") is None:
+        return
+    told = subprocess.run(["sinfo", "-h", "-o", "%c"], capture_output=True, text=True).stdout
+    if (most := max(map(int, re.findall(r"\d+", told)), default=threads)) < threads:
+        raise BatchError(
+            f"--threads {threads} (default {CLUSTER_THREADS}): no node of this cluster has more than {most}"
+        )
 
 
 def _empty_queue(log: Path) -> None:
