@@ -139,6 +139,14 @@ def _cut(rows: list[list[int]], tokens: int) -> list[list[list[int]]]:
     return batches
 
 
+def cpu_multiplies_bf16() -> bool:
+    """Whether bf16 pays on this processor. Measured gains: with AMX 2.5, AMD 1.9 to 2.6, Intel without AMX .6."""
+    import torch
+
+    known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions do not say
+    return known.get("amx_bf16", False) or (known.get("avx512_bf16", False) and "Intel" not in known["cpu_name"])
+
+
 def pretrain(model: Any, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> Iterator[dict[str, float]]:
     """Train in place; yields one row a step (step, tokens, loss, seconds).
 
@@ -146,8 +154,6 @@ def pretrain(model: Any, tokenizer: PreTrainedTokenizerFast, recipe: Recipe) -> 
     embedding and the norms; warm-up, then linear decay to zero.
     """
     import torch
-
-    from medstudy.training.models import cpu_multiplies_bf16
 
     inside = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]

@@ -116,16 +116,8 @@ def compute_dtype(params: RunParams) -> torch.dtype:
 
 
 def train_in_bf16(params: RunParams) -> bool:
-    """Whether a training multiplies in bf16: on a GPU as the weights are; on a CPU where it pays."""
-    if torch.cuda.is_available():
-        return compute_dtype(params) == torch.bfloat16
-    return params.dtype != "float32" and cpu_multiplies_bf16()
-
-
-def cpu_multiplies_bf16() -> bool:
-    """Whether bf16 pays on this processor. Measured gains: with AMX 2.5, AMD 1.9 to 2.6, Intel without AMX .6."""
-    known = getattr(torch.cpu, "get_capabilities", dict)()  # older versions do not say
-    return known.get("amx_bf16", False) or (known.get("avx512_bf16", False) and "Intel" not in known["cpu_name"])
+    """Whether a training multiplies in bf16: as the weights are, so that all CPUs compute alike unless told."""
+    return compute_dtype(params) == torch.bfloat16
 
 
 def eager_gb(params: RunParams, config: Any, longest: int) -> float:

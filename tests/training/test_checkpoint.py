@@ -122,19 +122,11 @@ def test_dropout_is_off_in_every_arm(params: RunParams, tiny_model: Path, tmp_pa
     assert model.training and torch.equal(model(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize(
-    ("name", "features", "pays"),
-    [
-        ("Intel Xeon", {"amx_bf16", "avx512_bf16"}, True),
-        ("Intel Xeon", {"avx512_bf16"}, False),
-        ("AMD EPYC", {"avx512_bf16"}, True),
-        ("AMD EPYC", set(), False),
-    ],
-)
-def test_bf16_is_taken_on_a_cpu_only_where_it_pays(
-    name: str, features: set[str], pays: bool, params: RunParams, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cpu_multiplies_bf16_only_where_it_is_asked_for(params: RunParams, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds differed twice as much where a processor with AMX took it by itself."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": name} | dict.fromkeys(features, True))
-    assert train_in_bf16(params) is pays
-    assert not train_in_bf16(params.model_copy(update={"dtype": "float32"}))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": True, "cpu_name": "Intel"}, raising=False)
+    asked = {
+        dtype: train_in_bf16(params.model_copy(update={"dtype": dtype})) for dtype in ("auto", "float32", "bfloat16")
+    }
+    assert asked == {"auto": False, "float32": False, "bfloat16": True}
