@@ -11,6 +11,7 @@ from typing import Any
 
 from medstudy.params import RunParams
 from medstudy.training.checkpoint import locate
+from medstudy.training.models import EAGER_GB, eager_gb
 from medstudy.training.prompts import Lengths
 
 
@@ -60,6 +61,8 @@ def gigabytes(run: RunParams, config: Any, weights: int, lengths: Lengths, gpu: 
     kept = layer + wide * hidden * depth if run.gradient_checkpointing else layer * depth
     logits = 2 * answer * text.vocab_size * 4 * 3  # logits, softmax, gradient
     training = run.batch_size * ((longest + answer) * kept + logits)
+    if not gpu and wide == 4 and (eager := eager_gb(run, config, longest)) <= EAGER_GB:
+        training += eager * 1e9
     keys = hidden / heads * (getattr(text, "num_key_value_heads", None) or heads)
     # keys and values, copied when the cache grows
     answering = 2 * 2 * keys * depth * wide * run.eval_batch_size * (longest + run.max_new_tokens)
