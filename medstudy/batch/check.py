@@ -64,6 +64,8 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         return
     yield f"{name}: {card.title} ({first.data})"
     yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
+    if "urgency" in card.labels:
+        yield f"  urgency, from the least to the most urgent: {', '.join(card.labels['urgency'])}"
     for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
         yield f"  left out: {n} x {reason}"
     splits = None
