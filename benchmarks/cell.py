@@ -67,9 +67,11 @@ def cell(folder: Path, number: int) -> None:
     run = prepared(folder, sft_epochs=EPOCHS, seed=number, samples_per_case=SAMPLES, max_new_tokens=peers.NEW)
     card = load_card(run.params.data)
     task, cases = get_task(run.params.task, card), load_cases(card).cases[: CASES + TESTED]
-    sft = fit(run, "sft", SFTTrainer, sft_config(run.params, run), read(folder, "sft"))
+    sft_args, dpo_args = sft_config(run.params, run), dpo_config(run.params, run)
+    sft_args.bf16 = dpo_args.bf16 = True  # as the peers; the package's own default on a CPU is fp32
+    sft = fit(run, "sft", SFTTrainer, sft_args, read(folder, "sft"))
     sample_cases(run, task, cases[:CASES], sft)
-    dpo = fit(run, "dpo", DPOTrainer, dpo_config(run.params, run), read(folder, "dpo"), sft)
+    dpo = fit(run, "dpo", DPOTrainer, dpo_args, read(folder, "dpo"), sft)
     answer_cases(run, "dpo", task, cases[CASES:], dpo)
 
 

@@ -57,12 +57,16 @@ def medstudy_loop(kind: str, folder: Path, seed: int) -> float:
 
     run, rows = prepared(folder, seed=seed, sft_epochs=1), read(folder, kind)
     if kind == "sft":
-        stage = fit(run, "sft", SFTTrainer, sft_config(run.params, run), rows, lora_config(run.params))
+        args = sft_config(run.params, run)
+        args.bf16 = True  # as everyone here; the package's own default on a CPU is fp32
+        stage = fit(run, "sft", SFTTrainer, args, rows, lora_config(run.params))
     else:
         start = Stage(run, "untrained", "nothing")
         shutil.copytree(folder / "untrained", start.folder / "adapter")
         start.finish()
-        stage = fit(run, "dpo", DPOTrainer, dpo_config(run.params, run), rows, start)
+        args = dpo_config(run.params, run)
+        args.bf16 = True
+        stage = fit(run, "dpo", DPOTrainer, args, rows, start)
     shutil.copytree(stage.folder / "adapter", folder / f"medstudy-{kind}")
     return stage.facts["train_seconds"]
 
