@@ -258,6 +258,9 @@ def _tidy(output: Path) -> None:
 
     notebook = nbformat.read(output, as_version=4)
     notebook.metadata.pop("widgets", None)
+    for data in (made.data for cell in notebook.cells for made in cell.get("outputs", []) if "data" in made):
+        if "image/svg+xml" in data:  # a line of a figure is a line of JSON: a third of the file
+            data["image/svg+xml"] = re.sub(r"\s*\n\s*", " ", data["image/svg+xml"])
     text = re.sub(r"/[\w/.-]*/ipykernel_\d+/\d+\.py", "<cell>", nbformat.writes(notebook))
     places = {Path.cwd(): ".", Path(sys.prefix): "<python>", Path(sys.base_prefix): "<python>", Path.home(): "~"}
     for path, short in places.items():

@@ -1,4 +1,4 @@
-"""Figures from saved tables: one style, one look per arm (`medstudy.arms`), one way to save."""
+"""Figures from saved tables, drawn by seaborn: one style, one look per arm (`medstudy.arms`), one way to save."""
 
 from __future__ import annotations
 
@@ -141,6 +141,7 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
     bins with few cases on one side are left out (`metrics.small_count`).
     """
     import numpy as np
+    import seaborn as sns
 
     shareable = predictions.attrs.get("shareable", False)
     with style():
@@ -154,7 +155,7 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
             few = [small_count(*counts) is not None for counts in zip(points["sum"], points["size"], strict=True)]
             points = points[[shareable or not masked for masked in few]]
             look = {"color": ARMS[name].colour, "marker": ARMS[name].marker, "markeredgecolor": _INK}
-            axis.plot(points["said"], points["mean"], label=ARMS[name].label, **look)
+            sns.lineplot(points, x="said", y="mean", ax=axis, label=ARMS[name].label, legend=False, **look)
         axis.set(xlabel=f"probability given to '{positive}'", ylabel=f"share of cases that are '{positive}'")
         axis.set_title(f"n = {predictions['case_id'].nunique()} test cases, 1/{bins} a point")
         figure.legend(loc="outside right upper")
@@ -163,10 +164,12 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
 
 def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Training curves from training/<arm>.csv: SFT loss, and loss, reward margin and log-probabilities of DPO."""
+    import seaborn as sns
+
     with style():
         figure, axes = _grid(2, 2, 6.2, 4.4)
         for axis, title in zip(axes.flat, _PANELS, strict=True):
-            axis.set(title=title, xlabel="optimiser step")
+            axis.set(title=title)
         for name, log in logs.items():
             arm, pairs = ARMS[name], ARMS[name].rows == "pairs"
             before = None if pairs else logs.get(arm.start)  # SFT goes on where SFT ended
@@ -174,7 +177,10 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
             for column, panel, dash in _DPO if pairs else _SFT:
                 label = arm.label + (", rejected answers" if dash == "--" else "")
                 if len(log) and column in log:
-                    axes.flat[panel].plot(steps, log[column], dash, color=arm.colour, linewidth=1.2, label=label)
+                    look = {"color": arm.colour, "linestyle": dash, "linewidth": 1.2, "label": label, "errorbar": None}
+                    sns.lineplot(x=steps, y=log[column], ax=axes.flat[panel], legend=False, **look)
+        for axis in axes.flat:
+            axis.set(xlabel="optimiser step", ylabel="")
         sft, dpo = axes.flat[:2]
         sft.set_yscale("log")  # the first steps would flatten the rest
         sft.yaxis.set_major_formatter("{x:g}")
@@ -201,11 +207,15 @@ def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure,
 
 def _draw(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Arm], line: str = "") -> None:
     """Interval, marker and, on the right, text of every row (columns y, value, low, high, look, text)."""
+    import seaborn as sns
+
     edge = {"s": 34, "edgecolor": _INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
     for name, part in rows.groupby("look", sort=False):
         look = looks[name]
         axis.hlines(part["y"], part["low"], part["high"], color=line or look.colour, linewidth=1.5, zorder=2)
-        axis.scatter(part["value"], part["y"], color=look.colour, marker=look.marker, label=look.label, **edge)
+        shown = {"color": look.colour, "marker": look.marker, "label": look.label, "legend": False}
+        sns.scatterplot(part, x="value", y="y", ax=axis, **shown, **edge)
+    axis.set(xlabel="", ylabel="")
     for y, text in zip(rows["y"], rows["text"], strict=True):
         _aside(axis, 1.04, y, text)
 

@@ -171,9 +171,8 @@ def _decoding(seen: Seen) -> Judged:
     """Answers would be others the next time, or begin behind padding: answer by generation.answer_cases."""
     names = ("training_mode", "greedy", "padding")
     value = {name: sorted({str(facts[name]) for facts in seen.decoded.values()}) for name in names}
-    return value["training_mode"] == ["False"] and value["greedy"] == ["True"] and "right" not in value[
-        "padding"
-    ], value
+    good = value["training_mode"] == ["False"] and value["greedy"] == ["True"] and "right" not in value["padding"]
+    return good, value
 
 
 @gate("each arm answers by its own adapter", "the hash of the trained adapter", *TRAINED, *ANSWERED)
@@ -235,9 +234,8 @@ def _sides(seen: Seen) -> Judged:
     if seen.own_errors:
         no_sample = [normalise(text) not in seen.samples.get(case.case_id, ()) for case, text in said[1::2]]
         value["rejected is no sample"] = sum(no_sample)
-        return not any(
-            value[k] for k in ("chosen scored wrong", "rejected scored right", "rejected is no sample")
-        ), value
+        wrong = [value[k] for k in ("chosen scored wrong", "rejected scored right", "rejected is no sample")]
+        return not any(wrong), value
     # raters may prefer what is not right, but not more often the other way round, nor set answers against gibberish
     good = max(value["rejected scored right"], value["rejected is no answer"]) <= max(1, len(both)) / 2
     return good and value["the wrong way round"] <= sum(chosen and not other for chosen, other in both), value
