@@ -1,4 +1,7 @@
-"""docs/demo.md and docs/demo.svg, as the demo's results say: `python -m demo.page` after `medstudy run params/demo`."""
+"""A study's page in docs/, and its figure, as its results say.
+
+`python -m demo.page` after `medstudy run params/demo`; `python -m demo.page docs/public` from the kept predictions.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medstudy.arms import ARMS, BASELINES
 from medstudy.params import project_root
 
 if TYPE_CHECKING:
@@ -14,12 +18,17 @@ if TYPE_CHECKING:
 
 #: Half-widths of the interval of DPO - SFT with the same labels that the demo was designed for.
 FORESEEN = {"study": 0.02, "task": 0.05}
-_HEAD = """# What the demo gave
+_HEAD = """# What the {name} {kind}gave
 
 *Written by `python -m demo.page` from {study}/verdicts.csv: {n} runs of version {commit}, {date}, {minutes:.0f} minutes
 of computing on {threads} thread(s) a run. Another machine gives slightly other numbers; docs/controls.md says how often
-a verdict errs. The models have 2 million parameters, the cases are synthetic: this is no evidence about a clinic.*
+a verdict errs. {limit}*
 """
+#: What each page is no evidence of.
+_LIMITS = {
+    "demo": "The models have 2 million parameters, the cases are synthetic: this is no evidence about a clinic.",
+    "public": "The model has 135 million parameters, a sixtieth of what a hospital would use.",
+}
 
 
 def page(verdicts: pd.DataFrame, records: list[dict[str, Any]], study: str) -> str:
@@ -33,7 +42,10 @@ def page(verdicts: pd.DataFrame, records: list[dict[str, Any]], study: str) -> s
     seconds = sum(value or 0 for record in records for value in record["seconds"].values())
     commits = sorted({(record.get("git_commit") or "unknown")[:7] for record in records})
     dates = sorted({record["finished"][:10] for record in records})
-    facts = {"n": len(records), "commit": ", ".join(commits), "date": " to ".join(dict.fromkeys((dates[0], dates[-1])))}
+    name = study.rpartition("/")[2]
+    facts = {"name": name, "kind": "" if name == "demo" else "study ", "limit": _LIMITS.get(name, "")}
+    facts |= {"n": len(records), "commit": ", ".join(commits)}
+    facts["date"] = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     threads = records[0].get("threads", "?")
     parts = [_HEAD.format(study=study, minutes=seconds / 60, threads=threads, **facts)]
     said = verdicts.drop_duplicates(["scope", "name"])
@@ -48,7 +60,20 @@ def page(verdicts: pd.DataFrame, records: list[dict[str, Any]], study: str) -> s
             f"- **{row.verdict or 'difference'}.** {row.sentence}" for row in said[said["scope"] == scope].itertuples()
         ]
         parts.append("")
-    return "\n".join([*parts, "![Differences with 95 % intervals](demo.svg)\n", _precision(verdicts)])
+    parts.append(f"![Differences with 95 % intervals]({name}.svg)\n")
+    return "\n".join([*parts, _precision(verdicts)] if name == "demo" else parts)
+
+
+def _values(metrics: pd.DataFrame, primary: pd.DataFrame) -> str:
+    """A line a task and outcome, a column an arm or baseline."""
+    rows = metrics.merge(primary[["task", "metric"]].drop_duplicates())
+    wide = rows.pivot_table("value", ["task", "metric"], "arm", sort=False)
+    arms = [arm for arm in (*ARMS, *BASELINES) if arm in wide]
+    lines = ["## Values\n", f"| task | outcome | {' | '.join(arms)} |", "|---|---|" + "---|" * len(arms)]
+    for (task, metric), cells in wide.iterrows():
+        texts = ["" if cells[arm] != cells[arm] else f"{cells[arm]:.3f}" for arm in arms]
+        lines.append(f"| {task.replace('_', ' ')} | {metric} | {' | '.join(texts)} |")
+    return "\n".join(lines) + "\n"
 
 
 def _precision(verdicts: pd.DataFrame) -> str:
@@ -73,8 +98,12 @@ def main(results: Path, docs: Path) -> None:
     numbers = ["difference", "low", "high", "p"]
     verdicts[numbers] = verdicts[numbers].apply(pd.to_numeric, errors="coerce")
     records = [json.loads(file.read_text(encoding="utf-8")) for file in results.glob("*/*/seed*/run.json")]
-    (docs / "demo.md").write_text(page(verdicts, records, f"results/{results.name}"), encoding="utf-8")
-    forest_figure(verdicts).savefig(docs / "demo.svg", metadata={"Date": None, "Creator": None})
+    text = page(verdicts, records, f"{results.parent.name}/{results.name}")
+    if (results / "tables" / "metrics.csv").is_file():
+        metrics, contrasts = (pd.read_csv(results / "tables" / f"{name}.csv") for name in ("metrics", "contrasts"))
+        text += "\n" + _values(metrics, contrasts[contrasts["primary"]])
+    (docs / f"{results.name}.md").write_text(text, encoding="utf-8")
+    forest_figure(verdicts).savefig(docs / f"{results.name}.svg", metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":

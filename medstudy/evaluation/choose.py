@@ -22,7 +22,8 @@ def choose(
     """The trial (parameters of `RunParams.tries`, and their training) that answers validation cases best: the arm.
 
     The score is the mean of the task's primary metrics; of equal ones the first is taken. A single trial answers
-    nothing. Also returns a row a trial: settings, score and number of cases, which run.json keeps under ``tried``.
+    nothing. Also returns a row a trial, which run.json keeps under ``tried``: settings and, of several, score, number
+    of cases and choice.
     """
     scores = [_score(run, arm, task, validation, stage) for _, stage in trials] if len(trials) > 1 else [None]
     best = max(range(len(trials)), key=lambda i: scores[i] or 0.0)
@@ -32,7 +33,8 @@ def choose(
     ]
     stage = trials[best][1]
     run.settle(stage, tried)
-    table = pd.DataFrame([row["settings"] | row for row in tried]).drop(columns="settings").set_index("arm")
+    unsaid = ["settings", *(["score", "n", "chosen"] if len(trials) == 1 else [])]
+    table = pd.DataFrame([row["settings"] | row for row in tried]).drop(columns=unsaid).set_index("arm")
     return stage, aggregate(table, ["arm", *tried[0]["settings"]])
 
 
