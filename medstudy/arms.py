@@ -52,5 +52,3 @@ BASELINES: dict[str, Arm] = {
 TRAINED = tuple(name for name, arm in ARMS.items() if arm.trainer)
 #: Pairs of arms whose difference is reported.
 CONTRASTS = tuple((name, other) for name, arm in ARMS.items() for other in arm.against)
-#: The contrasts that a verdict rests on: DPO must be better than SFT, and than SFT with the same labels.
-FAMILY = ("dpo-sft", "dpo-sft_more")
