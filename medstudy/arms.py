@@ -1,7 +1,7 @@
 """The arms of a study, what they are compared with, and how they look: one table.
 
-A new arm is a line here, its rate and epochs in the parameters, and its rows in notebook and gates; metrics, contrasts,
-figures and the rating forms read this table.
+A new arm is a line here, its rate and epochs in the parameters, and its rows in the notebooks; metrics, contrasts,
+verdicts' sentences, gates, figures and the rating forms read this table.
 """
 
 from __future__ import annotations

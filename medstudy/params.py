@@ -56,7 +56,8 @@ def _cell_tagged_parameters(file: Path, changed: int) -> dict[str, Any]:
 
 def _known_task(name: str) -> str:
     if name not in (tasks := _tasks()):
-        raise ValueError(f"unknown task {name!r}{nearest(name, tasks)} (allowed: {', '.join(tasks)})")
+        own = f"one of your own needs notebooks/{name}.ipynb"
+        raise ValueError(f"unknown task {name!r}{nearest(name, tasks)} (allowed: {', '.join(tasks)}; {own})")
     return name
 
 

@@ -92,6 +92,8 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
             yield f"{what}: {row['validation']} of validation, {row['test']} of test"
         elif rare:
             yield f"{topic} '{what}' is rare: " + ", ".join(f"{few(row[name])} in {name}" for name in rare)
+    if not (card.columns.group_id or card.synthetic):
+        yield "no columns.group_id: if patients have several rows, one may be in two splits; name the patient's column"
     largest = Counter(case.group_id for case in loaded.cases).most_common(1)[0][1]
     if largest > len(loaded.cases) / 10:
         yield f"one group holds {largest} of {len(loaded.cases)} cases: is columns.group_id the patient's column?"

@@ -207,6 +207,8 @@ class DataCard(Section):
 
     @model_validator(mode="after")
     def _fits_task(self) -> DataCard:
+        if self.task not in TASK_TYPES:
+            raise ValueError(f"task {self.task} has a notebook and no class: name it in medstudy/tasks/__init__.py")
         task = TASK_TYPES[self.task]
         outcomes = task.outcomes or tuple(self.labels)[:1]  # a task without its own has the one that the labels name
         closed = [name for name in outcomes if name not in task.open_outcomes]

@@ -20,8 +20,8 @@ from medstudy.tasks import TASK_TYPES, get_task
 
 #: What columns are called, by the part that they play.
 NAMES = {
-    "group_id": r"^(mrn|pid)$|(patient|subject|person)(en)?[_ ]?(id|nr|no|key)?$",
-    "case_id": r"(^|[_ ])(id|nr|no|number|key)$|nummer$",
+    "group_id": r"^(mrn|pid)$|(^|[-_. ])(pat|patient|subject|person|hospital)(en)?[-_. ]*(ids?|nr|no|num(mer|ber)?|key)?$",
+    "case_id": r"(^|[-_. ])(id|nr|no|number|key)$|nummer$",
     "text": r"complain|text|note|message|nachricht|report|question|dialog|convers|histor|abstract|narrat|vignet|reason",
     "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priorit|level|dringlich",
     "provider": r"provider|dispos|destination|special|department|seen[_ ]by|referr|team|fachgr|abteilung",
@@ -148,6 +148,8 @@ class _Guess:
         self.free, self.rows = list(self.values), len(frame)
         self.used: list[str] = []
         self.labels: dict[str, list[str]] = {}
+        #: by column of answers the words in it that mean no value
+        self.missing: dict[str, list[str]] = {}
 
     def columns(self) -> dict[str, Any]:
         """The card's columns; fills ``labels``."""
@@ -158,6 +160,7 @@ class _Guess:
                 once = len(set(self.values[name])) == self.rows
                 if (part == "group_id" or once) and part not in found:
                     found[part] = self._take(name, part, "by its name" + ", each there once" * once)
+        self._say_what_may_be_a_patient(found)
         found["gold"] = {o: self._answer(o, o in kind.open_outcomes) for o in kind.outcomes or ("label",)}
         self.free = [name for name in self.free if not re.search(AFTER, name, re.IGNORECASE)]
         text = self._text() if self.task != "numeric_classification" else ""
@@ -165,10 +168,17 @@ class _Guess:
         found["text"] = "\n".join((["{" + text + "}"] if text else []) + (["{fields}"] if fields else []))
         if not found["text"]:
             raise DataError(f"no column is left for the text (columns: {', '.join(self.values)})")
-        found |= {"fields": fields, "missing": missing}
+        found |= {"fields": fields, "missing": self.missing | missing}
         found["exclude"] = [name for name in self.values if name not in self.used]
         self.why.append(f"not shown to the model (exclude): {', '.join(found['exclude']) or 'no column'}")
         return found
+
+    def _say_what_may_be_a_patient(self, found: dict[str, Any]) -> None:
+        if "group_id" in found:
+            return
+        repeated = [f"'{n}' ({v.nunique()} values)" for n, v in self.values.items() if 20 < v.nunique() < self.rows]
+        hint = f"; columns that repeat values: {', '.join(repeated)}" if repeated else ""
+        self.why.append(f"group_id: NO PATIENT'S COLUMN FOUND, so one patient may be in two splits{hint}")
 
     def _take(self, name: str, part: str, why: str) -> str:
         self.free.remove(name)
@@ -177,7 +187,7 @@ class _Guess:
         return name
 
     def _named(self, part: str) -> list[str]:
-        return [name for name in self.free if re.search(NAMES[part], name, re.IGNORECASE)]
+        return [name for name in self.free if re.search(NAMES.get(part, part), name, re.IGNORECASE)]
 
     def _answer(self, outcome: str, is_open: bool) -> dict[str, Any]:
         """The answer's column: by its name (an expert's before others), else the last that could be it."""
@@ -196,9 +206,13 @@ class _Guess:
         return {"column": column, "map": self._map(column, outcome)}
 
     def _map(self, column: str, outcome: str) -> dict[str, str]:
-        """Value -> label; spellings that differ in case alone are one label. Numbers of urgency are put in order."""
-        counts = self.values[column].map(code_key).value_counts()
-        first = {value.casefold(): value for value in reversed(counts.index)}  # the most frequent spelling stays
+        """Value -> label; spellings that differ in case or blanks are one. Numbers of urgency are put in order."""
+        values = self.values[column].map(code_key)
+        if none := sorted(set(values[values.str.casefold().isin(NO_VALUE - {"none", "unknown", "na"})])):
+            self.missing[column] = none
+            self.why.append(f"{outcome}: {none} taken for no value; see columns.missing")
+        counts = values[~values.isin(none)].value_counts()
+        first = {_spelt(value): value for value in reversed(counts.index)}  # the most frequent spelling stays
         digits = all(value.isdecimal() for value in first)
         kind = "level" if outcome == "urgency" else "class"
         labels = {v: f"{kind} {v}" if digits else first[v] for v in sorted(first, key=int if digits else str)}
@@ -208,7 +222,7 @@ class _Guess:
         if outcome == "urgency":
             how = "1 as the most urgent" if digits else "BY THE ALPHABET: order labels.urgency by hand"
             self.why.append(f"urgency from the least: {', '.join(self.labels[outcome])} ({how})")
-        return {value: labels[value.casefold()] for value in counts.index}
+        return {value: labels[_spelt(value)] for value in counts.index}
 
     def _text(self) -> str:
         """By its name, else the column of the longest texts."""
@@ -240,3 +254,7 @@ class _Guess:
             missing |= {name: none} if none else {}
             self._take(name, "number" if "decimals" in field else "code", f"no value: {none}" if none else "its values")
         return fields, missing
+
+
+def _spelt(value: str) -> str:
+    return " ".join(value.casefold().split())

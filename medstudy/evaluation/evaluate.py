@@ -109,9 +109,16 @@ class Measured:
         """
         if self.answers.shareable or self.metric.primary or self.metric.kind in TELL_NO_COUNT:
             return None
+        by_seed = self.sums[arm].sum(axis=0)
         if self.metric.kind.startswith("share"):
-            return small_count(*(count / len(self.answers.frames) for count in self.counts(arm)))
-        sums = np.round(self.sums[arm].sum(axis=(0, 1)) / len(self.answers.frames))
+            few = [small_count(*terms[0, :2]) for terms in by_seed]
+            if not any(few):
+                return None
+            # a mean over seeds would give a small count of one of them away
+            exact = [(hits / n, hits / n) if n else (0.0, 1.0) for hits, n in by_seed[:, 0, :2]]
+            low, high = np.mean([masked or known for masked, known in zip(few, exact, strict=True)], axis=0)
+            return float(low), float(high)
+        sums = np.round(by_seed, 6)
         return (0.0, 1.0) if ((sums > 0) & (sums < SMALLEST_COUNT)).any() else None
 
     def entry(self, arm: str, estimate: Estimate) -> dict[str, Any]:

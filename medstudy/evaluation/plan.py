@@ -69,8 +69,12 @@ def shows(
     """
     known = variances[(variances["contrast"] == "dpo-sft_more") & (variances["outcome"] != WATCHED)]
     found = {
-        scope: {task: _expected(known[known["scope"] == scope], task, n, seeds, lines) for task, n in cases.items()}
-        for scope, lines in (("task", len(cases)), ("cell", len(cases) * models))
+        scope: {task: _expected(known[known["scope"] == of], task, n, seeds, lines) for task, n in cases.items()}
+        # the mean over the earlier study's models varies less than one model does
+        for scope, of, lines in (
+            ("task", "task" if models > 1 else "cell", len(cases)),
+            ("cell", "cell", len(cases) * models),
+        )
     }
     kinds = {kind: [task for task in cases if TASK_TYPES[task].kind == kind] for kind in KINDS}
     rows = []

@@ -72,7 +72,8 @@ class Cell:
             return "the arm sft is missing"
         for arm in ("sft", "sft_more"):
             if self.value("unparsed", arm) > 1 - FEWEST_READ:
-                return f"most answers of {arm} could not be read"
+                remedy = "train it longer, or give labels that the model can write"
+                return f"most answers of {arm} could not be read ({remedy})"
         if one.metric.kind == "f1":
             present = one.sums[arms[0]].sum(axis=(0, 1))[:, [0, 2]].sum(axis=1) > 0
             if present.sum() < min(2, len(present)):

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 from statsmodels.stats.multitest import multipletests
 
+from medstudy.arms import ARMS
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
 from medstudy.evaluation.predictions import Pair
 from medstudy.evaluation.scopes import BETWEEN, MEAN, WATCHED, Cell, Scoped, scoped
@@ -21,8 +22,11 @@ ALPHA = 0.05
 COLUMNS = ["scope", "name", "contrast", "outcome", "difference", "low", "high", "p", "n_cases", "n_seeds"]
 COLUMNS += ["verdict", "sentence"]
 #: A verdict needs both: better than SFT, and than SFT with the same labels.
-OVER_SFT, OVER_MORE, OVER_CHOSEN = ("dpo", "sft"), ("dpo", "sft_more"), ("dpo", "sft_chosen")
-_SAID = {"sft": "SFT", "sft_more": "SFT with the same labels", "sft_chosen": "SFT on the chosen answers"}
+OVER_SFT, OVER_MORE = ("dpo", "sft"), ("dpo", "sft_more")
+#: In the order of a sentence; an arm that has no words here bears its label.
+_EVIDENCE = (OVER_MORE, *(("dpo", arm) for arm in ARMS["dpo"].against if arm != "sft_more"))
+_SAID = {name: arm.label for name, arm in ARMS.items()}
+_SAID |= {"sft_more": "SFT with the same labels", "sft_chosen": "SFT on the chosen answers"}
 _CLAIM = {
     WORTH: "DPO answered better than SFT and than SFT with the same labels",
     ENOUGH: "SFT with the same labels did as well as DPO or better",
@@ -164,7 +168,7 @@ def _said(lines: list[Scoped], outcomes: list[Outcome], members: Sequence[Cell],
 
 def _evidence(outcome: Outcome, rules: Rules, named: bool) -> str:
     texts = []
-    for pair in (OVER_MORE, OVER_SFT, OVER_CHOSEN):
+    for pair in _EVIDENCE:
         if pair in outcome.rows:
             row = outcome.rows[pair]
             low, high = row.interval()
@@ -215,6 +219,6 @@ def _between(lines: Sequence[Scoped]) -> str:
     shown = "no difference is shown" if low <= 0 <= high else "the kinds differ"
     gained = f"{abs(value):.3f} {'less' if value < 0 else 'more'}"
     return (
-        f"Over {_SAID.get(line.pair[1], line.pair[1])}, open-ended tasks gained {gained} from DPO than classification "
+        f"Over {_SAID[line.pair[1]]}, open-ended tasks gained {gained} from DPO than classification "
         f"({value:+.3f} [{low:+.3f}, {high:+.3f}]): {shown}."
     )

@@ -27,7 +27,7 @@ _LOOKS = ARMS | BASELINES
 _OVER = "95 % intervals: other test cases, and other trainings where there are several seeds."
 #: Scopes of a forest plot from the top; of the last two only the contrasts that a verdict rests on are drawn.
 _SCOPES = {"study": "Study", "kind": "Kinds of task", "task": "Tasks, over models", "cell": "Each model"}
-_DRAWN = ["dpo-sft_more", "dpo-sft", "dpo-sft_chosen"]
+_DRAWN = ["dpo-sft_more", *(f"dpo-{arm}" for arm in ARMS["dpo"].against if arm != "sft_more")]
 #: Panels of a training figure; and of which the columns of a log are, with their style.
 _PANELS = ("SFT loss, then its controls (log scale)", "DPO loss", "Reward margin, chosen - rejected")
 _PANELS += ("Log-probability of the answers",)

@@ -95,15 +95,14 @@ def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[st
     verdicts = tables["verdicts.csv"].fillna({"verdict": ""}).drop_duplicates(["scope", "name"])
     one_task = len({run.cell[0] for run in runs}) == 1  # its kind would say the same again
     said = verdicts[verdicts["scope"].isin(("study",) if one_task else ("study", "kind"))]
+    cells = [cell_facts([r for r in runs if r.cell == cell], tables) for cell in dict.fromkeys(r.cell for r in runs)]
     words = f"Differences that DPO makes, with 95 % intervals. {' '.join(said['sentence'])}"
     return {
         "study": study.name,
         "findings": said.to_dict("records"),
         "runs": runs,
-        "cells": [
-            cell_facts([run for run in runs if run.cell == cell], tables)
-            for cell in dict.fromkeys(run.cell for run in runs)
-        ],
+        "cells": cells,
+        "triage": any(outcome["name"] in _TRIAGE for cell in cells for outcome in cell["outcomes"]),
         "margin": rules_of(study).margin,
         "forest": _inline_svg(study / "figures" / "forest.svg", words),
         "scores": _inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),

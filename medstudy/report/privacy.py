@@ -109,6 +109,9 @@ def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, 
     """
     import nbformat
 
+    for path in (notebook, target.parent):
+        if not path.exists():
+            raise DataError(f"{path} does not exist")
     content = nbformat.read(notebook, as_version=4)
     runs = [folder for study in sorted(results.glob("*")) for folder in run_folders(study)]
     values: dict[str, Any] = {}

@@ -43,7 +43,7 @@ def sft_config(params: RunParams, run: Run) -> SFTConfig:
 
 
 def control_config(params: RunParams, run: Run, arm: str, rows: int, steps: int) -> SFTConfig:
-    """Arguments of `SFTTrainer` for ``sft_more`` or ``sft_chosen``: the arm's epochs over its ``rows``.
+    """Arguments of `SFTTrainer` for an arm that goes on from ``sft``: its epochs over its ``rows``.
 
     At the least as many optimiser ``steps`` as DPO had, so that more training cannot be what DPO gained.
     """

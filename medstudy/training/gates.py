@@ -25,9 +25,6 @@ from medstudy.training.checks import CHECKS
 from medstudy.training.fit import LEARNT
 from medstudy.training.generation import OUTPUTS, adapter_hash
 
-#: How many checks a run must have behind it.
-GATES = len(CHECKS)
-
 
 @dataclass(frozen=True)
 class Gate:

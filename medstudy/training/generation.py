@@ -45,7 +45,7 @@ def answer_cases(
 
 
 def sample_cases(run: Run, task: Task, cases: list[Case], adapter: Stage) -> list[list[str]]:
-    """``samples_per_case`` answers at temperature 1 to each training prompt, from the SFT model."""
+    """``samples_per_case`` answers at temperature 1 to each preference case, from the SFT model."""
     params = run.params
     how = Decoding(params.max_new_tokens, params.eval_batch_size, params.samples_per_case, 1.0, params.seed)
     return _decode_stage(run, "samples", [task.messages(case) for case in cases], how, adapter)

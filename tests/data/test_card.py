@@ -1,13 +1,14 @@
 """The data card: those that ship, and those that must be refused."""
 
 import copy
+import shutil
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
 from demo.medicine import PROVIDERS, URGENCIES
-from medstudy.data.card import CARDS, load_card
+from medstudy.data.card import CARDS, DataCard, load_card
 from medstudy.data.cases import DataError
 
 BASE = {
@@ -124,3 +125,13 @@ def test_several_faults_are_all_listed(tmp_path):
         load_card(write(tmp_path, edited("shareable", "maybe") | {"title": ["x"]}))
     shareable, title = sorted(str(error.value).splitlines())
     assert "shareable = 'maybe'" in shareable and "title: " in title
+
+
+def test_a_task_that_has_a_notebook_and_no_class_is_said(tmp_path, monkeypatch):
+    """It was a KeyError."""
+    (tmp_path / "params").mkdir()
+    shutil.copytree("notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns(".*"))
+    shutil.copy("notebooks/clinical_triage.ipynb", tmp_path / "notebooks" / "readmission.ipynb")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValidationError, match="readmission has a notebook and no class"):
+        DataCard.model_validate(BASE | {"task": "readmission"})

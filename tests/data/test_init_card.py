@@ -111,6 +111,18 @@ def test_words_of_urgency_are_to_be_put_in_order_by_hand(tmp_path: Path) -> None
     assert "urgency from the least: Later, now, soon (BY THE ALPHABET: order labels.urgency by hand)" in said
 
 
+@pytest.mark.parametrize("name", ["Pat-Nr", "PatNr", "Patientennummer", "Hospital No", "patient_id", "MRN"])
+def test_the_patients_column_is_found_or_its_absence_said(name: str, tmp_path: Path) -> None:
+    labels = ["Refill", "refill", "clinical question", "Clinical  question", "?", "N/A"]
+    frame = pd.DataFrame({name: [f"P{i % 60}" for i in range(120)], "clerk": [f"c{i % 30}" for i in range(120)]})
+    frame = frame.assign(message=[f"words {i}" for i in range(120)], label=labels * 20)
+    said, cases = guessed(csv(frame)(tmp_path), "text_classification", tmp_path / "mine")
+    assert cases[0].group_id == "P0" and len(cases) == 80 and len({case.gold["label"] for case in cases}) == 2
+    assert "label: ['?', 'N/A'] taken for no value" in "\n".join(said)
+    said, _ = guessed(csv(frame.rename(columns={name: "x"}))(tmp_path), "text_classification", tmp_path / "other")
+    assert any("NO PATIENT'S COLUMN FOUND" in line and "'x' (60 values), 'clerk' (30 values)" in line for line in said)
+
+
 @pytest.mark.parametrize(
     ("frame", "task", "said"),
     [

@@ -178,6 +178,20 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     assert contrast(run(private)[1], "dpo-sft", "unparsed")["lost"] == 5
 
 
+def test_a_mean_over_seeds_gives_no_small_count_of_one_seed_away():
+    """One unread answer in two seeds read .0125, and .075 beside a shown seed of 12 gave the other's 3 away."""
+    gold = ["a"] * 40
+    for unread in ((0, 1), (12, 3)):
+        tables = [labelled("label", gold, ["a"] * (40 - n) + [""] * n, "sft") for n in unread]
+        private = [table.assign() for table in tables]
+        for table in private:
+            table.attrs["shareable"] = False
+        cell = values(measured(*private))["sft"]["unparsed"]
+        assert cell["value"] is None and cell["low"] <= sum(unread) / 80 <= cell["high"]
+    alike = [labelled("label", gold, ["a"] * 20 + [""] * 20, "sft") for _ in range(2)]
+    assert values(measured(*alike))["sft"]["unparsed"]["value"] == 0.5
+
+
 def test_what_a_reader_sees_has_no_text_cut_off_no_p_of_zero_and_counts_stay_whole_numbers(card):
     row = {"contrast": "dpo-sft", "metric": "f1", "difference": 0.12345, "low": 0.1, "high": 0.2, "n": 9}
     shown = contrasts_view([row | {"p": p, "test": "t"} for p in (0.00004, 0.0312, None)])

@@ -39,6 +39,11 @@ def test_one_cell_is_the_root_of_the_variances() -> None:
     assert shown.loc["study", "study"]["gain"] < shown.loc["task", "text_classification"]["gain"] < cell["gain"]
 
 
+def test_one_model_alone_is_no_mean_over_models() -> None:
+    shown = plan.shows(plan.earlier_variances(), {"text_classification": 200}, models=1, seeds=2)
+    assert shown["half_width"].nunique() == 1  # study, kind, task and cell are the same thing
+
+
 def test_pococks_constants_keep_the_level() -> None:
     """Against independent increments, simulated: any of k looks crosses in 5 %."""
     import numpy as np

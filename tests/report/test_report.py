@@ -18,10 +18,10 @@ from medstudy.evaluation.verdict import verdict_table
 from medstudy.params import resolve
 from medstudy.report import pages as report
 from medstudy.report.figures import gains, save_study
-from medstudy.training.gates import GATES
+from medstudy.training.gates import CHECKS
 
 
-def finished(folder: Path, seed: int, gates: int = GATES, status: str = "ok") -> Path:
+def finished(folder: Path, seed: int, gates: int = len(CHECKS), status: str = "ok") -> Path:
     """A run of twelve cases and four arms."""
     run = folder / "builtin-llama" / "text_classification" / f"seed{seed}"
     (run / "private").mkdir(parents=True)
@@ -36,7 +36,7 @@ def finished(folder: Path, seed: int, gates: int = GATES, status: str = "ok") ->
     record = {"status": status, "parameters": resolve(asked).model_dump(), "pairs": 4, "shareable": True}
     record |= {"seconds": {"sft": 1.0, "dpo": 2.0}, "labels": {"label": ["no", "yes"]}, "positive": "yes"}
     record |= {"stages": {"dpo": {"tokens": 400}}}
-    record |= {"tried": [{"arm": "sft", "chosen": True, "n": 50, "settings": {"sft_epochs": 2}}]}
+    record |= {"tried": [{"arm": "sft", "chosen": True, "n": 50, "score": 0.5, "settings": {"sft_epochs": 2}}]}
     record |= {"medstudy": "0.1", "versions": {"torch": "2.13"}, "python": "3.11"}
     record |= {"finished": "2026-01-02T03:04:05+00:00", "device": "cpu", "git_commit": "0123456789abcdef"}
     (run / "run.json").write_text(json.dumps(record))
