@@ -67,16 +67,16 @@ class Chat:
 
     def prompt(self, messages: list[Message]) -> list[int]:
         """Token ids of what is asked, up to where the answer begins."""
-        return self._ids(self._prompt(messages))
+        return self.ids(self._prompt(messages))
 
     def row(self, messages: list[Message], answer: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt and of its completion: the answer and the token that ends it. A row is the two."""
         asked = self._prompt(messages)
         completion = self._lead + answer.strip() + self._tail
-        prompt, whole = self._ids(asked), self._ids(asked + completion)
+        prompt, whole = self.ids(asked), self.ids(asked + completion)
         if whole[: len(prompt)] == prompt:
             return prompt, whole[len(prompt) :]
-        return prompt, self._ids(completion)  # a token would reach over the border, where none can be asked for
+        return prompt, self.ids(completion)  # a token would reach over the border, where none can be asked for
 
     def trained(self, row: Row) -> dict[str, list[int]]:
         """A row of chat messages in the tokens that a trainer takes; TRL then renders nothing."""
@@ -112,7 +112,8 @@ class Chat:
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise self.refused(f"it fails on turns of user and assistant ({error})", "mend it") from None
 
-    def _ids(self, text: str) -> list[int]:
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text as it stands."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _examine(self) -> tuple[str, str]:
@@ -135,7 +136,7 @@ class Chat:
         added = self.tokenizer.added_tokens_decoder
         following = self._render(_TURNS).partition(_ANSWERED)[2]
         for behind, ends in ((after, {*added, *stops}), (following, set(stops))):
-            for token in self._ids(behind):
+            for token in self.ids(behind):
                 text = added[token].content if token in added else self.tokenizer.decode([token]).strip()
                 if token in ends and token != self.tokenizer.unk_token_id and text in behind:
                     return token, behind[: behind.index(text) + len(text)]

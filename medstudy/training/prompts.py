@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -27,6 +28,12 @@ def token_table(chat: Chat, messages: list[Message], answer: str) -> pd.DataFram
     prompt, completion = chat.row(messages, answer)
     rows = [(i, chat.tokenizer.decode([t]), i >= len(prompt)) for i, t in enumerate(prompt + completion)]
     return pd.DataFrame(rows, columns=["position", "token", "in_loss"])
+
+
+def unknown_words(chat: Chat, labels: Iterable[str]) -> list[str]:
+    """Words of the labels that are no token of the model, which it has to spell; a small model may never learn to."""
+    words = dict.fromkeys(word for label in labels for word in label.split())
+    return [word for word in words if word.isalpha() and len(chat.ids(f" {word}")) > 1]
 
 
 @dataclass(frozen=True)
