@@ -8,10 +8,12 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint unit smoke benchmark lab base-models smollm2 clean lock
+.PHONY: help install study test lint unit smoke benchmark lab base-models smollm2 clean lock
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv and install
 
 study: $(STAMP) ## install, run the demo study, say where the report is
 	$(BIN)/medstudy run params/demo

@@ -292,7 +292,7 @@ def refuse_missing(params: RunParams) -> None:
     """Raise ParamsError if a run asks for 4-bit weights and the library that reads them is not installed."""
     if params.quantization == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise ParamsError(
-            "quantization = '4bit' needs bitsandbytes, which is not installed: `pip install bitsandbytes`, or use "
+            "quantization = '4bit' needs bitsandbytes, which is not installed: `pip install -e '.[gpu]'`, or use "
             "quantization = 'none'"
         )
 

@@ -88,7 +88,7 @@ def test_a_library_that_is_missing_is_named_with_the_remedy(monkeypatch: pytest.
     run = resolve(GOOD)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     refuse_missing(run)
-    with pytest.raises(ParamsError, match=r"quantization = '4bit' needs bitsandbytes.*pip install bitsandbytes"):
+    with pytest.raises(ParamsError, match=r"quantization = '4bit' needs bitsandbytes.*pip install -e '\.\[gpu\]'"):
         refuse_missing(run.model_copy(update={"quantization": "4bit"}))
 
 

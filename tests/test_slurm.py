@@ -19,8 +19,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not WANTED, reason="needs MEDSTUDY_SLURM=1, root, munge and slurm-wlm; writes /etc/slurm"),
 ]
-#: No accounting database here, so squeue tells how jobs are; the node is small.
-EXTRA = ["--", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"]
+#: The node is small; it has no accounting database, so squeue tells how jobs are.
+EXTRA = ["--", "--slurm-init-seconds-before-status-checks", "2"]
 #: Seconds; a job that can never start waits for ever.
 PATIENCE = 240
 EXTRA += ["--default-resources", "mem_mb=500", "runtime=5", "--until", "comparison"]
@@ -41,6 +41,8 @@ def root(tmp_path: Path) -> Path:
     study.write_text(yaml.safe_dump(values | {"tasks": {"text_classification": {"gpu": 1}, "clinical_triage": {}}}))
     for task in mock_study.TASKS:
         mock_study.task_notebook(root, task, NOTES)
+    # jobs start here, and find this before the real one, which would see that Slurm's GPU is a stand-in
+    (root / "torch.py").write_text("class cuda:\n    is_available = device_count = lambda: 1\n")
     return root
 
 
@@ -101,7 +103,7 @@ def test_a_cancelled_job_is_named_and_only_it_is_redone(cluster: Cluster, root: 
     said = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1, said
     assert f"{asked} mock/a" in said[0] and " failed " in said[0]
-    assert "medstudy run params/tiny" in said[1]
+    assert "medstudy run params/tiny --profile slurm" in said[1]
     good = [n for n in runs(root) if record_of(root, n).get("status") == "ok"]
     assert len(good) == 3
     again = start(root)
@@ -125,6 +127,13 @@ def test_ctrl_c_leaves_no_job_in_the_queue_and_too_many_threads_are_refused(clus
     command = [sys.executable, "-m", "medstudy.batch.cli", "run", "params/tiny", "--profile", "slurm", "--threads", "9"]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 2 and "--threads 9" in done.stderr and "more than 2" in done.stderr
+
+
+def test_what_slurm_refuses_is_said_in_its_words(cluster: Cluster, root: Path) -> None:
+    words = ["run", "params/tiny", "--profile", "slurm", "--threads", "1", "--", "--until", "clinical_triage"]
+    done = mock_study.medstudy(root, *words)  # the profile's memory, more than the node has
+    assert done.returncode == 1
+    assert "SLURM sbatch failed. The error message was 'sbatch: error: Memory specification" in done.stdout
 
 
 def record_of(root: Path, name: str) -> dict[str, object]:

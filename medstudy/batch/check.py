@@ -10,7 +10,9 @@ from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from medstudy.arms import TRAINED
 from medstudy.batch import study as batch
+from medstudy.batch.machine import visible_gpus
 from medstudy.data.cases import Case, DataError
 from medstudy.params import ParamsError, RunParams, StudyParams, load_study, refuse_missing
 from medstudy.runs import from_root
@@ -40,7 +42,8 @@ def report_study(folder: Path) -> int:
         states = Counter(state for _, state, _ in batch.statuses(study))
         counts = ", ".join(f"{n} {state}" for state, n in states.items())
         print(f"runs: {counts}; results in {batch.results_of(study)}")
-        print(f"what would run, and why: medstudy run {folder} -- --dry-run")
+        cluster = " --profile slurm" * (batch.wanted_gpus(study) > len(visible_gpus()))
+        print(f"what would run, and why: medstudy run {folder}{cluster} -- --dry-run")
     for fault in faults:
         print(f"medstudy: {fault}", file=sys.stderr)
     return 2 if faults else 0
@@ -58,10 +61,15 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         card = load_card(first.data)
         task, loaded = get_task(name, card), load_cases(card, first.data_root)
         _check_pairs(first, card)
+        for arm in TRAINED:
+            first.tries(arm)
     except (DataError, ParamsError) as error:
-        if not any(fault.endswith(str(error)) for fault in faults):  # one of shared.yaml is every task's
-            faults.append(f"{name}: {error}")
+        _add(faults, name, error)
         return
+    try:
+        refuse_missing(first)
+    except ParamsError as error:  # memory and minutes are foretold all the same
+        _add(faults, name, error)
     yield f"{name}: {card.title} ({first.data})"
     yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
     if "urgency" in card.labels:
@@ -73,6 +81,11 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         splits = yield from _check_model(its, task, loaded.cases, int(study.tasks[name].get("gpu", 0)), faults)
     if splits:
         yield from (f"  {line}" for line in _audited(first, card, loaded, splits))
+
+
+def _add(faults: list[str], name: str, error: Exception) -> None:
+    if not any(fault.endswith(str(error)) for fault in faults):  # one of shared.yaml is every task's
+        faults.append(f"{name}: {error}")
 
 
 def _check_model(
@@ -100,7 +113,7 @@ def _check_model(
         return None
     yield f"  {run.model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in vars(splits).items())
     if lengths is None:
-        yield "    tokens, memory and time are not known: the model is not on this machine yet"
+        yield "    taken for a hub id, whose files are not on this machine yet: tokens, memory and time are not known"
     else:
         yield from (f"    {line}" for line in _needs(run, lengths, splits, gpus))
     return splits
@@ -115,10 +128,7 @@ def _needs(run: RunParams, lengths: Lengths, splits: Splits, gpus: int) -> Itera
         f"{max(lengths.answer)}; {lengths.excluded} cases left out, {lengths.truncated} cut (overlong)"
     )
     try:
-        refuse_missing(run)
         yield forecast.needs(run, lengths, {part: len(drawn) for part, drawn in vars(splits).items()}, gpus)
-    except ParamsError as error:  # on this machine: another may run it
-        yield f"note: {error}"
     except (OSError, ValueError, AttributeError) as error:
         yield f"memory and time are not foretold for a model of this kind ({type(error).__name__})"
 
@@ -133,9 +143,14 @@ def _is_here(model: str) -> bool:
 
     if model.startswith("builtin/") or from_root(model).exists():
         return True
-    if model.startswith(("/", ".", "~")) or model.count("/") > 1:
+    path = model.startswith(("/", ".", "~")) or model.count("/") > 1
+    needed = ("config.json", "tokenizer_config.json")
+    if not path and all(isinstance(try_to_load_from_cache(model, file), str) for file in needed):
+        return True
+    owner = model.partition("/")[0]
+    if path or owner == "models" or from_root(owner).is_dir():
         raise DataError(f"there is no folder {model}; give one, or a hub id (owner/name)")
-    return all(isinstance(try_to_load_from_cache(model, f), str) for f in ("config.json", "tokenizer_config.json"))
+    return False
 
 
 def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> Iterator[str]:

@@ -50,7 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--profile", default="default", help="folder in profiles/: default (this machine) or slurm")
     run.epilog = "What follows -- is given to Snakemake, for example -- --dry-run, or -- --until TASK"
     _add(commands, "check study", _check, "validate a study, read its data and say what a run takes; loads no model")
-    _add(commands, "status study", _status, "one line a run: ok, running, failed, stopped or not started")
+    _add(commands, "status study", _status, "one line a run: its state, and its stage or what is wrong")
     _add(commands, "compare study", _compare, "compute every number again from the predictions; loads no model")
     plan = _add(commands, "plan study", _plan, "what a study can show, before anything runs")
     plan.add_argument("--variances", type=Path, help="results of an earlier study (default: those of the demo)")
@@ -118,7 +118,7 @@ def _status(args: argparse.Namespace) -> None:
     counts: Counter[str] = Counter()
     for params, state, remark in batch.statuses(load_study(batch.enter(args.study))):
         counts[state] += 1
-        print(f"{params.task:<24} {params.model:<24} seed {params.seed:<3} {state:<12} {remark}".rstrip())
+        print(f"{params.task:<24} {params.model:<24} seed {params.seed:<3} {state:<16} {remark}".rstrip())
     print(", ".join(f"{n} {state}" for state, n in counts.items()))
 
 
@@ -147,8 +147,10 @@ def _plan(args: argparse.Namespace) -> None:
     alpha = plan.POCOCK[len(looks)]
     shown = pd.concat(plan.shows(variances, cases, len(study.models), seeds, alpha) for seeds in looks)
     print(f"{study.name}: DPO against SFT with the same labels, by the variances of {args.variances or 'the demo'}")
-    print(shown.to_string(index=False))
+    print(shown.to_string(index=False, na_rep="-"))
     print("half_width: of the 95 % interval; gain: found with 80 % power over both SFT and SFT with the same labels")
+    if shown["gain"].isna().any():
+        print("gain -: of one training a cell nothing can be found, as it does not show how far trainings differ")
     print(
         f"looks at {', '.join(map(str, looks))} trainings a cell, each at the level {alpha:g}; margin {study.margin:g}"
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from medstudy.arms import ARMS, TRAINED
 from medstudy.params import RunParams
 from medstudy.training.checkpoint import locate
 from medstudy.training.models import EAGER_GB, eager_gb
@@ -28,7 +29,8 @@ def needs(run: RunParams, lengths: Lengths, cases: dict[str, int], gpus: int) ->
     minutes = max(1, seconds(run, weights, lengths, cases, rate=100e12 if gpus else 60e9) / 60)
     time = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"
     where = f"GPU memory and {time} at 100 TFLOP/s" if gpus else f"memory and {time} on one idle core"
-    return f"{weights / 1e6:,.0f} million weights; a run takes about {gb:.1f} GB of {where} (up to twice that)"
+    millions = f"{weights / 1e6:,.{int(weights < 1e7)}f}"
+    return f"{millions} million weights; a run takes about {gb:.1f} GB of {where} (up to twice that)"
 
 
 def seconds(run: RunParams, weights: int, lengths: Lengths, cases: dict[str, int], rate: float) -> float:
@@ -36,9 +38,12 @@ def seconds(run: RunParams, weights: int, lengths: Lengths, cases: dict[str, int
     prompt, answer = statistics.mean(lengths.prompt), statistics.mean(lengths.answer)
     row, backward = prompt + answer, 3 if run.gradient_checkpointing else 2
     drawn = cases["prefer"] * run.samples_per_case if run.pair_source == "own_errors" else 0
-    answered = drawn + cases["test"] * (6 if run.few_shot_k else 5)
-    pairs = len(run.tries("dpo")) * run.dpo_epochs * cases["prefer"] * run.pairs_per_case
-    sft = run.sft_epochs * cases["train"] + 2 * pairs  # the arms that go on with SFT see as many rows
+    answered = drawn + cases["test"] * (len(ARMS) - (not run.few_shot_k))
+    after = run.dpo_epochs * cases["prefer"] * run.pairs_per_case  # what goes on with SFT sees as many rows as DPO
+    rows = {"train": run.sft_epochs * cases["train"], "prefer": after, "chosen": after, "pairs": after}
+    trained = {arm: len(run.tries(arm)) * rows[ARMS[arm].rows] for arm in TRAINED}
+    pairs = sum(n for arm, n in trained.items() if ARMS[arm].rows == "pairs")
+    sft = sum(trained.values()) - pairs
     # chosen and rejected share their prompt; the reference is one more way forward
     tokens = backward * sft * row + (backward + 1) * pairs * (row + answer) + answered * row
     steps = (sft + pairs) / (run.batch_size * run.gradient_accumulation)

@@ -32,19 +32,24 @@ class Progress(logging.Handler):
         elif event == "job_finished" and record.job_id in self.jobs:
             self._end(record.job_id, "ok")
         elif event == "job_error" and record.jobid in self.jobs:
-            self._end(record.jobid, "failed", f": {self._why(record.jobid, Path(record.log[0]))}")
+            self._end(record.jobid, "failed", f": {self._why(record.jobid, Path(record.log[0]), record.rule_msg)}")
 
     def _end(self, job: int, state: str, why: str = "") -> None:
         name, begun = self.jobs[job]
         self.ended.add(job)
         print(f"[{len(self.ended)}/{self.total}] {name} {state} {time.time() - begun:.0f} s{why}", flush=True)
 
-    def _why(self, job: int, log: Path) -> str:
-        """What a job's log says last, if it is of this start: only what is meant for a terminal."""
+    def _why(self, job: int, log: Path, said: str | None) -> str:
+        """What a job's log says last, if it is of this start: only what is meant for a terminal.
+
+        Else what the executor ``said``: Slurm's reason to refuse or end it, without the call of sbatch.
+        """
         name, begun = self.jobs[job]
         if log.is_file() and log.stat().st_mtime > begun - 1:
             for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
                 for start in (f"FAILED {name}: ", "medstudy: "):
                     if line.startswith(start):
                         return line.removeprefix(start)
+        if said:
+            return " ".join(said.partition("    sbatch call:")[0].split())
         return f"it ended without saying why (killed, or the disk is full?); see {log}"

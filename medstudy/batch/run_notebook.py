@@ -128,6 +128,8 @@ def execute(
         take_gpus(gpus) as devices,
     ):
         os.environ.update(job_environment(Path(folder), private or Path(folder), threads, devices))
+        if gpus:
+            _refuse_cpu(gpus)
         try:
             _papermill(notebook, working, parameters, Path(folder), hidden)
         finally:
@@ -137,6 +139,17 @@ def execute(
                     print(*release(working, output, runs), sep="\n")
     if marker is not None and not finished(marker):
         raise NotebookError(f"all cells ran, but none wrote {marker.name} with status ok")
+
+
+def _refuse_cpu(gpus: int) -> None:
+    """Without CUDA, torch would train on the processor and say nothing of it."""
+    import torch  # of a job on a GPU only, as it is slow to import and large
+
+    if (seen := torch.cuda.device_count() if torch.cuda.is_available() else 0) < gpus:
+        raise NotebookError(
+            f"the run asks for {gpus} GPU and torch {torch.__version__} uses {seen}: install a build of torch for the "
+            "CUDA of this machine's driver, or remove gpu from study.yaml to run on the processor"
+        )
 
 
 def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], folder: Path, hidden: bool) -> None:

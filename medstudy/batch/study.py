@@ -16,8 +16,8 @@ from typing import Any
 import medstudy
 from medstudy.batch.machine import cores, die_with_parent, is_locked, try_lock, visible_gpus
 from medstudy.batch.run_notebook import finished, lock_of
-from medstudy.params import RunParams, StudyParams, load_study, refuse_missing
-from medstudy.runs import fingerprint, private_folder, project_root, run_folder
+from medstudy.params import RunParams, StudyParams, load_study, read_yaml, refuse_missing
+from medstudy.runs import fingerprint, private_folder, project_root, run_folder, without_paths
 
 #: Exit code when the study is running already: sysexits' "try again later".
 BUSY = 75
@@ -26,6 +26,8 @@ INTERRUPTED = 130
 JOB_GB = 3
 #: Threads of a job on a cluster, where nobody else needs the rest of what it was given.
 CLUSTER_THREADS = 4
+#: State of a finished run whose values are not those of the study.
+OTHER = "other parameters"
 
 
 class BatchError(RuntimeError):
@@ -128,6 +130,7 @@ def run(
     else:
         _refuse_wide(threads or CLUSTER_THREADS)
         command += ["--jobs", str(jobs)] if jobs else []
+        command += _ask_squeue(profile, extra)
     command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}", *extra]
     results = results_of(study)
     private = private_folder(results / "private")
@@ -135,17 +138,28 @@ def run(
         if not try_lock(lock):
             print(f"{study.name} is running already; see: medstudy status {results}", file=sys.stderr)
             return BUSY
+        _redo_others(study, keep=any(re.fullmatch(r"--dry.*|-\w*n\w*", word) for word in extra))
         for params in study.runs():
             if not finished(run_folder(params) / "run.json"):
                 # metrics without an end marker, however they came about, are not to be taken for a result
                 (run_folder(params) / "metrics.json").unlink(missing_ok=True)
         code = _supervise(command, private / "engine.log")
-    _print_end(code, folder, results)
+    _print_end(code, study, profile, results)
     return code
 
 
+def _redo_others(study: StudyParams, keep: bool) -> None:
+    """Say which finished runs have other values, as one made by hand may, and unmark them as done, unless ``keep``."""
+    for params, state, values in statuses(study):
+        if state == OTHER:
+            where = f"{params.task} {params.model} seed {params.seed}"
+            print(f"{where}: made with {values}, unlike the study, so it is done again", file=sys.stderr)
+            for name in () if keep else ("run.json", "metrics.json"):
+                (run_folder(params) / name).unlink(missing_ok=True)
+
+
 def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
-    """Every run, with ok, running, failed, stopped or not started, and its stage or message."""
+    """Every run, with ok, running, failed, stopped, other parameters or not started, and its stage or message."""
     for params in study.runs():
         folder = run_folder(params)
         record, progress = _read(folder / "run.json"), _read(folder / "status.json")
@@ -155,21 +169,41 @@ def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
             stage += f" {progress['step']}/{progress['steps']}, loss {progress['loss']:.3f}{left}"
         if is_locked(lock_of(folder / "notebook.ipynb")):
             yield params, "running", stage
+        elif record.get("status") == "ok" and (values := _other_values(params, folder)):
+            yield params, OTHER, values
         elif record:
-            yield params, str(record["status"]), str(record.get("message", ""))
+            yield params, str(record["status"]), str(record.get("message", "")) or _failed_gates(folder)
         else:
             yield params, "stopped" if progress else "not started", stage
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _other_values(params: RunParams, folder: Path) -> str:
+    """What a finished run was made with, by hand or before a change, where the study says otherwise; else empty."""
+    made, now = _read(folder / "private" / "parameters.json"), json.loads(params.model_dump_json())
+    other = [name for name in now if name in made and name != "results" and made[name] != now[name]]
+    return ", ".join(f"{name} = {without_paths(made)[name]!r}" for name in other)
+
+
+def _failed_gates(folder: Path) -> str:
+    failed = [gate["gate"] for gate in _read(folder / "gates.json") if not gate["passed"]]
+    return f"{len(failed)} gate{'s' * (len(failed) > 1)} failed: {', '.join(failed)}" if failed else ""
+
+
+def _read(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def wanted_gpus(study: StudyParams) -> int:
+    """GPUs that a run of the study asks for at most."""
+    return max(int(resources.get("gpu", 0)) for resources in study.tasks.values())
 
 
 def _shares(study: StudyParams, jobs: int | None, threads: int | None) -> tuple[int, int, int]:
     """Jobs at once, threads of each (so that no core is used twice, which is many times slower), and GPUs."""
-    gpus, wanted = len(visible_gpus()), max(int(r.get("gpu", 0)) for r in study.tasks.values())
+    gpus, wanted = len(visible_gpus()), wanted_gpus(study)
     if wanted > gpus:
-        raise BatchError(f"{study.folder}/study.yaml asks for gpu: {wanted} a run and this machine shows {gpus}")
+        asked = f"{study.folder}/study.yaml asks for gpu: {wanted} a run"
+        raise BatchError(f"{asked} and this machine shows {gpus}; on a cluster: --profile slurm")
     memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 1024**3
     jobs = jobs or max(1, gpus // wanted if wanted else min(cores(), memory_gb // JOB_GB))
     threads = threads or max(1, cores() // jobs)
@@ -186,6 +220,17 @@ def _refuse_wide(threads: int) -> None:
         raise BatchError(
             f"--threads {threads} (default {CLUSTER_THREADS}): no node of this cluster has more than {most}"
         )
+
+
+def _ask_squeue(profile: str, extra: Sequence[str]) -> list[str]:
+    """Options for a Slurm without accounting: asked by sacct, it would never say that a job has ended."""
+    file = Path("profiles", profile, "config.yaml")
+    config = read_yaml(file) if file.is_file() else {}
+    if config.get("executor") != "slurm" or any("slurm-status-command" in word for word in (*config, *extra)):
+        return []
+    if shutil.which("sacct") and subprocess.run(["sacct", "-n"], capture_output=True).returncode == 0:
+        return []
+    return ["--slurm-status-command", "squeue"]
 
 
 def _empty_queue(log: Path) -> None:
@@ -228,7 +273,7 @@ def _engine_begins() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _print_end(code: int, folder: Path, results: Path) -> None:
+def _print_end(code: int, study: StudyParams, profile: str, results: Path) -> None:
     log = results / "private" / "engine.log"
     if code == INTERRUPTED:
         print("interrupted; what has finished is kept", file=sys.stderr)
@@ -236,6 +281,11 @@ def _print_end(code: int, folder: Path, results: Path) -> None:
         told = log.read_text(encoding="utf-8", errors="replace")
         if "Error in rule" not in told:  # no notebook failed, which a line above would say: the engine did
             print(told[-3000:].strip(), file=sys.stderr)
-        print(f"`medstudy run {folder}` redoes only what is missing; log: {log}", file=sys.stderr)
-    elif (report := results / "report" / "index.html").is_file():
-        print(f"report: {report}")
+        again = f"medstudy run {study.folder}" + f" --profile {profile}" * (profile != "default")
+        print(f"`{again}` redoes only what is missing; log: {log}", file=sys.stderr)
+    else:
+        if failed := sum(bool(remark) for _, state, remark in statuses(study) if state == "ok"):
+            where = f"medstudy status {results}, and gates.json of each"
+            print(f"runs with failed gates: {failed}; see {where}", file=sys.stderr)
+        if (report := results / "report" / "index.html").is_file():
+            print(f"report: {report}")

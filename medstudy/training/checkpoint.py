@@ -18,6 +18,8 @@ from medstudy.runs import Run, fingerprint, from_root, slug
 
 #: Weights that come with the package; notebooks/base_model.ipynb made them.
 BASE_MODELS = Path(__file__).resolve().parents[1] / "base_models"
+#: Files that weights are read from.
+WEIGHTS = ("*.safetensors", "*.bin")
 #: What the libraries raise on files that are not as they should be.
 MISTAKES = (OSError, ValueError, ImportError, KeyError, AttributeError, TypeError, RuntimeError, IndexError)
 
@@ -75,6 +77,10 @@ def check_files(source: str) -> None:
         return
     if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
         raise ModelError(f"{folder} is a LoRA adapter, not a model: merge it into its base and give that folder")
+    if (folder / "config.json").is_file() and not any(any(folder.glob(kind)) for kind in WEIGHTS):
+        raise ModelError(
+            f"{folder} holds a config.json but no weights ({', '.join(WEIGHTS)}): download them too (`hf download`)"
+        )
     for file in folder.glob("*.safetensors"):
         try:
             safe_open(file, "pt")

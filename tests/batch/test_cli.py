@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from mock_study import medstudy, write
 
 from medstudy.batch import cli
+from medstudy.params import load_study
 
 CARD = """
 name: fever
@@ -43,7 +45,7 @@ def test_check_says_what_would_run(root: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "tiny: 2 runs (1 tasks x 1 models x 2 seeds)" in done.stdout
     assert "41 rows, 40 cases" in done.stdout and "mock/a: train 6, prefer 4, validation 4, test 12" in done.stdout
-    assert "the model is not on this machine yet" in done.stdout
+    assert "taken for a hub id, whose files are not on this machine yet" in done.stdout
     assert "left out: 1 x" in done.stdout
     assert "note: at most 4 pairs give 1 optimiser steps: too few" in done.stdout
     assert "runs: 2 not started" in done.stdout
@@ -70,12 +72,13 @@ def test_check_lists_all_that_is_wrong_with_every_task_and_model(root: Path, tin
             said = json.loads(file.read_text())
             said.pop("chat_template", None)
             file.write_text(json.dumps(said))
-    models = [str(tiny_model), "./nowhere", str(bare)]
+    models = [str(tiny_model), "./nowhere", "models/nowhere", "params/nowhere", str(bare)]
     write(study / "study.yaml", models=models, seeds=[0], tasks={"text_classification": {}, "clinical_triage": {}})
     write(study / "text_classification.yaml", data="fever.yaml", n_test=12, n_valid=400, max_new_tokens=1)
     write(study / "clinical_triage.yaml", data="none.yaml")
     where = "text_classification, "
-    assert_refused(root, f"{where}{tiny_model}: ", "max_new_tokens", "n_valid = 400", "there is no folder ./nowhere")
+    assert_refused(root, f"{where}{tiny_model}: ", "max_new_tokens", "n_valid = 400")
+    assert_refused(root, *(f"there is no folder {name};" for name in models[1:4]))
     assert_refused(root, "chat template: it has none", "clinical_triage: ", "none.yaml")
     numbers = [line for line in medstudy(root, "check", "params/tiny").stderr.splitlines() if "max_new_tokens" in line]
     assert numbers and "set max_new_tokens = " in numbers[0]
@@ -88,6 +91,44 @@ def test_check_refuses_an_arm_that_would_have_no_room(root: Path) -> None:
     sizes = {"n_train": 8, "n_prefer": 8, "n_valid": 8, "n_test": 8}
     write(study / "text_classification.yaml", data="fever.yaml", max_new_tokens=2010, **sizes)
     assert_refused(root, "few_shot_k = 1: beside the longest prompt", "set few_shot_k = 0")
+
+
+@pytest.mark.parametrize("model", ["builtin/llama", "mock/a"])
+def test_check_refuses_what_is_not_installed_once_and_foretells_all_the_same(
+    root: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, find = root / "params" / "tiny", importlib.util.find_spec
+    write(study / "study.yaml", models=[model], seeds=[0], tasks={"text_classification": {}, "clinical_triage": {}})
+    write(study / "clinical_triage.yaml", data="synthetic_messages", n_train=6, n_prefer=4, n_valid=4, n_test=12)
+    write(study / "shared.yaml", quantization="4bit")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name))
+    monkeypatch.chdir(root)
+    assert cli.main(["check", "params/tiny"]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("bitsandbytes") == 1 and "pip install -e '.[gpu]'" in said.err
+    assert said.out.count("million weights; a run takes about") == 2 * (model == "builtin/llama")
+
+
+def test_check_refuses_a_candidate_that_is_out_of_range(root: Path) -> None:
+    tries = {arm: [{f"{arm}_learning_rate": 2.0}] for arm in ("sft_more", "sft_chosen", "dpo")}
+    write(root / "params" / "tiny" / "shared.yaml", candidates=tries)
+    assert_refused(root, "candidates of sft_more: sft_more_learning_rate = 2.0")
+
+
+def test_check_names_the_cluster_where_no_gpu_is_seen(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = {"text_classification": {"gpu": 1}}
+    write(root / "params" / "tiny" / "study.yaml", models=["mock/a"], seeds=[0], tasks=tasks)
+    for gpus, words in (("", " --profile slurm -- --dry-run"), ("0", "tiny -- --dry-run")):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+        assert medstudy(root, "check", "params/tiny").stdout.splitlines()[-1].endswith(words)
+
+
+def test_plan_says_why_one_seed_finds_nothing(root: Path) -> None:
+    study = root / "params" / "tiny" / "study.yaml"
+    for seeds, nothing in (([0], True), ([0, 1], False)):
+        write(study, models=["mock/a"], seeds=seeds, tasks={"text_classification": {}})
+        said = medstudy(root, "plan", "params/tiny").stdout
+        assert "NaN" not in said and ("gain -: of one training a cell" in said) == nothing
 
 
 def assert_refused(root: Path, *words: str) -> None:
@@ -107,6 +148,13 @@ def test_status_is_a_line_a_run(root: Path) -> None:
     assert [line.split()[4] for line in lines[:2]] == ["ok", "failed"]
     assert lines[1].endswith("cell 3: disk full")
     assert lines[2] == "1 ok, 1 failed"
+    gates = [{"gate": name, "passed": name == "a"} for name in "abc"]
+    (runs / "seed0" / "gates.json").write_text(json.dumps(gates))
+    assert (
+        medstudy(root, "status", "params/tiny")
+        .stdout.splitlines()[0]
+        .endswith(" ok               2 gates failed: b, c")
+    )
     (runs / "seed0" / "run.json").unlink()
     (runs / "seed0" / "status.json").write_text('{"stage": "sft"}')
     assert medstudy(root, "status", "params/tiny").stdout.splitlines()[0].split()[4:] == ["stopped", "sft"]
@@ -128,3 +176,12 @@ def test_a_study_elsewhere_may_not_share_its_results_with_one_of_the_checkout(ro
     done = medstudy(root, "check", str(other))
     assert done.returncode == 2
     assert "would share results/tiny: give one another name" in done.stderr
+
+
+def test_the_documented_study_of_a_large_model_is_one(tmp_path: Path) -> None:
+    shutil.copytree(mock_study.REPOSITORY / "params" / "paper", tmp_path / "llama3")
+    shared = tmp_path / "llama3" / "shared.yaml"
+    shared.write_text(shared.read_text().replace("study: paper", "study: llama3"))
+    page = (mock_study.REPOSITORY / "docs" / "running.md").read_text()
+    (tmp_path / "llama3" / "study.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
+    assert {run.model for run in load_study(tmp_path / "llama3").runs()} == {"models/Llama-3-8B-Instruct"}

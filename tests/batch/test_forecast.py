@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from transformers import LlamaConfig
 
+from medstudy.arms import ARMS, TRAINED, Arm
+from medstudy.batch import forecast
 from medstudy.batch.forecast import gigabytes, seconds
-from medstudy.params import resolve
+from medstudy.params import RunParams, resolve
 from medstudy.training.prompts import Lengths
 
 #: The shape of Meta-Llama-3-8B as published, and its number of weights.
@@ -31,3 +33,19 @@ def test_an_8b_model_and_the_settings_that_save_memory_or_work() -> None:
     assert of(quantization="4bit", gradient_checkpointing=True, batch_size=2, eval_batch_size=8)[0] < 24
     assert of(sft_epochs=16)[1] > 1.3 * plain[1]
     assert of(pair_source="labels")[1] < plain[1]
+
+
+@pytest.mark.parametrize("rows", ["train", "prefer", "chosen", "pairs"])
+def test_a_new_arm_takes_time(rows: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = of(), of(few_shot_k=0)
+    assert before[0][1] > before[1][1]
+    monkeypatch.setitem(ARMS, "untrained", Arm("untrained", "white", "o"))
+    answering = of()[1]
+    monkeypatch.setitem(ARMS, "new", Arm("new", "white", "o", "sft", "SFTTrainer", rows))
+    monkeypatch.setattr(forecast, "TRAINED", (*TRAINED, "new"))
+    assert of()[1] - answering > 2 * (answering - before[0][1]) > 0
+
+
+def test_small_models_are_counted_with_a_digit(params: RunParams) -> None:
+    small = params.model_copy(update={"model": "builtin/llama"})
+    assert forecast.needs(small, LENGTHS, CASES, 0).startswith("2.2 million weights")

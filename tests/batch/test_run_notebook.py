@@ -75,6 +75,17 @@ def test_case_text_is_cached_in_private(tmp_path: Path) -> None:
     assert environment["CUDA_VISIBLE_DEVICES"] == "1"
 
 
+def test_a_gpu_that_torch_does_not_use_is_refused_before_the_notebook_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen once: the driver showed a GPU, torch was a build for CPUs, and the run went on for days."""
+    mock_study.notebook(tmp_path / "notebooks" / "a.ipynb", "seed = 0", "1")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "99")  # no machine has so many
+    done = execute(tmp_path, "a", "--gpus", "1")
+    assert done.returncode == 1 and "the run asks for 1 GPU and torch" in done.stderr
+    assert not (tmp_path / "out" / "a.ipynb").exists()
+
+
 def test_figures_are_svg_and_the_same_each_time(tmp_path: Path) -> None:
     lines = ("import matplotlib.pyplot as plt", "figure, axis = plt.subplots()", "axis.plot([1, 2])")
     draw = "\n".join([*lines, "plt.close()", "figure"])

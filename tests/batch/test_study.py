@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import json
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import mock_study
 import nbformat
@@ -18,6 +20,8 @@ import pytest
 from mock_study import medstudy, record, runs, write
 
 from medstudy.batch import study as batch
+from medstudy.batch.progress import Progress
+from medstudy.params import load_study
 
 #: The mock results are nothing to report on.
 NO_REPORT = ("--", "--until", "comparison")
@@ -98,6 +102,68 @@ def test_run_without_its_end_marker_is_redone(root: Path) -> None:
     assert medstudy(root, "run", "params/tiny", "--", "--until", "text_classification").returncode == 0
     changed = {name for name, count in runs(root).items() if count > before[name]}
     assert changed == {"text_classification seed0"}
+
+
+def test_a_run_made_by_hand_with_other_values_is_said_and_redone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen once: a notebook run by hand replaced a seed of the study, and its comparison failed."""
+    monkeypatch.chdir(root)
+    params = load_study("params/tiny").run("text_classification", "mock/a", 1)
+    made = root / RESULTS / "mock-a" / "text_classification" / "seed1" / "private" / "parameters.json"
+    made.write_text(json.dumps(params.model_dump() | {"results": "elsewhere"}))
+    before, words = runs(root), ["run", "params/tiny", "--", "--until", "text_classification"]
+    assert medstudy(root, *words).returncode == 0 and runs(root) == before
+    made.write_text(json.dumps(params.model_dump() | {"dpo_beta": 0.5, "data_root": "ward/Grobblestone"}))
+    assert (
+        "seed 1   other parameters data_root = 'private', dpo_beta = 0.5"
+        in medstudy(root, "status", "params/tiny").stdout
+    )
+    tried = medstudy(root, *words, "-np")
+    assert runs(root) == before and made.with_name("starts.txt").is_file() and record(root, params.task, 1)
+    done = medstudy(root, *words)
+    said = "text_classification mock/a seed 1: made with data_root = 'private', dpo_beta = 0.5, unlike the study"
+    assert said in tried.stderr and said in done.stderr and done.returncode == 0
+    assert {name for name, count in runs(root).items() if count > before[name]} == {"text_classification seed1"}
+    made.unlink()
+
+
+def test_failed_gates_are_said_at_the_end(root: Path) -> None:
+    gates = root / RESULTS / "mock-a" / "text_classification" / "seed0" / "gates.json"
+    told = gates.stat()
+    gates.write_text('[{"gate": "adapters", "passed": false}]')
+    os.utime(gates, ns=(told.st_atime_ns, told.st_mtime_ns))
+    done = medstudy(root, "run", "params/tiny", "--", "--until", "text_classification")
+    gates.write_text("{}")
+    os.utime(gates, ns=(told.st_atime_ns, told.st_mtime_ns))
+    assert done.returncode == 0
+    assert "runs with failed gates: 1; see medstudy status results/tiny, and gates.json of each" in done.stderr
+
+
+@pytest.mark.parametrize(("accounts", "asked"), [("exit 0", []), ("exit 1", ["--slurm-status-command", "squeue"])])
+def test_a_slurm_without_accounting_is_asked_by_squeue(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accounts: str, asked: list[str]
+) -> None:
+    """As sacct ends where accounting is off; Snakemake would ask it for ever."""
+    monkeypatch.chdir(mock_study.make(tmp_path / "checkout"))
+    sacct = tmp_path / "sacct"
+    sacct.write_text(f"#!/bin/sh\n{accounts}\n")
+    sacct.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert batch._ask_squeue("slurm", []) == asked
+    assert batch._ask_squeue("default", []) == batch._ask_squeue("slurm", ["--slurm-status-command=sacct"]) == []
+    sacct.unlink()
+    assert batch._ask_squeue("slurm", []) == ["--slurm-status-command", "squeue"]
+
+
+def test_slurms_own_reason_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words of the plugin for Slurm, when the memory asked for was more than a node has."""
+    error = "sbatch: error: Memory specification can not be satisfied\nsbatch: error: Batch job submission failed"
+    said = f"SLURM sbatch failed. The error message was '{error}'.\n    sbatch call:\n        sbatch --parsable /x\n"
+    told, job = Progress({}), {"rule_name": "comparison", "jobid": 1, "wildcards": {}}
+    told.emit(SimpleNamespace(event="job_info", **job))
+    told.emit(SimpleNamespace(event="job_error", **job, log=[str(tmp_path / "none.log")], rule_msg=said))
+    line = capsys.readouterr().out
+    assert f"comparison failed 0 s: SLURM sbatch failed. The error message was '{error.replace(chr(10), ' ')}'." in line
+    assert "ended without" not in line and "parsable" not in line
 
 
 def test_failures_are_kept_and_named_and_the_others_go_on(tmp_path: Path) -> None:
@@ -201,7 +267,7 @@ def test_a_gpu_that_is_not_there_is_said_at_once(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     done = medstudy(root, "run", "params/tiny")
     assert done.returncode == 2
-    assert "asks for gpu: 1 a run and this machine shows 0" in done.stderr
+    assert "asks for gpu: 1 a run and this machine shows 0; on a cluster: --profile slurm" in done.stderr
 
 
 def wait_for(condition: object, seconds: float = 60) -> bool:

@@ -45,7 +45,7 @@ def move(name: str, to: str = "elsewhere") -> Callable[[Path], None]:
     [
         (halve, r"model\.safetensors is half-downloaded.*; download it again"),
         (point, r"model\.safetensors is .* a git-lfs pointer.*git lfs pull"),
-        (move("model.safetensors"), "its folder must hold .*weights"),
+        (move("model.safetensors"), r"holds a config\.json but no weights \(\*\.safetensors, \*\.bin\): download"),
         (move("config.json"), r"its folder must hold config\.json"),
         (move("tokenizer.json"), r"its folder must hold .*tokenizer\.json"),
         (
