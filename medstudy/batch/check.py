@@ -14,7 +14,7 @@ from medstudy.arms import TRAINED
 from medstudy.batch import study as batch
 from medstudy.batch.machine import visible_gpus
 from medstudy.data.cases import Case, DataError
-from medstudy.params import ParamsError, RunParams, StudyParams, load_study, refuse_missing
+from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing
 from medstudy.runs import from_root
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _check_model(
     from medstudy.data.splits import split_cases
     from medstudy.training.chat import load_chat
     from medstudy.training.checkpoint import ModelError
-    from medstudy.training.prompts import fit_context, worked_examples
+    from medstudy.training.prompts import fit_context, unknown_words, worked_examples
 
     run, where, lengths = runs[0], f"{runs[0].task}, {runs[0].model}: ", None
     try:
@@ -116,6 +116,11 @@ def _check_model(
         yield "    taken for a hub id, whose files are not on this machine yet: tokens, memory and time are not known"
     else:
         yield from (f"    {line}" for line in _needs(run, lengths, splits, gpus))
+        labels = [label for names in task.labels.values() for label in names]
+        if run.model in BUILTIN and (words := unknown_words(chat, labels)):
+            which = ", ".join(f"'{word}'" for word in words)
+            yield f"    note: this model knows the demo's words, not {which}, and may never learn to write them:"
+            yield "    map labels to words like yes, no and urgent (columns.gold), or take a real model"
     return splits
 
 

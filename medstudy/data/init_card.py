@@ -20,7 +20,7 @@ from medstudy.tasks import TASK_TYPES, get_task
 
 #: What columns are called, by the part that they play.
 NAMES = {
-    "group_id": r"^(mrn|pid)$|(^|[-_. ])(pat(ient(en)?)?|subject|person|hospital)[-_. ]*(ids?|n[ro]|num(mer|ber)?|key)?$",
+    "group_id": r"^(mrn|pid)$|(^|[-_. ])(pat(ient(en)?)?|subject|person|hospital)[-_. ]*(id|n[ro]|num(mer|ber)|key)?$",
     "case_id": r"(^|[-_. ])(id|nr|no|number|key)$|nummer$",
     "text": r"complain|text|note|message|nachricht|report|question|dialog|convers|histor|abstract|narrat|vignet|reason",
     "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priorit|level|dringlich",

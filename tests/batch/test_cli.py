@@ -109,6 +109,20 @@ def test_check_refuses_what_is_not_installed_once_and_foretells_all_the_same(
     assert said.out.count("million weights; a run takes about") == 2 * (model == "builtin/llama")
 
 
+def test_check_names_label_words_that_a_built_in_model_would_have_to_spell(root: Path) -> None:
+    """With 'appointment' and 'refill' every arm was unreadable, and nothing had said so."""
+    study = root / "params" / "tiny"
+    write(study / "study.yaml", models=["builtin/llama"], seeds=[0], tasks={"text_classification": {}})
+    sizes = {"n_train": 8, "n_prefer": 8, "n_valid": 8, "n_test": 8}
+    for label, said in (("no", False), ("appointment", True)):
+        mapped = f"gold: {{label: {{column: fever, map: {{no: {label}, yes: yes}}}}}}"
+        own = CARD.replace("[no, yes]", f"[{label}, yes]").replace("gold: {label: {column: fever}}", mapped)
+        (root / "fever.yaml").write_text(own)
+        write(study / "text_classification.yaml", data="fever.yaml", max_new_tokens=12, **sizes)
+        told = medstudy(root, "check", "params/tiny")
+        assert ("knows the demo's words, not 'appointment', and" in told.stdout) == said, told.stderr
+
+
 def test_check_refuses_a_candidate_that_is_out_of_range(root: Path) -> None:
     tries = {arm: [{f"{arm}_learning_rate": 2.0}] for arm in ("sft_more", "sft_chosen", "dpo")}
     write(root / "params" / "tiny" / "shared.yaml", candidates=tries)
