@@ -18,6 +18,7 @@ from typing import Any
 import pandas as pd
 from trl import DPOTrainer, SFTTrainer
 
+from medstudy.arms import ARMS
 from medstudy.data.load import load_card, load_cases
 from medstudy.data.splits import split_cases
 from medstudy.evaluation.choose import choose
@@ -26,6 +27,7 @@ from medstudy.runs import Run, Stage, run_folder
 from medstudy.tasks import get_task
 from medstudy.training import arguments, preferences, prompts
 from medstudy.training.chat import Row, load_chat
+from medstudy.training.checks import CONTROLS
 from medstudy.training.fit import fit
 
 
@@ -47,12 +49,13 @@ def search(params: RunParams) -> list[dict[str, object]]:
     pairs = preferences.pairs_of(run, task, splits.prefer, sft).pairs
     dpo = chosen("dpo", DPOTrainer, lambda p: arguments.dpo_config(p, run), [pair.row() for pair in pairs], sft)
     steps = dpo.facts["steps"]
-    control_rows = {
-        "sft_more": [prompts.sft_row(task, case, task.target(case)) for case in splits.prefer],
-        "sft_chosen": [pair.chosen_row() for pair in pairs],
+    of_kind = {
+        "train": rows,
+        "prefer": [prompts.sft_row(task, case, task.target(case)) for case in splits.prefer],
+        "chosen": [pair.chosen_row() for pair in pairs],
     }
-    for arm, rows in control_rows.items():
-        number = len(rows)
+    for arm in CONTROLS:
+        rows, number = of_kind[ARMS[arm].rows], len(of_kind[ARMS[arm].rows])
         chosen(arm, SFTTrainer, lambda p, a=arm, n=number: arguments.control_config(p, run, a, n, steps), rows, sft)
     found = [row for arm in run.tried.values() for row in arm]
     return [{"task": params.task, "model": params.model, "seed": params.seed, **row} for row in found]

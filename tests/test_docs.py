@@ -77,7 +77,7 @@ def test_a_sixth_task_as_documented(tmp_path: Path, tiny_model: Path) -> None:
     (tasks / "readmission.py").write_text(code)
     registered = (tasks / "__init__.py").read_text()
     registered = registered.replace("\nif TYPE", "from medstudy.tasks.readmission import Readmission\n\nif TYPE", 1)
-    (tasks / "__init__.py").write_text(registered.replace("ClinicalTriage,\n}", f"ClinicalTriage,\n{line}}}", 1))
+    (tasks / "__init__.py").write_text(registered.replace("\n}", f"\n{line}}}", 1))
     notebook = (tmp_path / "notebooks" / "clinical_triage.ipynb").read_text(encoding="utf-8")
     (tmp_path / "notebooks" / "readmission.ipynb").write_text(
         notebook.replace('from_notebook(\\"clinical_triage\\"', 'from_notebook(\\"readmission\\"'),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from medstudy.tasks import TASK_TYPES
+from medstudy.params import load_study
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "example"
 
@@ -15,7 +15,7 @@ def test_every_link_leads_somewhere_and_each_task_has_a_notebook() -> None:
     for page, text in pages.items():
         for link in re.findall(r'href="([^"#:]+)"', text):
             assert (page.parent / link).is_file(), f"{page.name}: {link}"
-    for task in TASK_TYPES:
+    for task in load_study("params/demo").tasks:
         assert any(page.name.startswith(task) for page in pages)
     assert "comparison.html" in pages[EXAMPLE / "index.html"]
 

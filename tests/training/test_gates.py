@@ -16,7 +16,7 @@ import torch
 from test_fit import spoilt
 from trl import DPOTrainer, SFTTrainer
 
-from medstudy.arms import TRAINED
+from medstudy.arms import ARMS, TRAINED
 from medstudy.data.audit import audit
 from medstudy.data.card import load_card
 from medstudy.data.cases import Case
@@ -76,7 +76,7 @@ class Study:
 
     def control(self, arm: str = "sft_more", rate: float = 3e-4) -> None:
         rows = [sft_row(TASK, case, TASK.target(case)) for case in self.splits.prefer]
-        rows = [pair.chosen_row() for pair in self.made.pairs] if arm == "sft_chosen" else rows
+        rows = [pair.chosen_row() for pair in self.made.pairs] if ARMS[arm].rows == "chosen" else rows
         args = control_config(self.run.params, self.run, arm, len(rows), self.run.stages["dpo"].facts["steps"])
         args.learning_rate = rate
         fit(self.run, arm, SFTTrainer, args, rows, self.run.stages["sft"])
