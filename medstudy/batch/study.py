@@ -55,10 +55,12 @@ def enter(folder: str | Path) -> Path:
 
 
 def enter_results(folder: str | Path) -> Path:
-    """As `enter`, but return the results folder, which needs no params folder beside it."""
+    """As `enter`, but return the results folder: the given one where it holds runs, whatever study bears its name."""
+    given = Path(folder).resolve()
     entered = enter(folder)
-    executed = any(entered.glob("*/*/seed*/run.json")) and not (entered / "study.yaml").is_file()
-    return entered if executed else results_of(load_study(entered))
+    if any(given.glob("*/*/seed*/run.json")) and not (given / "study.yaml").is_file():
+        return given.relative_to(Path.cwd()) if given.is_relative_to(Path.cwd()) else given
+    return results_of(load_study(entered))
 
 
 def results_of(study: StudyParams) -> Path:

@@ -12,6 +12,7 @@ import pytest
 from mock_study import medstudy, write
 
 from medstudy.batch import cli
+from medstudy.batch import study as batch
 from medstudy.params import load_study
 
 CARD = """
@@ -135,6 +136,18 @@ def test_check_names_the_cluster_where_no_gpu_is_seen(root: Path, monkeypatch: p
     for gpus, words in (("", " --profile slurm -- --dry-run"), ("0", "tiny -- --dry-run")):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
         assert medstudy(root, "check", "params/tiny").stdout.splitlines()[-1].endswith(words)
+
+
+def test_kept_results_are_not_taken_for_those_of_the_study_of_their_name(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`compare docs/public` looked into results/public, as there is a params/public."""
+    run = root / "docs" / "tiny" / "m" / "text_classification" / "seed0" / "run.json"
+    run.parent.mkdir(parents=True)
+    run.write_text("{}")
+    monkeypatch.chdir(root)
+    assert batch.enter_results("docs/tiny") == Path("docs/tiny")
+    assert batch.enter_results("params/tiny") == Path("results/tiny")
 
 
 def test_plan_says_why_one_seed_finds_nothing(root: Path) -> None:
