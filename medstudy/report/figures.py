@@ -79,9 +79,10 @@ def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
 
     parts = [*(_judged(verdicts, scope) for scope in _SCOPES), _published(verdicts)]
     rows = pd.concat(parts, ignore_index=True)
-    # one wide interval would press all others together: it runs off the edge, with an arrow
-    limits = rows[["low", "high"]].astype(float).abs().stack()
-    reach = max(2 * margin, min(1.05 * limits.max(), 3 * limits.quantile(interpolation="higher")))
+    # one wide interval would press all others together: it runs off the edge, with an arrow; values never do
+    limits, values = rows[["low", "high"]].astype(float).abs().stack(), rows["difference"].astype(float).abs()
+    most = min(1.05 * limits.max(), 3 * limits.quantile(interpolation="higher"))
+    reach = max(2 * margin, most, 1.1 * values.max())
     looks = {f"dpo-{name}": Arm(f"against {arm.label}", arm.colour, arm.marker) for name, arm in ARMS.items()}
     looks["published"] = Arm("published, over SFT", "none", "o")
     with style():
@@ -92,12 +93,13 @@ def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
         for edge, arrow, beyond in ((-reach, "<", rows["low"] < -reach), (reach, ">", rows["high"] > reach)):
             for line in rows[beyond].itertuples():
                 axis.plot(edge, line.y, arrow, color=looks[line.look].colour, markersize=5, clip_on=False)
-        _draw(axis, rows.assign(value=rows["difference"].where(rows["difference"].abs() <= reach)), looks)
+        _draw(axis, rows.assign(value=rows["difference"]), looks)
         axis.set(xlim=(-reach, reach), ylim=(height, -0.8), yticks=[])
         axis.set_xlabel("← DPO worse      DPO better →", fontweight="bold")
         figure.set_size_inches(COLUMN, 0.142 * height + 1.3)
         figure.legend(loc="outside upper left", ncols=2, columnspacing=1, fontsize=8)
-        n = f"n = {_range(verdicts['n_cases'])} cases, {_range(verdicts['n_seeds'])} seeds; both arms answer the same."
+        seeds = _range(verdicts["n_seeds"])
+        n = f"n = {_range(verdicts['n_cases'])} cases, {seeds} seed{'s' * (seeds != '1')}; both arms answer the same."
         figure.supxlabel(f"{n}\n{_OVER}", fontsize=_SMALL, x=0.01, ha="left")
         return aggregate(figure)
 

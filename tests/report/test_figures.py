@@ -182,3 +182,12 @@ def test_one_wide_interval_does_not_hide_the_others():
     assert -0.6 < low < 0 < high < 0.6
     assert any("-0.30 [-1.00, +0.90]" in text.get_text() for text in figure.findobj(Text))
     assert {"<", ">"} <= {line.get_marker() for line in figure.axes[0].lines}
+
+
+def test_no_value_runs_off_a_forest_though_its_interval_may():
+    """The first real study: a contrast of -.38 among small ones had neither marker nor line in the legend."""
+    table = verdicts()
+    table.loc[(table["scope"] == "study") & (table["contrast"] == "dpo-sft_chosen"), ["difference", "low"]] = -0.7, -1.2
+    figure = figures.forest_figure(table, 0.03)
+    drawn = [x for points in figure.axes[0].collections for x, _ in np.atleast_2d(points.get_offsets())]
+    assert min(drawn) == -0.7 > figure.axes[0].get_xlim()[0] > -1.2
