@@ -99,6 +99,9 @@ def main(results: Path, docs: Path) -> None:
     verdicts[numbers] = verdicts[numbers].apply(pd.to_numeric, errors="coerce")
     records = [json.loads(file.read_text(encoding="utf-8")) for file in results.glob("*/*/seed*/run.json")]
     text = page(verdicts, records, f"{results.parent.name}/{results.name}")
+    if (results / "in_short.md").is_file():  # what people say of it, after the head
+        said = (results / "in_short.md").read_text(encoding="utf-8")
+        text = text.replace("## The study\n", f"{said}\n## The study\n")
     if (results / "tables" / "metrics.csv").is_file():
         metrics, contrasts = (pd.read_csv(results / "tables" / f"{name}.csv") for name in ("metrics", "contrasts"))
         text += "\n" + _values(metrics, contrasts[contrasts["primary"]])
