@@ -158,3 +158,8 @@ def test_what_the_checks_look_for_is_found(browser: Browser, tmp_path: Path) -> 
     assert browser.js("document.documentElement.scrollWidth") > 390
     assert browser.js(LOW_CONTRAST) == ["2.85: pale"]
     assert len(browser.js(WITHOUT_TEXT)) == 1
+
+
+def test_no_check_of_the_study_failed() -> None:
+    """The smoke study's numbers mean nothing, but they are made as they claim to be."""
+    assert "A failed check means" not in (REPORT / "index.html").read_text(encoding="utf-8")

@@ -122,7 +122,7 @@ def _shares(seen: Seen, part: str, whole: str) -> dict[str, str]:
 def _weights(seen: Seen) -> Judged:
     """The saved adapter is not the model that was trained, or a kind of adapter tensor got no gradient.
 
-    Leave such layers out of target_modules; after one step alone half of a new adapter has not moved: train longer.
+    Leave such layers out of target_modules; a first step is warm-up and moves nothing: train longer.
     """
     facts = list(seen.trained.values())
     value = {
