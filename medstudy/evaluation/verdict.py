@@ -97,13 +97,20 @@ def verdict_table(cells: Sequence[Cell], rules: Rules = _BY_DEFAULT) -> pd.DataF
         same = {"scope": scope, "name": name, "verdict": label, "sentence": sentence}
         for line in own:
             e = line.estimate
-            found = zip(("difference", "low", "high", "p"), (e.value, *e.interval(), e.p), strict=True)
+            numbers = (e.value, *_limits(e, 1 + (name == BETWEEN)), e.p)
+            found = zip(("difference", "low", "high", "p"), numbers, strict=True)
             row = same | {"contrast": "-".join(line.pair), "outcome": line.outcome}
             row |= {key: float(f"{value:.6g}") for key, value in found}
             rows.append(row | {"n_cases": line.n_cases, "n_seeds": line.n_seeds})
         if not own:
             rows.append(same | {"contrast": "dpo-sft_more", "outcome": "", "n_cases": 0, "n_seeds": 0})
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _limits(estimate: Estimate, most: float = 1.0) -> tuple[float, float]:
+    """The 95 % interval, as far as a difference of two shares can go; of two differences it is twice that."""
+    low, high = np.clip(estimate.interval(), -most, most)
+    return float(low), float(high)
 
 
 def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[Outcome]]:
@@ -171,7 +178,7 @@ def _evidence(outcome: Outcome, rules: Rules, named: bool) -> str:
     for pair in _EVIDENCE:
         if pair in outcome.rows:
             row = outcome.rows[pair]
-            low, high = row.interval()
+            low, high = _limits(row)
             texts.append(f"{row.value:+.3f} [{low:+.3f}, {high:+.3f}] against {_SAID[pair[1]]}")
     what = "" if outcome.name == MEAN else metric_name(outcome.name).removesuffix(", lower is better") + " "
     lower = "(+ is better: fewer) " if outcome.name in LOWER_IS_BETTER else ""
@@ -215,7 +222,7 @@ def _left_out(cells: Sequence[Cell]) -> list[str]:
 
 def _between(lines: Sequence[Scoped]) -> str:
     line = next((line for line in lines if line.pair == OVER_MORE), lines[0])
-    value, (low, high) = line.estimate.value, line.estimate.interval()
+    value, (low, high) = line.estimate.value, _limits(line.estimate, 2)
     shown = "no difference is shown" if low <= 0 <= high else "the kinds differ"
     gained = f"{abs(value):.3f} {'less' if value < 0 else 'more'}"
     return (

@@ -109,6 +109,14 @@ def test_judged_contrasts_are_the_same_in_both_tables():
     assert row[columns].tolist() == contrasts[columns].tolist()
 
 
+def test_no_interval_says_more_than_a_difference_can_be():
+    """Two seeds that differed much gave [-1.9, +1.9] for an F1."""
+    tables = [study(SHARES | {"sft_more": share}, seed=s) for s, share in enumerate((0.1, 0.9))]
+    table = verdict_table([of_tables(tables)])
+    row = table[table["contrast"] == "dpo-sft_more"].iloc[-1]
+    assert (row["low"], row["high"]) == (-1, 1) and "[-1.000, +1.000]" in row["sentence"]
+
+
 def test_a_failed_gate_is_named_and_left_out_of_the_means():
     good, bad = cell(model="a"), cell(model="b", failed_gates=["first loss is ln 2 (seed 1)"])
     table = verdict_table([good, bad])
