@@ -61,7 +61,7 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         card = load_card(first.data)
         task, loaded = get_task(name, card), load_cases(card, first.data_root)
         _check_pairs(first, card)
-        for arm in TRAINED:
+        for arm in TRAINED:  # raises where a candidate is out of range
             first.tries(arm)
     except (DataError, ParamsError) as error:
         _add(faults, name, error)

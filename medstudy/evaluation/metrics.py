@@ -54,9 +54,9 @@ def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric
 def small_count(hits: float, n: float) -> tuple[float, float] | None:
     """Limits to show instead of a share that tells a count of 1 to 10, of the hits or of the others; else None."""
     few = SMALLEST_COUNT / n if n else 0.0
-    if 0 < round(hits, 6) < SMALLEST_COUNT:  # a mean over seeds may be half a case
+    if 0 < round(hits) < SMALLEST_COUNT:
         return 0.0, min(few, 1.0)
-    return (max(1 - few, 0.0), 1.0) if 0 < round(n - hits, 6) < SMALLEST_COUNT else None
+    return (max(1 - few, 0.0), 1.0) if 0 < round(n - hits) < SMALLEST_COUNT else None
 
 
 def case_sums(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray:

@@ -82,7 +82,7 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
         assert "<script" not in text and str(tmp_path) not in text
     assert "to be filled in by the authors" in pages["checklist.html"]
     paragraph = (folder / "methods.md").read_text()
-    said = f"| 4 to 4 | {asked['sft_learning_rate']:g}, {asked['sft_epochs']:g} |"  # one line for a task and its seeds
+    said = f"| 4 | {asked['sft_learning_rate']:g}, {asked['sft_epochs']:g} |"  # one line for a task and its seeds
     assert said in paragraph and "(0, 1)" in paragraph and "0 of 2 runs failed" in paragraph
     assert "not valid" not in (folder / "cards/text_classification-builtin-llama-model.md").read_text()
     assert "no patient is in it" in (folder / "cards/text_classification-builtin-llama-data.md").read_text()
