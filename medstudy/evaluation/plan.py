@@ -18,7 +18,7 @@ from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
 from medstudy.evaluation.statistics import PRIOR_DF, Estimate, combined, smallest_detectable
 from medstudy.evaluation.verdict import ALPHA
 from medstudy.params import StudyParams
-from medstudy.runs import fingerprint
+from medstudy.runs import fingerprint, read_json
 from medstudy.tasks import TASK_TYPES
 
 #: Pocock's constant: the level of each of so many equally spaced looks, so that all together keep .05.
@@ -118,8 +118,7 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
     runs = [study.run(task, model, study.seeds[0]) for task in study.tasks for model in study.models]
     plan["runs"] = [run.model_dump(exclude={"seed", "results", "data_root"}) for run in runs]
     plan["hash"] = fingerprint(plan)
-    if file.is_file():
-        frozen = json.loads(file.read_text(encoding="utf-8"))
+    if frozen := read_json(file):
         if frozen["hash"] != plan["hash"]:
             raise DataError(
                 f"{file} was frozen with hash {frozen['hash']}, now it would be {plan['hash']}: undo changes"

@@ -7,7 +7,6 @@ what a run cannot know is a named blank in them.
 from __future__ import annotations
 
 import html
-import json
 import re
 import shutil
 from functools import cache
@@ -21,7 +20,7 @@ from medstudy.evaluation.metrics import metric_name
 from medstudy.evaluation.views import value_text
 from medstudy.report.figures import gains
 from medstudy.report.privacy import Review, card_of
-from medstudy.runs import slug
+from medstudy.runs import read_json, slug
 
 if TYPE_CHECKING:
     import jinja2
@@ -91,7 +90,7 @@ def page_of(run: FinishedRun) -> str:
 
 def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[str, Any]:
     """What the templates are told of a study."""
-    tables, plan = read_tables(study), study / "plan.json"
+    tables = read_tables(study)
     verdicts = tables["verdicts.csv"].fillna({"verdict": ""}).drop_duplicates(["scope", "name"])
     one_task = len({run.cell[0] for run in runs}) == 1  # its kind would say the same again
     said = verdicts[verdicts["scope"].isin(("study",) if one_task else ("study", "kind"))]
@@ -106,7 +105,7 @@ def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[st
         "margin": rules_of(study).margin,
         "forest": _inline_svg(study / "figures" / "forest.svg", words),
         "scores": _inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),
-        "plan": json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None,
+        "plan": read_json(study / "plan.json"),
         "private_cases": len(review.guard.cases),
         "smallest": SMALLEST_COUNT,
         "kept_back": review.kept_back,

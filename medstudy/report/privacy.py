@@ -24,7 +24,7 @@ from medstudy.data.cases import DataError
 from medstudy.data.load import load_card
 from medstudy.params import RunParams
 from medstudy.report.scan import PATTERNS, RULES, Guard, plain
-from medstudy.runs import private_folder, slug, without_paths
+from medstudy.runs import private_folder, read_json, slug, without_paths
 from medstudy.show import NOT_SHOWN, TAG, TOO_FEW
 from medstudy.tasks import TASK_TYPES
 
@@ -281,8 +281,7 @@ def card_of(run: Path) -> DataCard:
 
 
 def _source(run: Path) -> dict[str, Any]:
-    file = run / "private" / "source.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(run / "private" / "source.json")
 
 
 def _is_known(run: Path) -> bool:
