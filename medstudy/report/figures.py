@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import ARMS, BASELINES, Arm
-from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name, small_count
+from medstudy.evaluation.metrics import LOWER_IS_BETTER, TRIAGE, metric_name, small_count
 from medstudy.evaluation.views import published, value_text
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
+from medstudy.tasks.labels import ClinicalTriage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,7 +240,7 @@ def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
                 top = here["high"].max()
                 axis.set(ylim=(len(arms) - 0.4, -0.6), xlim=(0, 1.1 * top if top > 1 else 1))
                 axis.grid(axis="y", visible=False)
-                axis.set_title(_capital(title), pad=11)
+                axis.set_title(first_capital(title.replace("_", " ")), pad=11)
                 seeds = here["seeds"].max()
                 counts = f"n = {_range(here['n'])} cases, {seeds:.0f} seed{'s' if seeds > 1 else ''}"
                 _above(axis, "not run" if math.isnan(seeds) else counts, 3, fontsize=_SMALL, color="#555555")
@@ -287,10 +288,10 @@ def _forest_name(name: str, outcome: str) -> str:
     if name == "open-ended minus classification":
         return "Open-ended minus\nclassification"
     task, _, model = name.partition(", ")
-    part = outcome.removesuffix("_macro_f1").replace("_", "-")
-    of_triage = part in ("provider", "urgency", "under-triage", "over-triage")
-    first = "All tasks" if task == "study" else _capital(task.removeprefix("clinical_"))
-    first += f": {part}" if of_triage else ""
+    part = outcome.removesuffix("_macro_f1")
+    of_triage = part in (*ClinicalTriage.outcomes, *TRIAGE)
+    first = "All tasks" if task == "study" else first_capital(task.removeprefix("clinical_").replace("_", " "))
+    first += f": {part.replace('_', '-')}" if of_triage else ""
     return f"{first}\n{_model_name(model)}" if model else first
 
 
@@ -324,8 +325,9 @@ def _range(values: pd.Series) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _capital(name: str) -> str:
-    return name[:1].upper() + name[1:].replace("_", " ")
+def first_capital(text: str) -> str:
+    """``text`` as a sentence begins: unlike `str.capitalize` it leaves the other letters alone."""
+    return text[:1].upper() + text[1:]
 
 
 def _model_name(model: str) -> str:
