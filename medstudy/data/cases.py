@@ -10,6 +10,11 @@ from typing import Any
 SMALLEST_COUNT = 11
 
 
+def masked(count: int, shareable: bool, below: str = "<") -> int | str:
+    """A count as it may be shown: of a source that is not ``shareable``, 1 to 10 read ``< 11``."""
+    return f"{below} {SMALLEST_COUNT}" if not shareable and 0 < count < SMALLEST_COUNT else count
+
+
 class DataError(ValueError):
     """A data card or its data cannot be used; the message names the file, the value and the remedy."""
 

@@ -13,7 +13,7 @@ from IPython.display import Markdown
 from medstudy.arms import ARMS, BASELINES
 from medstudy.data.audit import WORDING
 from medstudy.data.card import DataCard
-from medstudy.data.cases import SMALLEST_COUNT, Case
+from medstudy.data.cases import SMALLEST_COUNT, Case, masked
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.show import NOT_SHOWN, OWN, aggregate
 from medstudy.tasks.base import Task
@@ -91,14 +91,13 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
 
     ``columns``: where the counts of cases are; everywhere, if empty.
     """
-    few = f"< {SMALLEST_COUNT}"
 
     def shown(value: Any) -> Any:
         if pd.isna(value):
             return ""
         if not isinstance(value, (int, float, np.number)) or not float(value).is_integer():
             return value
-        return few if not card.shareable and 0 < value < SMALLEST_COUNT else int(value)
+        return masked(int(value), card.shareable)
 
     counted = list(columns) or list(table)
     # as objects: beside a mean, pandas would turn a count of 168 into 168.00
@@ -113,7 +112,7 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
             for name in counted:
                 column = table.loc[table["topic"] == outcome, name]
                 counts = {i: value for i, value in column.items() if isinstance(value, int) and value > 0}
-                if (column == few).sum() == 1 and counts:
+                if (column == masked(1, card.shareable)).sum() == 1 and counts:
                     table.loc[min(counts, key=counts.__getitem__), name] = "hidden"
     return aggregate(table, ["", "topic", "measure", "pairs audit"])  # the package's own words
 
