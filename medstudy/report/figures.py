@@ -9,6 +9,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from medstudy.arms import ARMS, BASELINES, Arm
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, TRIAGE, metric_name, small_count
 from medstudy.evaluation.views import published, value_text
@@ -17,7 +20,6 @@ from medstudy.show import aggregate
 from medstudy.tasks.labels import ClinicalTriage
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -76,8 +78,6 @@ def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
     Of outcomes where less is better the sign is turned, so that right is better everywhere. Published differences
     of the same tasks stand apart, hollow, at the end.
     """
-    import pandas as pd
-
     parts = [*(_judged(verdicts, scope) for scope in _SCOPES), _published(verdicts)]
     rows = pd.concat(parts, ignore_index=True)
     # one wide interval would press all others together: it runs off the edge, with an arrow; values never do
@@ -120,8 +120,6 @@ def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
 
     Baselines, where ``metrics`` holds some (baselines.json), come last, hollow.
     """
-    import pandas as pd
-
     cells = ({"title": metric_name(m), "metric": m, "arm": a, **metrics[a].get(m, {})} for m in names for a in metrics)
     table = pd.DataFrame(cells).assign(model="", seeds=1)
     return _panels(table, COLUMN, "95 % intervals over test cases, for these trained models")
@@ -143,7 +141,6 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
     Points are bins of equally many test cases; on the diagonal an arm means what it says. Of a private source,
     bins with few cases on one side are left out (`metrics.small_count`).
     """
-    import numpy as np
     import seaborn as sns
 
     shareable = predictions.attrs.get("shareable", False)
@@ -269,8 +266,6 @@ def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
 
 def _published(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Published differences of DPO and SFT for a study's tasks; ratings, on another scale, as text alone."""
-    import pandas as pd
-
     tasks = verdicts.loc[verdicts["scope"] == "task", "name"].unique()
     known = pd.concat(published(task, "llama mistral") for task in ["", *tasks])
     wide = known.pivot_table("value", ["task", "outcome", "metric", "model"], "arm", sort=False)

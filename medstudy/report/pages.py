@@ -11,7 +11,10 @@ import re
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jinja2
+import pandas as pd
 
 from medstudy.arms import ARMS, BASELINES
 from medstudy.data.cases import SMALLEST_COUNT, DataError
@@ -21,10 +24,6 @@ from medstudy.evaluation.views import value_text
 from medstudy.report.figures import first_capital, gains
 from medstudy.report.privacy import Review, card_of
 from medstudy.runs import read_json, slug
-
-if TYPE_CHECKING:
-    import jinja2
-    import pandas as pd
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: CSS class by verdict.
@@ -69,8 +68,6 @@ def build(study: str | Path) -> Path:
 @cache
 def environment() -> jinja2.Environment:
     """The report's templates."""
-    import jinja2
-
     loader, escape = jinja2.FileSystemLoader(TEMPLATES), jinja2.select_autoescape(["html.j2"])
     made = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"words": _words, "page": page_of, "slug": slug, "gloss": _gloss, "each": _each}

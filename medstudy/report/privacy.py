@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from medstudy.arms import ARMS, TRAINED
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
@@ -237,8 +239,6 @@ def _parameters(source: str) -> dict[str, Any]:
 
 def guard_of(folders: Iterable[Path]) -> Guard:
     """A guard that knows the cases of every run, finished or not, whose source is not shareable today."""
-    import pandas as pd
-
     guard = Guard()
     for folder in folders:
         if _is_known(folder) and is_private(folder):

@@ -9,15 +9,14 @@ import random
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
 
 from medstudy.arms import CONTRASTS
 from medstudy.data.cases import DataError
 from medstudy.report.look import predictions_of
 from medstudy.runs import write_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCALE = [1, 2, 3, 4, 5]
 
@@ -54,8 +53,6 @@ def import_sheets(run: Path, sheets: Sequence[Path]) -> dict[str, Any]:
     Raises:
         DataError: a sheet is not of this run's answers, a row is missing or there twice, or a rating is not 1 to 5.
     """
-    import pandas as pd
-
     file = run / "private" / "ratings" / "key.parquet"
     if not file.is_file():
         raise DataError(f"{file} does not exist: export the sheets first")
@@ -98,8 +95,6 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
 
 def _checked(file: Path, rows: pd.Index) -> pd.Series:
     """The ratings of a filled-in sheet for the ``rows`` of the key; lines are counted as spreadsheets do."""
-    import pandas as pd
-
     if file.suffix != ".xlsx":
         raise DataError(f"{file}: give the .xlsx sheet that was exported, filled in")
     sheet = pd.read_excel(file)
