@@ -249,6 +249,11 @@ class StudyParams(BaseModel):
             raise ValueError(f"looks = {self.looks}: rising numbers of seeds, one of them {now}, as many as now")
         return self
 
+    @property
+    def all_looks(self) -> list[int]:
+        """Numbers of trainings a cell at which results are looked at; the last is all of them."""
+        return self.looks or [len(self.seeds)]
+
     def run(self, task: str, model: str, seed: int) -> RunParams:
         """Parameters of one run: shared.yaml, then <task>.yaml, then model and seed."""
         shared, own = (read_yaml(self.folder / f"{name}.yaml") for name in ("shared", task))

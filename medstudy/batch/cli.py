@@ -143,7 +143,7 @@ def _plan(args: argparse.Namespace) -> None:
     given = args.variances.resolve() if args.variances else None
     study = load_study(batch.enter(args.study))
     cases = plan.test_cases(study)
-    looks, variances = plan.looks_of(study), plan.earlier_variances(given)
+    looks, variances = study.all_looks, plan.earlier_variances(given)
     alpha = plan.POCOCK[len(looks)]
     shown = pd.concat(plan.shows(variances, cases, len(study.models), seeds, alpha) for seeds in looks)
     print(f"{study.name}: DPO against SFT with the same labels, by the variances of {args.variances or 'the demo'}")

@@ -41,11 +41,6 @@ def earlier_variances(results: Path | None = None) -> pd.DataFrame:
     return pd.read_csv(file)
 
 
-def looks_of(study: StudyParams) -> list[int]:
-    """Numbers of trainings a cell at which results are looked at; the last is all of them."""
-    return study.looks or [len(study.seeds)]
-
-
 def test_cases(study: StudyParams) -> dict[str, int]:
     """Task -> test cases that its parameters ask for; for all there are (0), the groups that the source gives."""
     found = {}
@@ -112,7 +107,7 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
 
     Refused (`DataError`) where a run was evaluated, so the test set has been read, or another plan was frozen.
     """
-    looks, file = looks_of(study), results / "plan.json"
+    looks, file = study.all_looks, results / "plan.json"
     plan: dict[str, Any] = {"study": study.name, "question": study.question, "rules": _RULES, "margin": study.margin}
     plan |= {"looks": looks, "alpha": POCOCK[len(looks)], "models": study.models}
     runs = [study.run(task, model, study.seeds[0]) for task in study.tasks for model in study.models]
