@@ -11,7 +11,7 @@ import pandas as pd
 from medstudy.data.card import DataCard
 from medstudy.data.cases import Case, masked
 from medstudy.data.load import Loaded
-from medstudy.data.rows import answers_by_text, text_key
+from medstudy.data.rows import answers_by_text, loose, text_key
 from medstudy.data.splits import Splits
 from medstudy.show import OWN
 
@@ -154,7 +154,7 @@ def _leaks(loaded: Loaded) -> Iterator[Line]:
     """
     cases = loaded.cases
     for outcome in sorted(cases[0].open_outcomes):
-        told = [(" ".join(c.gold[outcome].casefold().split()), " ".join(c.text.casefold().split())) for c in cases]
+        told = [(loose(c.gold[outcome]), loose(c.text)) for c in cases]
         if held := sum(answer.count(" ") >= 3 and answer in text for answer, text in told):
             yield {"topic": "leak?", "measure": f"cases whose text holds the {outcome}", "source": held}
     for outcome in loaded.labels if len(cases) >= 2 * LEAK_CASES else ():

@@ -14,7 +14,7 @@ import yaml
 from medstudy.data.card import Files, code_key, load_card
 from medstudy.data.cases import DataError
 from medstudy.data.load import NO_VALUE, load_cases
-from medstudy.data.rows import as_number, plain
+from medstudy.data.rows import as_number, loose, plain
 from medstudy.data.tables import decoded, sheet_cells, table_of, unpacked
 from medstudy.tasks import TASK_TYPES, get_task
 
@@ -212,7 +212,7 @@ class _Guess:
             self.missing[column] = none
             self.why.append(f"{outcome}: {none} taken for no value; see columns.missing")
         counts = values[~values.isin(none)].value_counts()
-        first = {_spelt(value): value for value in reversed(counts.index)}  # the most frequent spelling stays
+        first = {loose(value): value for value in reversed(counts.index)}  # the most frequent spelling stays
         digits = all(value.isdecimal() for value in first)
         kind = "level" if outcome == "urgency" else "class"
         labels = {v: f"{kind} {v}" if digits else first[v] for v in sorted(first, key=int if digits else str)}
@@ -222,7 +222,7 @@ class _Guess:
         if outcome == "urgency":
             how = "1 as the most urgent" if digits else "BY THE ALPHABET: order labels.urgency by hand"
             self.why.append(f"urgency from the least: {', '.join(self.labels[outcome])} ({how})")
-        return {value: labels[_spelt(value)] for value in counts.index}
+        return {value: labels[loose(value)] for value in counts.index}
 
     def _text(self) -> str:
         """By its name, else the column of the longest texts."""
@@ -254,7 +254,3 @@ class _Guess:
             missing |= {name: none} if none else {}
             self._take(name, "number" if "decimals" in field else "code", f"no value: {none}" if none else "its values")
         return fields, missing
-
-
-def _spelt(value: str) -> str:
-    return " ".join(value.casefold().split())

@@ -174,9 +174,14 @@ class Row:
         return float(keys.index(key)) if key in keys else None
 
 
+def loose(text: str) -> str:
+    """Lower case with single blanks: one form of spellings that differ only in these."""
+    return " ".join(text.casefold().split())
+
+
 def text_key(text: str) -> str:
     """A short hash, equal for texts that differ only in case and white space."""
-    return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()[:16]
+    return hashlib.sha256(loose(text).encode()).hexdigest()[:16]
 
 
 def answers_by_text(cases: Iterable[Case]) -> dict[str, set[str]]:
