@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from medstudy.evaluation.comparison import FinishedRun
 
 _CELL = ["task", "model"]
+_PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "published_results.csv")
 #: Model family in our ids -> its name in published_results.csv.
 _PUBLISHED_MODELS = {"llama": "Llama3-8B", "mistral": "Mistral-7B-v2"}
 
@@ -156,9 +157,8 @@ def runs(finished: list[FinishedRun]) -> pd.DataFrame:
 
 def published(task: str, model: str) -> pd.DataFrame:
     """Values of Savage et al. (JMIR 2025;27:e76048) for this model's family, to display beside a study's; or none."""
-    table = pd.read_csv(Path(__file__).parents[1] / "published_results.csv")
     names = [name for family, name in _PUBLISHED_MODELS.items() if family in model.lower()]
-    return table[(table["task"] == task) & table["model"].isin(names)].reset_index(drop=True)
+    return _PUBLISHED[(_PUBLISHED["task"] == task) & _PUBLISHED["model"].isin(names)].reset_index(drop=True)
 
 
 def published_values(finished: list[FinishedRun]) -> pd.DataFrame:

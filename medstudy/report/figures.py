@@ -256,12 +256,11 @@ def _numbers(cell: Mapping[str, Any]) -> str:
 
 
 def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
-    """Rows of a scope, its contrasts in the order in which they are drawn, each with a heading and a label."""
+    """Rows of a scope, its contrasts in the order in which they are drawn, under their heading."""
     drawn = _DRAWN if scope in ("study", "kind") else _DRAWN[:2]
     rows = verdicts[(verdicts["scope"] == scope) & verdicts["contrast"].isin(drawn)].dropna(subset=["low", "high"])
     rows = rows.sort_values("contrast", key=lambda contrasts: contrasts.map(drawn.index), kind="stable")
-    labels = [_forest_name(name, outcome) for name, outcome in zip(rows["name"], rows["outcome"], strict=True)]
-    return gains(rows).assign(heading=_SCOPES[scope], label=labels, look=rows["contrast"])
+    return gains(rows).assign(heading=_SCOPES[scope], look=rows["contrast"])
 
 
 def _published(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -273,8 +272,7 @@ def _published(verdicts: pd.DataFrame) -> pd.DataFrame:
     rated, gain = rows["metric"] == "likert_1_5", rows["dpo"] - rows["sft"]
     units = rated.map({True: ", 1 to 5", False: ""})
     text = [f"{value:+.2f} {model}{unit}" for value, model, unit in zip(gain, rows["model"], units, strict=True)]
-    labels = [_forest_name(name, outcome) for name, outcome in zip(rows["name"], rows["outcome"], strict=True)]
-    rows = rows.assign(difference=gain.mask(rated), low=math.nan, high=math.nan, text=text, label=labels)
+    rows = rows.assign(difference=gain.mask(rated), low=math.nan, high=math.nan, text=text)
     return rows.assign(heading="Published, over SFT", look="published")
 
 
@@ -297,9 +295,9 @@ def _placed(axis: Axes, rows: pd.DataFrame) -> tuple[pd.Series, float]:
         axis.axhline(y - 0.55, color="#BBBBBB", linewidth=0.6, zorder=0)
         _aside(axis, -0.04, y, heading, ha="right", fontsize=8.5, fontweight="bold")
         y += 1.2
-        for _, lines in part.groupby(["name", "outcome"], sort=False):
+        for of, lines in part.groupby(["name", "outcome"], sort=False):
             tall = max(2, len(lines))
-            _aside(axis, -0.04, y + (tall - 1) / 2, lines["label"].iloc[0], ha="right", fontsize=8.5, linespacing=1)
+            _aside(axis, -0.04, y + (tall - 1) / 2, _forest_name(*of), ha="right", fontsize=8.5, linespacing=1)
             heights[lines.index] = [y + (tall - len(lines)) / 2 + i for i in range(len(lines))]
             y += tall + 0.3
     return heights, y
