@@ -209,7 +209,7 @@ class Run:
         """Keep all texts and identifiers of the cases in ``private/``, for the scan before a report; note the card."""
         import pandas as pd
 
-        ids = [name for name in ("case_id", "group_id") if card.columns and getattr(card.columns, name)]
+        ids = [name for name in ("case_id", "group_id") if getattr(card.columns, name)]
         rows = [
             {
                 "case_id": case.case_id,
