@@ -60,12 +60,10 @@ class FinishedRun:
 
 def finished_runs(study: Path) -> list[FinishedRun]:
     """Runs under ``results/<study>`` that ended well, in the order task, model, seed."""
-    runs = []
-    for marker in study.glob("*/*/seed*/run.json"):
-        run = FinishedRun(marker.parent, read_json(marker))
-        runs += [run] if run.record.get("status") == "ok" else []
+    runs = [FinishedRun(marker.parent, read_json(marker)) for marker in study.glob("*/*/seed*/run.json")]
+    ended = [run for run in runs if run.record.get("status") == "ok"]
     tasks = list(TASK_TYPES)
-    return sorted(runs, key=lambda run: (tasks.index(run.cell[0]), run.cell[1], run.parameters["seed"]))
+    return sorted(ended, key=lambda run: (tasks.index(run.cell[0]), run.cell[1], run.parameters["seed"]))
 
 
 def study_cells(runs: list[FinishedRun]) -> list[Cell]:
