@@ -1,7 +1,5 @@
 """The command line: `medstudy run | check | …`. Errors: one clear message, exit code 2."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys

@@ -7,8 +7,6 @@ A run counts as finished only if papermill met no error and the notebook wrote i
 ``"status": "ok"``: a killed kernel leaves cells that look completed.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import fcntl

@@ -1,7 +1,5 @@
 """From a study to notebook jobs: starts Snakemake, which orders and resumes them, and says how it goes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

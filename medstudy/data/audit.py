@@ -1,7 +1,5 @@
 """The audit of a source and its splits: one small table of counts, without the text of any one case."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 

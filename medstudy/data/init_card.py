@@ -1,7 +1,5 @@
 """A first card for a table that nobody has described: what its bytes, names and values show, and why it is thought."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """From a card to cases, with every row accounted for."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """From the predictions of a study's finished runs to its verdicts, tables and figures."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path

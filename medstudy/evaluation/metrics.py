@@ -1,7 +1,5 @@
 """What is measured for each task, as sums over cases, so that leaving out cases is a subtraction."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 

@@ -1,7 +1,5 @@
 """Before anything runs: what a design can show; and the plan that is frozen before the test set is read."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 from pathlib import Path

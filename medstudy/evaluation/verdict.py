@@ -1,7 +1,5 @@
 """Was DPO worth it? One verdict, in one sentence, for the study, each kind of task, each task and each cell."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

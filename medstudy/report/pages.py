@@ -4,8 +4,6 @@ A page a notebook, an index, methods paragraph, checklist, model cards and data 
 what a run cannot know is a named blank in them.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import shutil

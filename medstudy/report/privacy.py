@@ -5,8 +5,6 @@ ship have that cell. Everything else is withheld and named, unless somebody who 
 What leaves is then scanned for words of the cases (`medstudy.report.scan`), a second net.
 """
 
-from __future__ import annotations
-
 import builtins
 import hashlib
 import json

@@ -3,8 +3,6 @@
 Sheets, key and ratings lie in the run's ``private/ratings/``; only ``ratings.json``, without texts, lies outside.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from itertools import combinations

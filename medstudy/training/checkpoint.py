@@ -1,7 +1,5 @@
 """Where a model's files are, which version of them, and what is wrong with them: before any weight is read."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
