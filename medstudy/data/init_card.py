@@ -158,7 +158,11 @@ class _Guess:
                 once = len(set(self.values[name])) == self.rows
                 if (part == "group_id" or once) and part not in found:
                     found[part] = self._take(name, part, "by its name" + ", each there once" * once)
-        self._say_what_may_be_a_patient(found)
+        if "group_id" not in found:
+            several = {name: cells.nunique() for name, cells in self.values.items()}
+            repeated = [f"'{name}' ({n} values)" for name, n in several.items() if 20 < n < self.rows]
+            hint = f"; columns that repeat values: {', '.join(repeated)}" if repeated else ""
+            self.why.append(f"group_id: NO PATIENT'S COLUMN FOUND, so one patient may be in two splits{hint}")
         found["gold"] = {o: self._answer(o, o in kind.open_outcomes) for o in kind.outcomes or ("label",)}
         self.free = [name for name in self.free if not re.search(AFTER, name, re.IGNORECASE)]
         text = self._text() if self.task != "numeric_classification" else ""
@@ -170,13 +174,6 @@ class _Guess:
         found["exclude"] = [name for name in self.values if name not in self.used]
         self.why.append(f"not shown to the model (exclude): {', '.join(found['exclude']) or 'no column'}")
         return found
-
-    def _say_what_may_be_a_patient(self, found: dict[str, Any]) -> None:
-        if "group_id" in found:
-            return
-        repeated = [f"'{n}' ({v.nunique()} values)" for n, v in self.values.items() if 20 < v.nunique() < self.rows]
-        hint = f"; columns that repeat values: {', '.join(repeated)}" if repeated else ""
-        self.why.append(f"group_id: NO PATIENT'S COLUMN FOUND, so one patient may be in two splits{hint}")
 
     def _take(self, name: str, part: str, why: str) -> str:
         self.free.remove(name)

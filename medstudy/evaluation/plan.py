@@ -16,7 +16,7 @@ from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
 from medstudy.evaluation.statistics import PRIOR_DF, Estimate, combined, smallest_detectable
 from medstudy.evaluation.verdict import ALPHA
 from medstudy.params import StudyParams
-from medstudy.runs import fingerprint, read_json
+from medstudy.runs import fingerprint, read_json, write_whole
 from medstudy.tasks import TASK_TYPES
 
 #: Pocock's constant: the level of each of so many equally spaced looks, so that all together keep .05.
@@ -120,6 +120,5 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
     if done := sorted(str(path.parent) for path in results.glob("*/*/seed*/metrics.json")):
         raise DataError(f"{done[0]} has been evaluated: the test set is read, so a plan frozen now would prove nothing")
     plan["frozen"] = datetime.now(UTC).isoformat(timespec="seconds")
-    results.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(plan, indent=1, ensure_ascii=False))
     return plan

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from pandas.io.formats.style import Styler
 
 from medstudy.arms import ARMS, BASELINES
 from medstudy.data.audit import WORDING
 from medstudy.data.card import DataCard
 from medstudy.data.cases import SMALLEST_COUNT, Case, masked
+from medstudy.evaluation.comparison import FinishedRun
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.show import NOT_SHOWN, OWN, aggregate
 from medstudy.tasks.base import Task
-
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
-
-    from medstudy.evaluation.comparison import FinishedRun
 
 _CELL = ["task", "model"]
 _PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "published_results.csv")

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pandas as pd
+from pandas.io.formats.style import Styler
 
 from medstudy.data.cases import Case, DataError
 from medstudy.evaluation.views import show_counts
@@ -18,9 +18,6 @@ from medstudy.report.privacy import card_of, is_private
 from medstudy.runs import Run, from_root
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
-
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
 
 UNREAD = "not readable"
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from scipy.stats import wilcoxon
+from sklearn.metrics import cohen_kappa_score
 
 from medstudy.arms import CONTRASTS
 from medstudy.data.cases import DataError
@@ -71,9 +73,6 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
 
     Tests are paired on cases, over the mean of the raters; agreement is Cohen's quadratic weighted kappa.
     """
-    from scipy.stats import wilcoxon
-    from sklearn.metrics import cohen_kappa_score
-
     by_case = ratings.groupby(["case_id", "arm"])["rating"].mean().unstack("arm")
     found: dict[str, Any] = {"arms": {}, "contrasts": [], "agreement": []}
     for arm, rating in by_case.items():
