@@ -107,9 +107,8 @@ def rules_for(study: Path, runs: list[FinishedRun], margin: float) -> Rules:
     return Rules(plan["margin"], plan["alpha"], plan["hash"], note)
 
 
-def study_tables(cells: list[Cell], rules: Rules | float) -> dict[str, pd.DataFrame]:
-    """The study's CSV files: path from its folder -> table. ``rules`` may be the margin alone."""
-    rules = rules if isinstance(rules, Rules) else Rules(rules)
+def study_tables(cells: list[Cell], rules: Rules) -> dict[str, pd.DataFrame]:
+    """The study's CSV files: path from its folder -> table."""
     return {
         "verdicts.csv": verdict_table(cells, rules),
         "tables/metrics.csv": metrics_table(cells),

@@ -43,9 +43,6 @@ class Rules:
     note: str = ""
 
 
-_BY_DEFAULT = Rules()
-
-
 @dataclass
 class Outcome:
     """One outcome of a scope: its estimates by contrast, turned so that more is better, and p values after Holm."""
@@ -75,7 +72,7 @@ class Outcome:
         return ENOUGH if alike or (most < 0 and self.rows[OVER_SFT].value > -rules.margin) else UNSURE
 
 
-def verdict_table(cells: Sequence[Cell], rules: Rules = _BY_DEFAULT) -> pd.DataFrame:
+def verdict_table(cells: Sequence[Cell], rules: Rules) -> pd.DataFrame:
     """verdicts.csv: one line per scope, outcome and contrast; verdict and sentence are those of scope and name."""
     lines = scoped(cells)
     judged, rows = judge(lines, rules), []

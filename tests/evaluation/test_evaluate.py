@@ -214,7 +214,7 @@ from made_up import study
 from medstudy.evaluation.evaluate import evaluate, measure
 from medstudy.evaluation.views import contrasts_view, values_table
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table
-from medstudy.evaluation.verdict import verdict_table
+from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.report import figures
 shares = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.7, "kto": 0.6}
 tables = [study(shares, seed=s) for s in range(2)]
@@ -223,7 +223,7 @@ assert {"kto-sft", "kto-sft_more"} <= {row["contrast"] for row in contrasts}
 assert "kto" in values_table(metrics).index and len(contrasts_view(contrasts)) == len(contrasts)
 measured = measure(tables, "text_classification", {"label": list("abcd")}, None)
 cell = Cell("text_classification", "m", measured, (0, 1))
-assert "kto-sft_more" in set(verdict_table([cell])["contrast"]) & set(contrasts_table([cell])["contrast"])
+assert "kto-sft_more" in set(verdict_table([cell], Rules())["contrast"]) & set(contrasts_table([cell])["contrast"])
 log = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6], "rewards/margins": [0, 1.0]})
 words = lambda figure: " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
 primary = metrics_table([cell]).query("metric == 'macro_f1'")
