@@ -41,8 +41,11 @@ def single_outcome(labels: Labels) -> str | None:
 
 
 def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric]:
-    """The metrics of ``task``; F1 of the positive label replaces macro-F1 where there are two labels."""
-    metrics = [*TASK_TYPES[task].measured(labels), RESCUED]
+    """The metrics of ``task``, of the outcome that the card names where they leave it open.
+
+    F1 of the positive label replaces macro-F1 where there are two labels.
+    """
+    metrics = [m if m.source else replace(m, source=next(iter(labels))) for m in (*TASK_TYPES[task].metrics, RESCUED)]
     known = labels.get(single_outcome(labels) or "", [])
     if positive is None or len(known) != 2:
         return [m for m in metrics if m.kind != "auroc"]
