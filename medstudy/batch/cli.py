@@ -163,12 +163,11 @@ def _report(args: argparse.Namespace) -> None:
     print(report.build(batch.enter_results(args.study)))
 
 
-def _share(args: argparse.Namespace) -> int:
+def _share(args: argparse.Namespace) -> None:
     from medstudy.report import privacy
 
     if not args.notebook.is_file() or args.target.resolve() == args.notebook.resolve():
-        print(f"medstudy: {args.notebook} is no notebook, or the copy is to replace it", file=sys.stderr)
-        return 2
+        raise DataError(f"{args.notebook} is no notebook, or the copy is to replace it")
     results = args.results or project_root(args.notebook.parent) / "results"
     taken, runs, cases = privacy.share(args.notebook, args.target, results)
     print("".join(f"withheld: {place}\n" for place in taken), end="")
@@ -176,7 +175,6 @@ def _share(args: argparse.Namespace) -> int:
         f"{args.target}: compared with {cases} private cases of {runs} runs in {results}; "
         "paraphrases and pictures are not seen"
     )
-    return 0
 
 
 def _export_ratings(args: argparse.Namespace) -> None:
