@@ -1,10 +1,8 @@
 """A case: one example that every arm of a study answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 #: Smallest count of patients that a table of a private source shows.
 SMALLEST_COUNT = 11
@@ -43,6 +41,6 @@ class Case:
     open_outcomes: frozenset[str] = frozenset()
     demonstration: Mapping[str, str] | None = None
 
-    def recorded(self) -> Case:
+    def recorded(self) -> Self:
         """The case with what was done in the place of what is right: the answer that SFT is shown."""
         return replace(self, gold=self.demonstration) if self.demonstration else self

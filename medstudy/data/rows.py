@@ -1,14 +1,12 @@
 """From a row of a table to a case, as the card's `columns` say."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, time
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -36,7 +34,7 @@ class Row:
     faults: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, card: DataCard, values: Mapping[str, Any]) -> Row:
+    def read(cls, card: DataCard, values: Mapping[str, Any]) -> Self:
         """Cells as text, None where there is no value."""
         cells, missing = {name: plain(values[name]) for name in card.columns.read}, card.columns.missing
         for name, value in cells.items():

@@ -1,7 +1,5 @@
 """What a reader of a notebook sees: tables, rounded, masked where counts are small, and tagged as aggregates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Nothing here is tagged as an aggregate: of a private source what these show is i
 other that leaves ``private/``.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
