@@ -14,6 +14,7 @@ import pandas as pd
 
 from medstudy.arms import ARMS, BASELINES, Arm
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, TRIAGE, metric_name, small_count
+from medstudy.evaluation.scopes import BETWEEN
 from medstudy.evaluation.views import published, value_text
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
@@ -278,7 +279,7 @@ def _published(verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def _forest_name(name: str, outcome: str) -> str:
     """What stands left of a row: two short lines at most."""
-    if name == "open-ended minus classification":
+    if name == BETWEEN:
         return "Open-ended minus\nclassification"
     task, _, model = name.partition(", ")
     part = outcome.removesuffix("_macro_f1")

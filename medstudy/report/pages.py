@@ -18,6 +18,7 @@ from medstudy.arms import ARMS, BASELINES
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
 from medstudy.evaluation.metrics import TRIAGE, metric_name
+from medstudy.evaluation.verdict import HARMS, INVALID, WORTH
 from medstudy.evaluation.views import value_text
 from medstudy.report.figures import first_capital, gains
 from medstudy.report.privacy import Review, card_of
@@ -25,7 +26,7 @@ from medstudy.runs import read_json, slug
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: CSS class by verdict.
-_KINDS = {"DPO worth it": "good", "DPO harms": "bad", "not valid": "bad"}
+_KINDS = {WORTH: "good", HARMS: "bad", INVALID: "bad"}
 #: Words of statistics, as a page says them.
 _GLOSS = {"macro-F1": "F1 (mean over classes)", "failed gates": "failed checks", "gates failed": "checks failed"}
 _GLOSS |= {"answers of sft_more": "answers of SFT with the same labels", "answers of sft ": "answers of SFT "}
