@@ -244,5 +244,5 @@ def test_a_new_kind_of_metric_is_masked_until_it_is_known_to_tell_no_count():
     [f1] = [m for m in measure([private], "text_classification", LABELS, None) if m.metric.kind == "f1"]
     assert f1.masked("sft") is None
     new = replace(f1, metric=replace(f1.metric, kind="recall", primary=False))
-    few = replace(new, sums={"sft": np.full((40, 1, 1, 2), 0.1)})
+    few = replace(new, terms={"sft": [np.full((120, 1, 2), 0.05)]})
     assert few.masked("sft") == (0, 1) and few.entry("sft", estimates([f1.line("sft")])[0])["value"] is None
