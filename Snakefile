@@ -27,7 +27,7 @@ JOB = shlex.quote(sys.executable) + " -m medstudy.batch.run_notebook {input.nb:q
 CODE = code_files()
 THREADS = int(config.get("threads", 1))
 
-progress = Progress(MODELS)
+progress = Progress(MODELS, dry=bool(config.get("dry")))
 if workflow.is_main_process:
     logger.addHandler(progress)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import ARMS, BASELINES
+from medstudy.evaluation.views import told_once
 from medstudy.params import project_root
 
 if TYPE_CHECKING:
@@ -48,18 +49,17 @@ def page(verdicts: pd.DataFrame, records: list[dict[str, Any]], study: str) -> s
     facts["date"] = " to ".join(dict.fromkeys((dates[0], dates[-1])))
     threads = records[0].get("threads", "?")
     parts = [_HEAD.format(study=study, minutes=seconds / 60, threads=threads, **facts)]
-    said = verdicts.drop_duplicates(["scope", "name"])
+    said = told_once(verdicts).drop_duplicates(["scope", "name"])
     for scope, title in (
         ("study", "The study"),
         ("kind", "Kinds of task"),
         ("task", "Tasks"),
         ("cell", "Task x model"),
     ):
-        parts.append(f"## {title}\n")
-        parts += [
+        lines = [
             f"- **{row.verdict or 'difference'}.** {row.sentence}" for row in said[said["scope"] == scope].itertuples()
         ]
-        parts.append("")
+        parts += [f"## {title}\n", *lines, ""] if lines else []
     parts.append(f"![Differences with 95 % intervals]({name}.svg)\n")
     return "\n".join([*parts, _precision(verdicts)] if name == "demo" else parts)
 
@@ -101,7 +101,7 @@ def main(results: Path, docs: Path) -> None:
     text = page(verdicts, records, f"{results.parent.name}/{results.name}")
     if (results / "in_short.md").is_file():  # what people say of it, after the head
         said = (results / "in_short.md").read_text(encoding="utf-8")
-        text = text.replace("## The study\n", f"{said}\n## The study\n")
+        text = text.replace("\n## ", f"\n{said}\n## ", 1)
     if (results / "tables" / "metrics.csv").is_file():
         metrics, contrasts = (pd.read_csv(results / "tables" / f"{name}.csv") for name in ("metrics", "contrasts"))
         text += "\n" + _values(metrics, contrasts[contrasts["primary"]])

@@ -7,6 +7,7 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from medstudy.arms import TRAINED
 from medstudy.batch import study as batch
 from medstudy.batch.machine import visible_gpus
 from medstudy.data import audit
-from medstudy.data.card import DataCard, load_card
+from medstudy.data.card import DataCard, Hub, load_card
 from medstudy.data.cases import Case, DataError
 from medstudy.data.load import Loaded, load_cases
 from medstudy.data.splits import Splits, split_cases
@@ -57,6 +58,8 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         runs = {model: [study.run(name, model, seed) for seed in study.seeds] for model in study.models}
         first = runs[study.models[0]][0]
         card = load_card(first.data)
+        if isinstance(card.load, Hub) and not first.data_root:
+            _ask_hub()
         task, loaded = get_task(name, card), load_cases(card, first.data_root)
         _check_pairs(first, card)
         for arm in TRAINED:  # raises where a candidate is out of range
@@ -133,6 +136,18 @@ def _needs(run: RunParams, lengths: Lengths, splits: Splits, gpus: int) -> Itera
         yield forecast.needs(run, lengths, {part: len(drawn) for part, drawn in vars(splits).items()}, gpus)
     except (OSError, ValueError, AttributeError) as error:
         yield f"memory and time are not foretold for a model of this kind ({type(error).__name__})"
+
+
+@cache
+def _ask_hub() -> None:
+    """Ask the hub once; where it is not reached, its client would ask six times in 23 seconds, for each data set."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=10)
+    except Exception as error:  # noqa: BLE001  of whichever HTTP library its client uses
+        print(f"{constants.ENDPOINT} is not reached ({type(error).__name__}): looking on this machine", file=sys.stderr)
+        constants.HF_HUB_OFFLINE = True
 
 
 def _is_here(model: str) -> bool:

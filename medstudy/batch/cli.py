@@ -121,13 +121,13 @@ def _status(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from medstudy.evaluation import comparison
+    from medstudy.evaluation import comparison, views
     from medstudy.report import figures
 
     study = batch.enter_results(args.study)
     tables, other = comparison.recompute(study)
     figures.save_study(study, tables, comparison.rules_of(study).margin)
-    found = tables["verdicts.csv"].drop_duplicates(["scope", "name"])
+    found = views.told_once(tables["verdicts.csv"]).drop_duplicates(["scope", "name"])
     print("\n".join(f"{row.verdict or row.name}: {row.sentence}" for row in found.itertuples(index=False)))
     print("\n".join(f"came out otherwise: {file}" for file in other) or "all as the notebooks had it")
     return 1 if other else 0

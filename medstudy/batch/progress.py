@@ -1,6 +1,7 @@
 """What Snakemake itself says of its jobs, as a line a job; attached to its logger by the Snakefile."""
 
 import logging
+import textwrap
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,10 +11,10 @@ from typing import Any
 class Progress(logging.Handler):
     """Prints ``[3/12] task model seed 0 ok 41 s`` as jobs end, or ``failed`` and why."""
 
-    def __init__(self, models: Mapping[str, str]) -> None:
-        """``models``: names of the models by their folders'."""
+    def __init__(self, models: Mapping[str, str], dry: bool = False) -> None:
+        """``models``: names of the models by their folders'; ``dry``: says why each would run."""
         super().__init__(logging.INFO)
-        self.models = models
+        self.models, self.dry = models, dry
         self.jobs: dict[int, tuple[str, float]] = {}
         self.ended: set[int] = set()
         self.total = 0
@@ -27,6 +28,8 @@ class Progress(logging.Handler):
             model, seed = record.wildcards.get("model"), record.wildcards.get("seed")
             name = f"{record.rule_name} {self.models[model]} seed {seed}" if model else record.rule_name
             self.jobs[record.jobid] = (name, time.time())
+            if self.dry:
+                print(f"{name}: {textwrap.shorten(record.reason, 120, placeholder=' …')}", flush=True)
         elif event == "job_finished" and record.job_id in self.jobs:
             self._end(record.job_id, "ok")
         elif event == "job_error" and record.jobid in self.jobs:

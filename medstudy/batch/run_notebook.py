@@ -158,6 +158,8 @@ def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], fol
     from papermill.exceptions import PapermillExecutionError
     from papermill.translators import PythonTranslator
 
+    from medstudy.report.privacy import ships
+
     cells = nbformat.read(notebook, as_version=4).cells
     tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
     known = [parameter.name for cell in tagged for parameter in PythonTranslator.inspect(cell)]
@@ -177,7 +179,8 @@ def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], fol
             kernel_manager_class=_kernel_manager(folder),
         )
     except PapermillExecutionError as error:
-        said = f"its message is withheld, see {working}" if hidden else error.evalue[:500]
+        told = not hidden or (error.ename == "UnlikeRuns" and ships(error.source))
+        said = error.evalue[:500] if told else f"its message is withheld, see {working}"
         help_ = _remedy(f"{error.ename}: {error.evalue}")
         raise NotebookError(f"cell {error.cell_index + 1}: {error.ename}: {said}{help_}") from None
     except Exception as error:  # noqa: BLE001  of papermill and what it uses, whose messages may quote an output

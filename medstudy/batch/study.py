@@ -130,14 +130,17 @@ def run(
         _refuse_wide(threads or CLUSTER_THREADS)
         command += ["--jobs", str(jobs)] if jobs else []
         command += _ask_squeue(profile, extra)
-    command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}", *extra]
+    dry = any(re.fullmatch(r"--dry.*|-\w*n\w*", word) for word in extra)
+    # its own list names every file of the package as an input of every job
+    command += ["--quiet", "host", "progress", "rules"] if dry else []
+    command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}", f"dry={dry}", *extra]
     results = results_of(study)
     private = private_folder(results / "private")
     with (private / ".lock").open("w") as lock:
         if not try_lock(lock):
             print(f"{study.name} is running already; see: medstudy status {results}", file=sys.stderr)
             return BUSY
-        _redo_others(study, keep=any(re.fullmatch(r"--dry.*|-\w*n\w*", word) for word in extra))
+        _redo_others(study, keep=dry)
         for params in study.runs():
             if not finished(run_folder(params) / "run.json"):
                 # metrics without an end marker, however they came about, are not to be taken for a result

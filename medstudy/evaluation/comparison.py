@@ -17,6 +17,10 @@ from medstudy.runs import read_json
 from medstudy.tasks import TASK_TYPES
 
 
+class UnlikeRuns(DataError):
+    """Runs that may not be pooled; said of private ones too, as it quotes nothing but run.json, which is no secret."""
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run whose end marker says ok: its folder and its run.json."""
@@ -162,7 +166,7 @@ def _refuse_unlike(first: FinishedRun, run: FinishedRun, same_cases: bool) -> No
     names = [name for name in two if one[name] != two[name] and name not in {"seed", "results", "data_root"}]
     other = [f"{name} = {one[name]!r} and {two[name]!r}" for name in names] + ([] if same_cases else ["test cases"])
     if other:
-        raise DataError(
+        raise UnlikeRuns(
             f"{', '.join(run.cell)}: seeds {one['seed']} and {two['seed']} differ in {', '.join(other)}; "
             f"move one of {first.folder} and {run.folder} away, or run the study again"
         )

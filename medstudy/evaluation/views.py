@@ -16,9 +16,12 @@ from medstudy.data.cases import SMALLEST_COUNT, Case, masked
 from medstudy.evaluation.comparison import FinishedRun
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.show import NOT_SHOWN, OWN, aggregate
+from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Task
 
 _CELL = ["task", "model"]
+#: Under which of several scopes that say the same a reader is told it.
+_TOLD = ("task", "study", "kind", "cell")
 _PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "published_results.csv")
 #: Model family in our ids -> its name in published_results.csv.
 _PUBLISHED_MODELS = {"llama": "Llama3-8B", "mistral": "Mistral-7B-v2"}
@@ -113,19 +116,50 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
     return aggregate(table, ["", "topic", "measure", "pairs audit"])  # the package's own words
 
 
-def verdicts(table: pd.DataFrame, *scopes: str) -> pd.DataFrame:
-    """Rows of verdicts.csv of these scopes, rounded: a line a contrast, with the verdict of its scope and name."""
+def told_under(table: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
+    """Scope and name in verdicts.csv -> those under which a reader is told it, so that nothing is told twice.
+
+    Of one task, say, study, kind and task are the same. The other has the same cells and verdict, and every number.
+    """
+    cells, found = table.loc[table["scope"] == "cell", "name"].unique(), {}
+    for (scope, name), rows in table.groupby(["scope", "name"], sort=False):
+        inside = frozenset(cell for cell in cells if _places(cell)[scope] == name) or frozenset([(scope, name)])
+        numbers = rows[["contrast", "difference", "low", "high"]].dropna(subset="difference").astype(str)
+        found[scope, name] = (inside, rows["verdict"].fillna("").iloc[0]), set(numbers.itertuples(index=False))
+    told = {}
+    for key, (what, numbers) in found.items():
+        same = [other for other, (whose, more) in found.items() if whose == what and numbers <= more]
+        told[key] = min(same, key=lambda other: (-len(found[other][1]), _TOLD.index(other[0])))
+    return told
+
+
+def _places(cell: str) -> dict[str, str]:
+    task = cell.partition(", ")[0]
+    return {"study": "study", "kind": TASK_TYPES[task].kind, "task": task, "cell": cell}
+
+
+def told_once(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of verdicts.csv that a reader is shown (`told_under`)."""
+    told = told_under(table)
+    return table.loc[[told[key] == key for key in zip(table["scope"], table["name"], strict=True)]]
+
+
+def verdicts(table: pd.DataFrame, *scopes: str) -> pd.DataFrame | None:
+    """Rows of verdicts.csv of these scopes that are told under them, rounded: a line a contrast; None without any."""
     names = ["scope", "name", "outcome", "contrast"]
-    rows = table[table["scope"].isin(scopes)]
+    rows = told_once(table).query("scope in @scopes")
+    if not len(rows):
+        return None
     shown = rows[names].join(rows[["difference", "low", "high"]].map("{:+.3f}".format, na_action="ignore").fillna(""))
     shown = shown.assign(p=rows["p"].map(p_text), cases=rows["n_cases"], seeds=rows["n_seeds"], verdict=rows["verdict"])
     return aggregate(shown.set_index(names), [*names, "p", "verdict"])
 
 
 def sentences(table: pd.DataFrame, *scopes: str) -> Any:
-    """What was found for every name of these scopes, one sentence each, as Markdown."""
-    named = table[table["scope"].isin(scopes)].drop_duplicates(["scope", "name"]).fillna({"verdict": ""})
-    return aggregate(Markdown("\n".join(f"- **{v.verdict or v.name}.** {v.sentence}" for v in named.itertuples())))
+    """What was found for every name of these scopes that is told under them, one sentence each, as Markdown."""
+    named = told_once(table).query("scope in @scopes").drop_duplicates(["scope", "name"]).fillna({"verdict": ""})
+    said = "\n".join(f"- **{v.verdict or v.name}.** {v.sentence}" for v in named.itertuples())
+    return aggregate(Markdown(said or "*The same is told under another heading.*"))
 
 
 def values(table: pd.DataFrame) -> pd.DataFrame:

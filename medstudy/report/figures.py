@@ -15,7 +15,7 @@ import pandas as pd
 from medstudy.arms import ARMS, BASELINES, Arm
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, TRIAGE, metric_name, small_count
 from medstudy.evaluation.scopes import BETWEEN
-from medstudy.evaluation.views import published, value_text
+from medstudy.evaluation.views import published, told_under, value_text
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
 from medstudy.tasks.labels import ClinicalTriage
@@ -29,7 +29,8 @@ A4_WIDTH, COLUMN = 7.5, 4.8
 _INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7.5
 _LOOKS = ARMS | BASELINES
 _OVER = "95 % intervals: other test cases, and other trainings where there are several seeds."
-#: Scopes of a forest plot from the top; of the last two only the contrasts that a verdict rests on are drawn.
+#: Scopes of a forest plot from the top; of tasks and cells, unless they stand for the study or a kind, only the
+#: contrasts that a verdict rests on are drawn.
 _SCOPES = {"study": "Study", "kind": "Kinds of task", "task": "Tasks, over models", "cell": "Each model"}
 _DRAWN = ["dpo-sft_more", *(f"dpo-{arm}" for arm in ARMS["dpo"].against if arm != "sft_more")]
 #: Panels of a training figure; and of which the columns of a log are, with their style.
@@ -257,11 +258,17 @@ def _numbers(cell: Mapping[str, Any]) -> str:
 
 
 def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
-    """Rows of a scope, its contrasts in the order in which they are drawn, under their heading."""
-    drawn = _DRAWN if scope in ("study", "kind") else _DRAWN[:2]
-    rows = verdicts[(verdicts["scope"] == scope) & verdicts["contrast"].isin(drawn)].dropna(subset=["low", "high"])
-    rows = rows.sort_values("contrast", key=lambda contrasts: contrasts.map(drawn.index), kind="stable")
-    return gains(rows).assign(heading=_SCOPES[scope], look=rows["contrast"])
+    """Rows that are told under a scope, in the order in which contrasts are drawn, under their heading."""
+    told = told_under(verdicts)
+    wide = {key for (of, _), key in told.items() if of in ("study", "kind")}
+    drawn = {key: _DRAWN if key in wide else _DRAWN[:2] for key in told.values() if key[0] == scope}
+    places = zip(verdicts["scope"], verdicts["name"], verdicts["contrast"], strict=True)
+    rows = verdicts.loc[[contrast in drawn.get((of, name), ()) for of, name, contrast in places]]
+    rows = rows.dropna(subset=["low", "high"])
+    rows = rows.sort_values("contrast", key=lambda contrasts: contrasts.map(_DRAWN.index), kind="stable")
+    models = any(of == "cell" for of, _ in told.values())
+    heading = _SCOPES[scope] if models else _SCOPES[scope].removesuffix(", over models")
+    return gains(rows).assign(heading=heading, look=rows["contrast"])
 
 
 def _published(verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
 from medstudy.evaluation.metrics import TRIAGE, metric_name
 from medstudy.evaluation.verdict import HARMS, INVALID, WORTH
-from medstudy.evaluation.views import value_text
+from medstudy.evaluation.views import told_under, value_text
 from medstudy.report.figures import first_capital, gains
 from medstudy.report.privacy import Review, card_of
 from medstudy.runs import read_json, slug
@@ -84,9 +84,10 @@ def page_of(run: FinishedRun) -> str:
 def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[str, Any]:
     """What the templates are told of a study."""
     tables = read_tables(study)
-    verdicts = tables["verdicts.csv"].fillna({"verdict": ""}).drop_duplicates(["scope", "name"])
-    one_task = len({run.cell[0] for run in runs}) == 1  # its kind would say the same again
-    said = verdicts[verdicts["scope"].isin(("study",) if one_task else ("study", "kind"))]
+    verdicts = tables["verdicts.csv"].fillna({"verdict": ""})
+    told = told_under(verdicts)
+    first = list(dict.fromkeys(key for (scope, _), key in told.items() if scope in ("study", "kind")))
+    said = verdicts.drop_duplicates(["scope", "name"]).set_index(["scope", "name"]).loc[first].reset_index()
     cells = [cell_facts([r for r in runs if r.cell == cell], tables) for cell in dict.fromkeys(r.cell for r in runs)]
     words = f"Differences that DPO makes, with 95 % intervals. {' '.join(said['sentence'])}"
     return {
@@ -94,6 +95,7 @@ def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[st
         "findings": said.to_dict("records"),
         "runs": runs,
         "cells": cells,
+        "told_first": {cell["name"] for cell in cells if told["cell", cell["name"]] in first},
         "triage": any(outcome["name"] in TRIAGE for cell in cells for outcome in cell["outcomes"]),
         "margin": rules_of(study).margin,
         "forest": _inline_svg(study / "figures" / "forest.svg", words),
@@ -127,7 +129,7 @@ def cell_facts(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> dict
         outcomes.append({"name": name, "against": against, "values": shown, "baselines": baselines})
     verdicts = tables["verdicts.csv"]
     judged = verdicts[(verdicts["scope"] == "cell") & (verdicts["name"] == f"{task}, {model}")].iloc[0]
-    facts = {"task": task, "model": model, "runs": runs, "outcomes": outcomes}
+    facts = {"task": task, "model": model, "name": judged["name"], "runs": runs, "outcomes": outcomes}
     facts["few_pairs"] = any(run.record.get("enough_pairs") is False for run in runs)
     return facts | {"verdict": judged["verdict"], "sentence": judged["sentence"], "card": card_of(runs[0].folder)}
 

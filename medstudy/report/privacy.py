@@ -37,6 +37,7 @@ EARLIER = "withheld: so says an earlier copy"
 #: that is released again may say these words only.
 _WHY = f"{TAG}_withheld"
 _ERRORS = {name for name in dir(builtins) if name.endswith("Error")} | {"DataError", "ParamsError", "RunError"}
+_ERRORS |= {"UnlikeRuns"}
 _REASONS = {WITHHELD, SOURCE_WITHHELD, UNKNOWN, RELEASED, EARLIER, "Error: withheld"}
 _REASONS |= {f"withheld: {rule}" for rule in (*RULES, *PATTERNS)} | {f"{name}: withheld" for name in _ERRORS}
 _PARAMETERS = {"parameters", "injected-parameters"}
@@ -168,7 +169,7 @@ class Filter:
     def _source(self, cell: Any) -> str:
         """Leave of a cell's source what may be seen; returns why it was withheld."""
         tags, why = set(cell.metadata.get("tags", [])), _said_before(cell.metadata)
-        if _digest(cell.source) in SHIPPED.read_text(encoding="utf-8").split():
+        if ships(cell.source):
             return ""
         if not why and not self.public:
             if tags & _PARAMETERS:
@@ -223,6 +224,11 @@ def list_shipped(notebooks: Path) -> None:
     cells = (cell for file in notebooks.glob("*.ipynb") for cell in json.loads(file.read_bytes())["cells"])
     found = {_digest("".join(cell["source"])) for cell in cells}
     SHIPPED.write_text("".join(f"{one}\n" for one in sorted(found)), encoding="utf-8")
+
+
+def ships(source: str) -> bool:
+    """Whether the notebooks as they ship have this cell."""
+    return _digest(source) in SHIPPED.read_text(encoding="utf-8").split()
 
 
 def _digest(source: str) -> str:

@@ -124,6 +124,22 @@ def test_check_names_label_words_that_a_built_in_model_would_have_to_spell(root:
         assert ("knows the demo's words, not 'appointment', and" in told.stdout) == said, told.stderr
 
 
+def test_check_asks_a_hub_that_is_not_reached_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client asked six times in 23 seconds, for each data set anew."""
+    study = root / "params" / "tiny"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HOME", str(root / "cache"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    cards = {"text_classification": "medical_abstracts", "clinical_reasoning": "medqa"}
+    write(study / "study.yaml", models=["mock/a"], seeds=[0], tasks=dict.fromkeys(cards, {}))
+    for task, card in cards.items():
+        write(study / f"{task}.yaml", data=card)
+    done = medstudy(root, "check", "params/tiny")
+    assert done.returncode == 2 and "Retrying" not in done.stderr
+    assert done.stderr.count("http://127.0.0.1:9 is not reached") == 1
+    assert all(f"medstudy: {task}: hub data set '" in done.stderr for task in cards)
+
+
 def test_check_refuses_a_candidate_that_is_out_of_range(root: Path) -> None:
     tries = {arm: [{f"{arm}_learning_rate": 2.0}] for arm in ("sft_more", "sft_chosen", "dpo")}
     write(root / "params" / "tiny" / "shared.yaml", candidates=tries)

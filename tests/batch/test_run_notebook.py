@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import mock_study
 import nbformat
 import pytest
+from test_report import finished
 
 from medstudy.batch import run_notebook
 
@@ -161,3 +163,27 @@ def test_an_engines_own_error_does_not_quote_a_private_output(tmp_path: Path) ->
     seen = done.stderr.splitlines()[-1]  # all else goes to a log in private/, as the Snakefile has it
     seen += "".join(f.read_text() for f in (root / "out").rglob("*") if f.is_file() and "private" not in f.parts)
     assert "Grobblestone" not in seen
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_why_private_runs_are_not_pooled_is_told_and_what_a_cell_of_ones_own_raises_is_not(
+    tmp_path: Path, own: bool
+) -> None:
+    """The reader saw that a DataError is withheld, and had to open private/ to learn which runs differ."""
+    study, notebook = tmp_path / "results" / "ward", tmp_path / "comparison.ipynb"
+    for seed in (0, 1):
+        run = finished(study, seed)
+        (run / "private" / "source.json").write_text('{"card": "synthetic_uti", "shareable": false}')
+        record = json.loads((run / "run.json").read_text())
+        record["parameters"]["n_train"] = 5 + seed
+        (run / "run.json").write_text(json.dumps(record))
+    shutil.copy(mock_study.REPOSITORY / "notebooks" / "comparison.ipynb", notebook)
+    if own:
+        cell = "from medstudy.evaluation.comparison import UnlikeRuns\nraise UnlikeRuns('seeds differ: Grobblestone')"
+        mock_study.notebook(notebook, "study = ''\nresults = ''", cell)
+    command = [sys.executable, "-m", "medstudy.batch.run_notebook", notebook, study / "comparison.ipynb"]
+    command += ["--set", "study=ward", f"results={tmp_path / 'results'}"]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr.splitlines()[-1]
+    assert ("seeds 0 and 1 differ in n_train = 5 and 6; move one of" in told) is not own, told
+    assert ("its message is withheld" in told) is own and "Grobblestone" not in told
+    assert "n_train = 5" not in (study / "comparison.ipynb").read_text()

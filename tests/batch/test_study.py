@@ -69,6 +69,16 @@ def test_second_start_does_nothing(root: Path) -> None:
     assert runs(root) == before
 
 
+def test_a_dry_run_is_a_line_a_job_that_says_why(root: Path) -> None:
+    """It named the fifty files of the package as inputs of every job."""
+    before = runs(root)
+    done = medstudy(root, "run", "params/tiny", "--", "--dry-run", "--forceall", "--until", "comparison")
+    assert done.returncode == 0 and runs(root) == before
+    assert done.stdout.count("text_classification mock/a seed 1: Forced execution") == 1
+    assert "comparison: Forced execution" in done.stdout and "__init__.py" not in done.stdout
+    assert len(done.stdout.splitlines()) < 20
+
+
 def test_changed_parameters_redo_their_task_only(root: Path) -> None:
     before = runs(root)
     write(root / "params" / "tiny" / "clinical_triage.yaml", data="synthetic_messages", n_test=21)

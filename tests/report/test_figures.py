@@ -1,4 +1,5 @@
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -160,6 +161,14 @@ def test_the_forest_goes_from_the_study_to_the_cells_with_published_values_apart
     assert [text for text in shown if text in heads] == heads
     named = {"← DPO worse      DPO better →", "Triage: under-triage", "Reasoning\nbuiltin/llama"}
     assert named | {"+0.08 Llama3-8B", "+0.13 Llama3-8B, 1 to 5"} <= set(shown)
+
+
+def test_a_forest_of_one_task_and_model_draws_each_contrast_once():
+    """The public study's forest drew the same three rows four times."""
+    shown = words(figures.forest_figure(pd.read_csv(Path(__file__).parents[2] / "docs" / "public" / "verdicts.csv")))
+    drawn = ["-0.01 [-0.37, +0.35]", "-0.05 [-0.22, +0.12]", "-0.21 [-0.57, +0.16]"]
+    assert sorted(text for text in shown if "[" in text) == sorted(drawn)
+    assert "Tasks" in shown and not {"Study", "Kinds of task", "Each model"} & set(shown)
 
 
 def test_a_forest_without_an_interval_is_drawn_empty():
