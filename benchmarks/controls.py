@@ -78,8 +78,7 @@ def _first(cell: Cell, seeds: int) -> Cell:
     measured = []
     for m in cell.measured:
         answers = replace(m.answers, frames=m.answers.frames[:seeds], units=m.answers.units[:seeds])
-        terms, sums = {a: x[:seeds] for a, x in m.terms.items()}, {a: x[:, :seeds] for a, x in m.sums.items()}
-        measured.append(Measured(m.metric, answers, terms, sums))
+        measured.append(Measured(m.metric, answers, {arm: x[:seeds] for arm, x in m.terms.items()}))
     return replace(cell, measured=measured, seeds=cell.seeds[:seeds])
 
 
@@ -96,7 +95,7 @@ def _share(logit: np.ndarray) -> np.ndarray:
 
 def _measured(metric: Metric, answers: Answers, values: dict[str, list[np.ndarray]]) -> Measured:
     terms = {arm: [np.stack([x, np.ones_like(x)], axis=-1)[:, None] for x in of] for arm, of in values.items()}
-    return Measured.of(metric, answers, terms)
+    return Measured(metric, answers, terms)
 
 
 def truth(design: Design, over: str, task: int) -> float:

@@ -4,8 +4,6 @@ A new arm is a line here, its rate and epochs in the parameters, and its rows in
 verdicts' sentences, gates, figures and the rating forms read this table.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 

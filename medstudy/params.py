@@ -51,7 +51,7 @@ def _tasks() -> dict[str, dict[str, Any]]:
 def _cell_tagged_parameters(file: Path, changed: int) -> dict[str, Any]:
     cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     tagged = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
-    return {name: value for name, value in _assigned("".join(next(tagged, ""))).items() if value is not ...}
+    return {name: value for name, value in assigned("".join(next(tagged, ""))).items() if value is not ...}
 
 
 def _known_task(name: str) -> str:
@@ -191,14 +191,17 @@ def _written(cells: list[str]) -> list[str]:
     for text in reversed(cells):
         if found and "from_notebook" in text:
             break
-        assigned = _assigned(text)
-        if ... not in assigned.values() or assigned.keys() & RunParams.model_fields.keys():
-            found += assigned
+        names = assigned(text)
+        if ... not in names.values() or names.keys() & RunParams.model_fields.keys():
+            found += names
     return found
 
 
-def _assigned(source: str) -> dict[str, Any]:
-    """Name -> literal, `...` for an expression, of a cell that assigns to names and does nothing else; else empty."""
+def assigned(source: str, mixed: bool = False) -> dict[str, Any]:
+    """Name -> literal, `...` for an expression, of a cell that assigns to names and does nothing else; else empty.
+
+    ``mixed``: of any cell.
+    """
     try:
         lines = ast.parse(source).body
     except SyntaxError:  # a cell with a magic
@@ -207,6 +210,8 @@ def _assigned(source: str) -> dict[str, Any]:
     for line in lines:
         targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
         if not isinstance(line, (ast.Assign, ast.AnnAssign)) or not all(isinstance(t, ast.Name) for t in targets):
+            if mixed:
+                continue
             return {}
         try:
             value = ast.literal_eval(line.value) if line.value else ...
@@ -243,6 +248,11 @@ class StudyParams(BaseModel):
             now = len(self.seeds)
             raise ValueError(f"looks = {self.looks}: rising numbers of seeds, one of them {now}, as many as now")
         return self
+
+    @property
+    def all_looks(self) -> list[int]:
+        """Numbers of trainings a cell at which results are looked at; the last is all of them."""
+        return self.looks or [len(self.seeds)]
 
     def run(self, task: str, model: str, seed: int) -> RunParams:
         """Parameters of one run: shared.yaml, then <task>.yaml, then model and seed."""

@@ -80,12 +80,22 @@ def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[
     return {**parameters, **shown}
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_whole(path: Path, text: str) -> None:
     """Write whole or not at all, so that a killed run leaves nothing half-written."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+    part.write_text(text + "\n", encoding="utf-8")
     part.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds; an empty mapping where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def fingerprint(value: Any) -> str:
@@ -148,7 +158,7 @@ class Stage:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._marker = self.folder / "stage.json"
         self.done = self._marker.is_file()
-        self.facts: dict[str, Any] = json.loads(self._marker.read_text(encoding="utf-8")) if self.done else {}
+        self.facts: dict[str, Any] = read_json(self._marker)
         self.made_with: dict[str, Any] = {}
         self.args: Any = None
         self._started = time.monotonic()
@@ -199,7 +209,7 @@ class Run:
         """Keep all texts and identifiers of the cases in ``private/``, for the scan before a report; note the card."""
         import pandas as pd
 
-        ids = [name for name in ("case_id", "group_id") if card.columns and getattr(card.columns, name)]
+        ids = [name for name in ("case_id", "group_id") if getattr(card.columns, name)]
         rows = [
             {
                 "case_id": case.case_id,

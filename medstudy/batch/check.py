@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 from medstudy.arms import TRAINED
 from medstudy.batch import study as batch
 from medstudy.batch.machine import visible_gpus
+from medstudy.data import audit
+from medstudy.data.card import DataCard, Hub, load_card
 from medstudy.data.cases import Case, DataError
+from medstudy.data.load import Loaded, load_cases
+from medstudy.data.splits import Splits, split_cases
 from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing
 from medstudy.runs import from_root
+from medstudy.tasks import get_task
+from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
-    from medstudy.data.card import DataCard
-    from medstudy.data.load import Loaded
-    from medstudy.data.splits import Splits
-    from medstudy.tasks.base import Task
     from medstudy.training.prompts import Lengths
 
 
@@ -52,10 +54,6 @@ def report_study(folder: Path) -> int:
 
 def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str]:
     """Lines about one task: rows, then splits, tokens and needs of each model; what cannot run goes to ``faults``."""
-    from medstudy.data.card import Hub, load_card
-    from medstudy.data.load import load_cases
-    from medstudy.tasks import get_task
-
     try:
         runs = {model: [study.run(name, model, seed) for seed in study.seeds] for model in study.models}
         first = runs[study.models[0]][0]
@@ -95,7 +93,6 @@ def _check_model(
     runs: list[RunParams], task: Task, cases: list[Case], gpus: int, faults: list[str]
 ) -> Generator[str, None, Splits | None]:
     """Lines about one model of a task, of which ``runs`` are the seeds; returns the splits of the first."""
-    from medstudy.data.splits import split_cases
     from medstudy.training.chat import load_chat
     from medstudy.training.checkpoint import ModelError
     from medstudy.training.prompts import fit_context, unknown_words, worked_examples
@@ -175,7 +172,6 @@ def _is_here(model: str) -> bool:
 
 def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> Iterator[str]:
     """Labels in each split, and what to look at before training."""
-    from medstudy.data import audit
     from medstudy.evaluation.views import show_counts
     from medstudy.training.preferences import too_few
 
@@ -193,5 +189,5 @@ def _check_pairs(run: RunParams, card: DataCard) -> None:
     """What `pair_source` needs is there: said here, as the notebook would only after SFT."""
     if run.pair_file and not from_root(run.pair_file).is_file():
         raise DataError(f"pair_file = '{run.pair_file}' does not exist (looked for in {Path.cwd()})")
-    if run.pair_source == "card" and not (card.columns and card.columns.rejected):
+    if run.pair_source == "card" and not card.columns.rejected:
         raise DataError(f"pair_source = 'card', but data card '{card.name}' has no columns.rejected")

@@ -1,7 +1,5 @@
 """The command line: `medstudy run | check | …`. Errors: one clear message, exit code 2."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys
@@ -143,7 +141,7 @@ def _plan(args: argparse.Namespace) -> None:
     given = args.variances.resolve() if args.variances else None
     study = load_study(batch.enter(args.study))
     cases = plan.test_cases(study)
-    looks, variances = plan.looks_of(study), plan.earlier_variances(given)
+    looks, variances = study.all_looks, plan.earlier_variances(given)
     alpha = plan.POCOCK[len(looks)]
     shown = pd.concat(plan.shows(variances, cases, len(study.models), seeds, alpha) for seeds in looks)
     print(f"{study.name}: DPO against SFT with the same labels, by the variances of {args.variances or 'the demo'}")
@@ -165,12 +163,11 @@ def _report(args: argparse.Namespace) -> None:
     print(report.build(batch.enter_results(args.study)))
 
 
-def _share(args: argparse.Namespace) -> int:
+def _share(args: argparse.Namespace) -> None:
     from medstudy.report import privacy
 
     if not args.notebook.is_file() or args.target.resolve() == args.notebook.resolve():
-        print(f"medstudy: {args.notebook} is no notebook, or the copy is to replace it", file=sys.stderr)
-        return 2
+        raise DataError(f"{args.notebook} is no notebook, or the copy is to replace it")
     results = args.results or project_root(args.notebook.parent) / "results"
     taken, runs, cases = privacy.share(args.notebook, args.target, results)
     print("".join(f"withheld: {place}\n" for place in taken), end="")
@@ -178,7 +175,6 @@ def _share(args: argparse.Namespace) -> int:
         f"{args.target}: compared with {cases} private cases of {runs} runs in {results}; "
         "paraphrases and pictures are not seen"
     )
-    return 0
 
 
 def _export_ratings(args: argparse.Namespace) -> None:

@@ -4,8 +4,6 @@ Two operations a weight and token forward, as many backward (frozen weights get 
 gradient checkpointing. How near it came to what was measured is told in docs/running.md.
 """
 
-from __future__ import annotations
-
 import statistics
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The machine that jobs share: cores, GPUs, locks."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl

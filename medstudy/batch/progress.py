@@ -1,7 +1,5 @@
 """What Snakemake itself says of its jobs, as a line a job; attached to its logger by the Snakefile."""
 
-from __future__ import annotations
-
 import logging
 import textwrap
 import time

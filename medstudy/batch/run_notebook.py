@@ -7,8 +7,6 @@ A run counts as finished only if papermill met no error and the notebook wrote i
 ``"status": "ok"``: a killed kernel leaves cells that look completed.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import fcntl
@@ -25,7 +23,7 @@ from typing import Any
 
 from medstudy.batch.machine import die_with_parent, take_gpus, visible_gpus
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
-from medstudy.runs import private_folder, write_json
+from medstudy.runs import private_folder, read_json, write_json, write_whole
 
 #: Figures of executed notebooks are crisp at any size, and the same figure gives the same bytes.
 FIGURES = """c.InlineBackend.figure_formats = {"svg"}
@@ -265,7 +263,7 @@ def lock_of(output: Path) -> Path:
 
 def finished(marker: Path) -> bool:
     """Whether an end marker is there and says ok."""
-    return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")).get("status") == "ok"
+    return read_json(marker).get("status") == "ok"
 
 
 def _tidy(output: Path) -> None:
@@ -284,9 +282,7 @@ def _tidy(output: Path) -> None:
             # what follows is looked at lest a figure's base64 be taken for a path
             written = re.escape(json.dumps(str(path), ensure_ascii=False)[1:-1])
             text = re.sub(written + r"(?=[/\\\"'\s:,)<])", short, text)
-    part = output.with_name(f".{output.name}.{os.getpid()}")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(output)
+    write_whole(output, text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """From a study to notebook jobs: starts Snakemake, which orders and resumes them, and says how it goes."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -11,13 +9,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import medstudy
 from medstudy.batch.machine import cores, die_with_parent, is_locked, try_lock, visible_gpus
 from medstudy.batch.run_notebook import finished, lock_of
 from medstudy.params import RunParams, StudyParams, load_study, read_yaml, refuse_missing
-from medstudy.runs import fingerprint, private_folder, project_root, run_folder, without_paths
+from medstudy.runs import fingerprint, private_folder, project_root, read_json, run_folder, without_paths
 
 #: Exit code when the study is running already: sysexits' "try again later".
 BUSY = 75
@@ -167,7 +164,7 @@ def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
     """Every run, with ok, running, failed, stopped, other parameters or not started, and its stage or message."""
     for params in study.runs():
         folder = run_folder(params)
-        record, progress = _read(folder / "run.json"), _read(folder / "status.json")
+        record, progress = read_json(folder / "run.json"), read_json(folder / "status.json")
         stage = str(progress.get("stage", ""))
         if "step" in progress:
             left = f", {progress['seconds_left']} s left" if "seconds_left" in progress else ""
@@ -184,18 +181,14 @@ def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
 
 def _other_values(params: RunParams, folder: Path) -> str:
     """What a finished run was made with, by hand or before a change, where the study says otherwise; else empty."""
-    made, now = _read(folder / "private" / "parameters.json"), json.loads(params.model_dump_json())
+    made, now = read_json(folder / "private" / "parameters.json"), json.loads(params.model_dump_json())
     other = [name for name in now if name in made and name != "results" and made[name] != now[name]]
     return ", ".join(f"{name} = {without_paths(made)[name]!r}" for name in other)
 
 
 def _failed_gates(folder: Path) -> str:
-    failed = [gate["gate"] for gate in _read(folder / "gates.json") if not gate["passed"]]
+    failed = [gate["gate"] for gate in read_json(folder / "gates.json") if not gate["passed"]]
     return f"{len(failed)} gate{'s' * (len(failed) > 1)} failed: {', '.join(failed)}" if failed else ""
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def wanted_gpus(study: StudyParams) -> int:

@@ -1,7 +1,5 @@
 """The audit of a source and its splits: one small table of counts, without the text of any one case."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator, Mapping
 
@@ -9,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from medstudy.data.card import DataCard
-from medstudy.data.cases import SMALLEST_COUNT, Case
+from medstudy.data.cases import Case, masked
 from medstudy.data.load import Loaded
-from medstudy.data.rows import answers_by_text, text_key
+from medstudy.data.rows import answers_by_text, loose, text_key
 from medstudy.data.splits import Splits
 from medstudy.show import OWN
 
@@ -65,18 +63,14 @@ def _not_known(card: DataCard, loaded: Loaded) -> Iterator[str]:
         for v in {values.min(), values.max()} & _MARKS:
             if v < 0 < middle or abs(v) > 3 * abs(middle):
                 n = int((values == v).sum())
-                n = n if card.shareable or n >= SMALLEST_COUNT else f"fewer than {SMALLEST_COUNT}"
-                yield f"{spec.column}: does {v:g} ({n} times) mean 'not known'? See columns.missing"
+                times = masked(n, card.shareable, "fewer than")
+                yield f"{spec.column}: does {v:g} ({times} times) mean 'not known'? See columns.missing"
 
 
 def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
     """What of a source and its `audit` a reader should look at before training."""
     yield from loaded.notes
     yield from _not_known(card, loaded)
-
-    def few(count: int) -> str:
-        return str(count) if card.shareable or not 0 < count < SMALLEST_COUNT else f"fewer than {SMALLEST_COUNT}"
-
     parts = [name for name in table.columns[3:] if name != "validation" and table[name].notna().any()]
     for row in table.to_dict("records"):
         topic, what, count = row["topic"], row["measure"], row["source"]
@@ -91,7 +85,8 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
         elif topic == "overlap" and max(row["validation"], row["test"]) > 0:
             yield f"{what}: {row['validation']} of validation, {row['test']} of test"
         elif rare:
-            yield f"{topic} '{what}' is rare: " + ", ".join(f"{few(row[name])} in {name}" for name in rare)
+            counts = (f"{masked(row[name], card.shareable, 'fewer than')} in {name}" for name in rare)
+            yield f"{topic} '{what}' is rare: {', '.join(counts)}"
     if not (card.columns.group_id or card.synthetic):
         yield "no columns.group_id: if patients have several rows, one may be in two splits; name the patient's column"
     largest = Counter(case.group_id for case in loaded.cases).most_common(1)[0][1]
@@ -157,7 +152,7 @@ def _leaks(loaded: Loaded) -> Iterator[Line]:
     """
     cases = loaded.cases
     for outcome in sorted(cases[0].open_outcomes):
-        told = [(" ".join(c.gold[outcome].casefold().split()), " ".join(c.text.casefold().split())) for c in cases]
+        told = [(loose(c.gold[outcome]), loose(c.text)) for c in cases]
         if held := sum(answer.count(" ") >= 3 and answer in text for answer, text in told):
             yield {"topic": "leak?", "measure": f"cases whose text holds the {outcome}", "source": held}
     for outcome in loaded.labels if len(cases) >= 2 * LEAK_CASES else ():

@@ -3,12 +3,10 @@
 Every value is read as text (`no`, `1` and `007` stay as written), then typed. docs/data_cards.md explains the keys.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
@@ -67,7 +65,7 @@ class Files(Section):
     decimal: Literal[".", ","] = "."
 
     @model_validator(mode="after")
-    def _all_or_no_splits(self) -> Files:
+    def _all_or_no_splits(self) -> Self:
         given = [f.split for f in self.files if f.split]
         if given and len(given) < len(self.files):
             raise ValueError("some files have a split and some have none; give one to every file, or to none")
@@ -165,7 +163,7 @@ class Columns(Section):
         return [name for name in dict.fromkeys([*self.shown, *self.answers, *others]) if name not in ("", "*")]
 
     @model_validator(mode="after")
-    def _text_and_no_leak(self) -> Columns:
+    def _text_and_no_leak(self) -> Self:
         if ("{fields}" in self.text) != bool(self.fields):
             raise ValueError("fields go where text says {fields}: give both, or a text with {Column} placeholders")
         if not self.shown:
@@ -206,7 +204,7 @@ class DataCard(Section):
         return frozenset(self.columns.gold) - frozenset(self.labels)
 
     @model_validator(mode="after")
-    def _fits_task(self) -> DataCard:
+    def _fits_task(self) -> Self:
         if self.task not in TASK_TYPES:
             raise ValueError(f"task {self.task} has a notebook and no class: name it in medstudy/tasks/__init__.py")
         task = TASK_TYPES[self.task]

@@ -1,13 +1,16 @@
 """A case: one example that every arm of a study answers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 #: Smallest count of patients that a table of a private source shows.
 SMALLEST_COUNT = 11
+
+
+def masked(count: int, shareable: bool, below: str = "<") -> int | str:
+    """A count as it may be shown: of a source that is not ``shareable``, 1 to 10 read ``< 11``."""
+    return f"{below} {SMALLEST_COUNT}" if not shareable and 0 < count < SMALLEST_COUNT else count
 
 
 class DataError(ValueError):
@@ -38,6 +41,6 @@ class Case:
     open_outcomes: frozenset[str] = frozenset()
     demonstration: Mapping[str, str] | None = None
 
-    def recorded(self) -> Case:
+    def recorded(self) -> Self:
         """The case with what was done in the place of what is right: the answer that SFT is shown."""
         return replace(self, gold=self.demonstration) if self.demonstration else self

@@ -1,7 +1,5 @@
 """A first card for a table that nobody has described: what its bytes, names and values show, and why it is thought."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator
@@ -14,7 +12,7 @@ import yaml
 from medstudy.data.card import Files, code_key, load_card
 from medstudy.data.cases import DataError
 from medstudy.data.load import NO_VALUE, load_cases
-from medstudy.data.rows import as_number, plain
+from medstudy.data.rows import as_number, loose, plain
 from medstudy.data.tables import decoded, sheet_cells, table_of, unpacked
 from medstudy.tasks import TASK_TYPES, get_task
 
@@ -160,7 +158,11 @@ class _Guess:
                 once = len(set(self.values[name])) == self.rows
                 if (part == "group_id" or once) and part not in found:
                     found[part] = self._take(name, part, "by its name" + ", each there once" * once)
-        self._say_what_may_be_a_patient(found)
+        if "group_id" not in found:
+            several = {name: cells.nunique() for name, cells in self.values.items()}
+            repeated = [f"'{name}' ({n} values)" for name, n in several.items() if 20 < n < self.rows]
+            hint = f"; columns that repeat values: {', '.join(repeated)}" if repeated else ""
+            self.why.append(f"group_id: NO PATIENT'S COLUMN FOUND, so one patient may be in two splits{hint}")
         found["gold"] = {o: self._answer(o, o in kind.open_outcomes) for o in kind.outcomes or ("label",)}
         self.free = [name for name in self.free if not re.search(AFTER, name, re.IGNORECASE)]
         text = self._text() if self.task != "numeric_classification" else ""
@@ -172,13 +174,6 @@ class _Guess:
         found["exclude"] = [name for name in self.values if name not in self.used]
         self.why.append(f"not shown to the model (exclude): {', '.join(found['exclude']) or 'no column'}")
         return found
-
-    def _say_what_may_be_a_patient(self, found: dict[str, Any]) -> None:
-        if "group_id" in found:
-            return
-        repeated = [f"'{n}' ({v.nunique()} values)" for n, v in self.values.items() if 20 < v.nunique() < self.rows]
-        hint = f"; columns that repeat values: {', '.join(repeated)}" if repeated else ""
-        self.why.append(f"group_id: NO PATIENT'S COLUMN FOUND, so one patient may be in two splits{hint}")
 
     def _take(self, name: str, part: str, why: str) -> str:
         self.free.remove(name)
@@ -212,7 +207,7 @@ class _Guess:
             self.missing[column] = none
             self.why.append(f"{outcome}: {none} taken for no value; see columns.missing")
         counts = values[~values.isin(none)].value_counts()
-        first = {_spelt(value): value for value in reversed(counts.index)}  # the most frequent spelling stays
+        first = {loose(value): value for value in reversed(counts.index)}  # the most frequent spelling stays
         digits = all(value.isdecimal() for value in first)
         kind = "level" if outcome == "urgency" else "class"
         labels = {v: f"{kind} {v}" if digits else first[v] for v in sorted(first, key=int if digits else str)}
@@ -222,7 +217,7 @@ class _Guess:
         if outcome == "urgency":
             how = "1 as the most urgent" if digits else "BY THE ALPHABET: order labels.urgency by hand"
             self.why.append(f"urgency from the least: {', '.join(self.labels[outcome])} ({how})")
-        return {value: labels[_spelt(value)] for value in counts.index}
+        return {value: labels[loose(value)] for value in counts.index}
 
     def _text(self) -> str:
         """By its name, else the column of the longest texts."""
@@ -254,7 +249,3 @@ class _Guess:
             missing |= {name: none} if none else {}
             self._take(name, "number" if "decimals" in field else "code", f"no value: {none}" if none else "its values")
         return fields, missing
-
-
-def _spelt(value: str) -> str:
-    return " ".join(value.casefold().split())

@@ -1,7 +1,5 @@
 """From a card to cases, with every row accounted for."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -12,7 +10,7 @@ import pandas as pd
 
 from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import SMALLEST_COUNT, Case, DataError
-from medstudy.data.rows import Row, RowDropped, answers_by_text, text_key
+from medstudy.data.rows import Row, RowDropped, answers_by_text, loose, text_key
 from medstudy.data.tables import Table, as_table, read_tables
 from medstudy.params import nearest
 
@@ -145,9 +143,9 @@ def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
         group, at = case.group_id, f"{where}, column '{card.columns.group_id}'"
         if re.fullmatch(r"\d([.,]\d+)?E\+?\d+", group, re.IGNORECASE):
             raise DataError(f"{at}: the id was cut by a spreadsheet (as in 1.2E+12)")
-        loose = re.sub(r"(?<!\d)0+(?=\d)", "", " ".join(group.split()).casefold())
-        if alike.setdefault(loose, group) != group:
-            both = f"'{alike[loose]}' and '{group}'" if card.shareable else HIDDEN
+        key = re.sub(r"(?<!\d)0+(?=\d)", "", loose(group))
+        if alike.setdefault(key, group) != group:
+            both = f"'{alike[key]}' and '{group}'" if card.shareable else HIDDEN
             what = "differ only in leading zeros, case or blanks, and would be two patients"
             raise DataError(f"{at}: two ids {both} {what}; write them alike by load.prepare")
 

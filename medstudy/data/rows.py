@@ -1,14 +1,12 @@
 """From a row of a table to a case, as the card's `columns` say."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, time
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 
@@ -36,7 +34,7 @@ class Row:
     faults: dict[tuple[str, str], str] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, card: DataCard, values: Mapping[str, Any]) -> Row:
+    def read(cls, card: DataCard, values: Mapping[str, Any]) -> Self:
         """Cells as text, None where there is no value."""
         cells, missing = {name: plain(values[name]) for name in card.columns.read}, card.columns.missing
         for name, value in cells.items():
@@ -174,9 +172,14 @@ class Row:
         return float(keys.index(key)) if key in keys else None
 
 
+def loose(text: str) -> str:
+    """Lower case with single blanks: one form of spellings that differ only in these."""
+    return " ".join(text.casefold().split())
+
+
 def text_key(text: str) -> str:
     """A short hash, equal for texts that differ only in case and white space."""
-    return hashlib.sha256(" ".join(text.casefold().split()).encode()).hexdigest()[:16]
+    return hashlib.sha256(loose(text).encode()).hexdigest()[:16]
 
 
 def answers_by_text(cases: Iterable[Case]) -> dict[str, set[str]]:

@@ -4,8 +4,6 @@ A study asks for a number of cases, in proportion to the answers however rare; s
 share of the groups. So groups are put in one random order, and the splits are taken from its front.
 """
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Reading tables: files (local or by URL), the Hugging Face hub, a function of one's own. pandas does the work."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import gzip

@@ -1,7 +1,5 @@
 """What a hospital would use without a language model: scikit-learn on the same cases. Baselines, not arms."""
 
-from __future__ import annotations
-
 from collections import Counter
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """Settings of an arm, chosen on validation cases from candidates; the test cases are never looked at."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

@@ -1,8 +1,5 @@
 """From the predictions of a study's finished runs to its verdicts, tables and figures."""
 
-from __future__ import annotations
-
-import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +13,7 @@ from medstudy.data.cases import DataError
 from medstudy.evaluation.evaluate import evaluate, measure
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table, variances_table
 from medstudy.evaluation.verdict import Rules, verdict_table
+from medstudy.runs import read_json
 from medstudy.tasks import TASK_TYPES
 
 
@@ -59,18 +57,15 @@ class FinishedRun:
 
     def saved(self, name: str) -> Any:
         """One of the run's JSON files; empty where it was not written."""
-        file = self.folder / f"{name}.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return read_json(self.folder / f"{name}.json")
 
 
 def finished_runs(study: Path) -> list[FinishedRun]:
     """Runs under ``results/<study>`` that ended well, in the order task, model, seed."""
-    runs = []
-    for marker in study.glob("*/*/seed*/run.json"):
-        run = FinishedRun(marker.parent, json.loads(marker.read_text(encoding="utf-8")))
-        runs += [run] if run.record.get("status") == "ok" else []
+    runs = [FinishedRun(marker.parent, read_json(marker)) for marker in study.glob("*/*/seed*/run.json")]
+    ended = [run for run in runs if run.record.get("status") == "ok"]
     tasks = list(TASK_TYPES)
-    return sorted(runs, key=lambda run: (tasks.index(run.cell[0]), run.cell[1], run.parameters["seed"]))
+    return sorted(ended, key=lambda run: (tasks.index(run.cell[0]), run.cell[1], run.parameters["seed"]))
 
 
 def study_cells(runs: list[FinishedRun]) -> list[Cell]:
@@ -109,18 +104,15 @@ def rules_of(study: Path) -> Rules:
 
 def rules_for(study: Path, runs: list[FinishedRun], margin: float) -> Rules:
     """What the study is judged by now: its frozen plan, if it has one, at the look that its trainings make."""
-    file = study / "plan.json"
-    if not file.is_file():
+    if not (plan := read_json(study / "plan.json")):
         return Rules(margin)
-    plan = json.loads(file.read_text(encoding="utf-8"))
     now, looks = min(Counter(run.cell for run in runs).values(), default=0), plan["looks"]
     note = "" if now in looks else f"{now} trainings a cell are no planned look ({', '.join(map(str, looks))})"
     return Rules(plan["margin"], plan["alpha"], plan["hash"], note)
 
 
-def study_tables(cells: list[Cell], rules: Rules | float) -> dict[str, pd.DataFrame]:
-    """The study's CSV files: path from its folder -> table. ``rules`` may be the margin alone."""
-    rules = rules if isinstance(rules, Rules) else Rules(rules)
+def study_tables(cells: list[Cell], rules: Rules) -> dict[str, pd.DataFrame]:
+    """The study's CSV files: path from its folder -> table."""
     return {
         "verdicts.csv": verdict_table(cells, rules),
         "tables/metrics.csv": metrics_table(cells),

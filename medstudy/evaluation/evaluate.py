@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def measure(predictions: Sequence[pd.DataFrame], task: str, labels: Labels, posi
     for metric in task_metrics(task, labels, positive):
         if not metric.optional or all(metric.source in table for table in predictions):
             terms = {arm: [case_sums(metric, by[arm], labels) for by in answers.frames] for arm in answers.arms}
-            found.append(Measured.of(metric, answers, terms))
+            found.append(Measured(metric, answers, terms))
     return found
 
 
@@ -64,16 +65,15 @@ class Measured:
     metric: Metric
     answers: Answers
     terms: dict[str, list[np.ndarray]]
-    sums: dict[str, np.ndarray]
 
-    @classmethod
-    def of(cls, metric: Metric, answers: Answers, terms: dict[str, list[np.ndarray]]) -> Measured:
+    @cached_property
+    def sums(self) -> dict[str, np.ndarray]:
         sums = {}
-        for arm, by_seed in terms.items():
-            sums[arm] = np.zeros((len(answers.groups), len(by_seed), *by_seed[0].shape[1:]))
-            for seed, (units, by_case) in enumerate(zip(answers.units, by_seed, strict=True)):
+        for arm, by_seed in self.terms.items():
+            sums[arm] = np.zeros((len(self.answers.groups), len(by_seed), *by_seed[0].shape[1:]))
+            for seed, (units, by_case) in enumerate(zip(self.answers.units, by_seed, strict=True)):
                 np.add.at(sums[arm][:, seed], units, by_case)
-        return cls(metric, answers, terms, sums)
+        return sums
 
     def line(self, of: str | Pair) -> Line:
         """An arm's value, or the difference of two arms, with the jackknife over groups of cases."""

@@ -1,7 +1,5 @@
 """What is measured for each task, as sums over cases, so that leaving out cases is a subtraction."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 
@@ -18,11 +16,12 @@ Labels = dict[str, list[str]]
 RESCUED = Metric("rescued", "share", "score_rescued", optional=True)
 #: An arm whose answers could be read less often than this has no share of under- and over-triage.
 FEWEST_READ = 0.5
-_TRIAGE = {"under_triage": -1, "over_triage": 1}
-LOWER_IS_BETTER = {"brier", "under_triage", "over_triage", "unparsed"}
+#: Errors of triage, with the direction in which urgency was missed.
+TRIAGE = {"under_triage": -1, "over_triage": 1}
+LOWER_IS_BETTER = {"brier", "unparsed", *TRIAGE}
 _NAMES = {"unparsed": "unparsed answers", "accuracy_parsed": "accuracy of parsed answers", "length": "words per answer"}
 _NAMES |= {"brier": "Brier score", "auroc": "AUROC", "rescued": "answers read though not in the asked-for form"}
-_NAMES |= {"under_triage": "under-triage", "over_triage": "over-triage"}
+_NAMES |= {name: name.replace("_", "-") for name in TRIAGE}
 
 
 class PredictionsError(ValueError):
@@ -42,8 +41,11 @@ def single_outcome(labels: Labels) -> str | None:
 
 
 def task_metrics(task: str, labels: Labels, positive: str | None) -> list[Metric]:
-    """The metrics of ``task``; F1 of the positive label replaces macro-F1 where there are two labels."""
-    metrics = [*TASK_TYPES[task].measured(labels), RESCUED]
+    """The metrics of ``task``, of the outcome that the card names where they leave it open.
+
+    F1 of the positive label replaces macro-F1 where there are two labels.
+    """
+    metrics = [m if m.source else replace(m, source=next(iter(labels))) for m in (*TASK_TYPES[task].metrics, RESCUED)]
     known = labels.get(single_outcome(labels) or "", [])
     if positive is None or len(known) != 2:
         return [m for m in metrics if m.kind != "auroc"]
@@ -84,11 +86,11 @@ def case_sums(metric: Metric, frame: pd.DataFrame, labels: Labels) -> np.ndarray
         values = _column(frame, metric.source)
     elif metric.source == "unparsed":  # out of range included: either way there is no answer to use
         values = ~parsed
-    elif metric.source in _TRIAGE:
+    elif metric.source in TRIAGE:
         level = {label: number for number, label in enumerate(labels["urgency"])}
         pairs = zip(*_answers(frame, "urgency"), strict=True)
         values = np.array([level[said] - level[gold] if said else 0 for gold, said in pairs])
-        values = values * _TRIAGE[metric.source] > 0
+        values = values * TRIAGE[metric.source] > 0
         counted = counted * (parsed.mean() >= FEWEST_READ)
     else:
         values = _column(frame, metric.source)

@@ -1,7 +1,5 @@
 """Before anything runs: what a design can show; and the plan that is frozen before the test set is read."""
 
-from __future__ import annotations
-
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +16,7 @@ from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
 from medstudy.evaluation.statistics import PRIOR_DF, Estimate, combined, smallest_detectable
 from medstudy.evaluation.verdict import ALPHA
 from medstudy.params import StudyParams
-from medstudy.runs import fingerprint
+from medstudy.runs import fingerprint, read_json, write_whole
 from medstudy.tasks import TASK_TYPES
 
 #: Pocock's constant: the level of each of so many equally spaced looks, so that all together keep .05.
@@ -39,11 +37,6 @@ def earlier_variances(results: Path | None = None) -> pd.DataFrame:
     if not file.is_file():
         raise DataError(f"{file} does not exist; give the results folder of a study that was compared")
     return pd.read_csv(file)
-
-
-def looks_of(study: StudyParams) -> list[int]:
-    """Numbers of trainings a cell at which results are looked at; the last is all of them."""
-    return study.looks or [len(study.seeds)]
 
 
 def test_cases(study: StudyParams) -> dict[str, int]:
@@ -112,14 +105,13 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
 
     Refused (`DataError`) where a run was evaluated, so the test set has been read, or another plan was frozen.
     """
-    looks, file = looks_of(study), results / "plan.json"
+    looks, file = study.all_looks, results / "plan.json"
     plan: dict[str, Any] = {"study": study.name, "question": study.question, "rules": _RULES, "margin": study.margin}
     plan |= {"looks": looks, "alpha": POCOCK[len(looks)], "models": study.models}
     runs = [study.run(task, model, study.seeds[0]) for task in study.tasks for model in study.models]
     plan["runs"] = [run.model_dump(exclude={"seed", "results", "data_root"}) for run in runs]
     plan["hash"] = fingerprint(plan)
-    if file.is_file():
-        frozen = json.loads(file.read_text(encoding="utf-8"))
+    if frozen := read_json(file):
         if frozen["hash"] != plan["hash"]:
             raise DataError(
                 f"{file} was frozen with hash {frozen['hash']}, now it would be {plan['hash']}: undo changes"
@@ -128,6 +120,5 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
     if done := sorted(str(path.parent) for path in results.glob("*/*/seed*/metrics.json")):
         raise DataError(f"{done[0]} has been evaluated: the test set is read, so a plan frozen now would prove nothing")
     plan["frozen"] = datetime.now(UTC).isoformat(timespec="seconds")
-    results.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(plan, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_whole(file, json.dumps(plan, indent=1, ensure_ascii=False))
     return plan

@@ -1,10 +1,9 @@
 """The predictions table: one row an arm and case, made, and checked before it is compared."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import pandas as pd
@@ -74,7 +73,7 @@ class Answers:
     shareable: bool
 
     @classmethod
-    def collect(cls, tables: list[pd.DataFrame]) -> Answers:
+    def collect(cls, tables: list[pd.DataFrame]) -> Self:
         """Raises `PredictionsError` where the tables of the seeds cannot be compared, without a case's text."""
         for table in tables:
             _same_cases(table)

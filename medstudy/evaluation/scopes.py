@@ -4,8 +4,6 @@ A task is the mean over its models, seed by seed, on its test cases; a kind and 
 enters these with the mean of its two F1 values. Cells that failed a gate or have nothing to compare are left out.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 

@@ -6,10 +6,9 @@ because they answer the same cases. The first is estimated over many lines at on
 Genet Mol Biol 2004;3:3), so that seeds which happen to agree are no certainty. The second is a jackknife by group.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 from scipy import optimize, special, stats
@@ -91,7 +90,7 @@ class Estimate:
         below = sum(v**2 / df for v, df in parts if v > 0 and df > 0)
         return float((self.seed + self.case) ** 2 / below) if below else np.inf
 
-    def coarse(self) -> Estimate:
+    def coarse(self) -> Self:
         """With the error rounded up to a hundredth: from an exact one, few differing answers could be counted."""
         return replace(self, case=(np.ceil(100 * self.error) / 100) ** 2 - self.seed)
 

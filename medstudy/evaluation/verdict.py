@@ -1,7 +1,5 @@
 """Was DPO worth it? One verdict, in one sentence, for the study, each kind of task, each task and each cell."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -45,9 +43,6 @@ class Rules:
     note: str = ""
 
 
-_BY_DEFAULT = Rules()
-
-
 @dataclass
 class Outcome:
     """One outcome of a scope: its estimates by contrast, turned so that more is better, and p values after Holm."""
@@ -77,7 +72,7 @@ class Outcome:
         return ENOUGH if alike or (most < 0 and self.rows[OVER_SFT].value > -rules.margin) else UNSURE
 
 
-def verdict_table(cells: Sequence[Cell], rules: Rules = _BY_DEFAULT) -> pd.DataFrame:
+def verdict_table(cells: Sequence[Cell], rules: Rules) -> pd.DataFrame:
     """verdicts.csv: one line per scope, outcome and contrast; verdict and sentence are those of scope and name."""
     lines = scoped(cells)
     judged, rows = judge(lines, rules), []
@@ -120,25 +115,21 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
     worse than SFT, or, where DPO is not better, far worse than the same labels. Every p is doubled: there are four
     scopes, and a claim is of one direction, so that a whole study keeps the level.
     """
-    outcomes: dict[tuple[str, str, str], Outcome] = {}
+    found: dict[tuple[str, str], dict[str, Outcome]] = {}
     for line in lines:
         if line.name != BETWEEN and not any(cell.failed_gates for cell in line.cells):
-            outcome = outcomes.setdefault(
-                (line.scope, line.name, line.outcome), Outcome(line.outcome, {}, line.n_seeds)
-            )
+            outcomes = found.setdefault((line.scope, line.name), {})
+            outcome = outcomes.setdefault(line.outcome, Outcome(line.outcome, {}, line.n_seeds))
             sign = -1 if line.outcome in LOWER_IS_BETTER else 1
             outcome.rows[line.pair] = replace(line.estimate, value=sign * line.estimate.value)
-    for scope in dict.fromkeys(scope for scope, _, _ in outcomes):
-        tested = [outcome for key, outcome in outcomes.items() if key[0] == scope and outcome.complete]
-        if tested:
+    for scope in dict.fromkeys(scope for scope, _ in found):
+        of_scope = (outcome for key, outcomes in found.items() if key[0] == scope for outcome in outcomes.values())
+        if tested := [outcome for outcome in of_scope if outcome.complete]:
             raw = [_p_values(outcome.rows, rules.margin) for outcome in tested]
             gains, harms = (2 * multipletests(p, method="holm")[1] for p in zip(*raw, strict=True))
             for outcome, gain, harm in zip(tested, gains, harms, strict=True):
                 outcome.p_gain, outcome.p_harm = float(gain), float(harm)
-    found: dict[tuple[str, str], list[Outcome]] = {}
-    for (scope, name, _), outcome in outcomes.items():
-        found.setdefault((scope, name), []).append(outcome)
-    return found
+    return {key: list(outcomes.values()) for key, outcomes in found.items()}
 
 
 def _p_values(rows: dict[Pair, Estimate], margin: float) -> tuple[float, float]:

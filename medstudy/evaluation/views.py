@@ -1,32 +1,28 @@
 """What a reader of a notebook sees: tables, rounded, masked where counts are small, and tagged as aggregates."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from IPython.display import Markdown
+from pandas.io.formats.style import Styler
 
 from medstudy.arms import ARMS, BASELINES
 from medstudy.data.audit import WORDING
 from medstudy.data.card import DataCard
-from medstudy.data.cases import SMALLEST_COUNT, Case
+from medstudy.data.cases import SMALLEST_COUNT, Case, masked
+from medstudy.evaluation.comparison import FinishedRun
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.show import NOT_SHOWN, OWN, aggregate
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Task
 
-if TYPE_CHECKING:
-    from pandas.io.formats.style import Styler
-
-    from medstudy.evaluation.comparison import FinishedRun
-
 _CELL = ["task", "model"]
 #: Under which of several scopes that say the same a reader is told it.
 _TOLD = ("task", "study", "kind", "cell")
+_PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "published_results.csv")
 #: Model family in our ids -> its name in published_results.csv.
 _PUBLISHED_MODELS = {"llama": "Llama3-8B", "mistral": "Mistral-7B-v2"}
 
@@ -94,14 +90,13 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
 
     ``columns``: where the counts of cases are; everywhere, if empty.
     """
-    few = f"< {SMALLEST_COUNT}"
 
     def shown(value: Any) -> Any:
         if pd.isna(value):
             return ""
         if not isinstance(value, (int, float, np.number)) or not float(value).is_integer():
             return value
-        return few if not card.shareable and 0 < value < SMALLEST_COUNT else int(value)
+        return masked(int(value), card.shareable)
 
     counted = list(columns) or list(table)
     # as objects: beside a mean, pandas would turn a count of 168 into 168.00
@@ -116,7 +111,7 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
             for name in counted:
                 column = table.loc[table["topic"] == outcome, name]
                 counts = {i: value for i, value in column.items() if isinstance(value, int) and value > 0}
-                if (column == few).sum() == 1 and counts:
+                if (column == masked(1, card.shareable)).sum() == 1 and counts:
                     table.loc[min(counts, key=counts.__getitem__), name] = "hidden"
     return aggregate(table, ["", "topic", "measure", "pairs audit"])  # the package's own words
 
@@ -191,9 +186,8 @@ def runs(finished: list[FinishedRun]) -> pd.DataFrame:
 
 def published(task: str, model: str) -> pd.DataFrame:
     """Values of Savage et al. (JMIR 2025;27:e76048) for this model's family, to display beside a study's; or none."""
-    table = pd.read_csv(Path(__file__).parents[1] / "published_results.csv")
     names = [name for family, name in _PUBLISHED_MODELS.items() if family in model.lower()]
-    return table[(table["task"] == task) & table["model"].isin(names)].reset_index(drop=True)
+    return _PUBLISHED[(_PUBLISHED["task"] == task) & _PUBLISHED["model"].isin(names)].reset_index(drop=True)
 
 
 def published_values(finished: list[FinishedRun]) -> pd.DataFrame:

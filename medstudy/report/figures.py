@@ -9,14 +9,18 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas as pd
+
 from medstudy.arms import ARMS, BASELINES, Arm
-from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name, small_count
+from medstudy.evaluation.metrics import LOWER_IS_BETTER, TRIAGE, metric_name, small_count
+from medstudy.evaluation.scopes import BETWEEN
 from medstudy.evaluation.views import published, told_under, value_text
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
+from medstudy.tasks.labels import ClinicalTriage
 
 if TYPE_CHECKING:
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -76,8 +80,6 @@ def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
     Of outcomes where less is better the sign is turned, so that right is better everywhere. Published differences
     of the same tasks stand apart, hollow, at the end.
     """
-    import pandas as pd
-
     parts = [*(_judged(verdicts, scope) for scope in _SCOPES), _published(verdicts)]
     rows = pd.concat(parts, ignore_index=True)
     # one wide interval would press all others together: it runs off the edge, with an arrow; values never do
@@ -120,8 +122,6 @@ def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) 
 
     Baselines, where ``metrics`` holds some (baselines.json), come last, hollow.
     """
-    import pandas as pd
-
     cells = ({"title": metric_name(m), "metric": m, "arm": a, **metrics[a].get(m, {})} for m in names for a in metrics)
     table = pd.DataFrame(cells).assign(model="", seeds=1)
     return _panels(table, COLUMN, "95 % intervals over test cases, for these trained models")
@@ -143,7 +143,6 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
     Points are bins of equally many test cases; on the diagonal an arm means what it says. Of a private source,
     bins with few cases on one side are left out (`metrics.small_count`).
     """
-    import numpy as np
     import seaborn as sns
 
     shareable = predictions.attrs.get("shareable", False)
@@ -240,7 +239,7 @@ def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
                 top = here["high"].max()
                 axis.set(ylim=(len(arms) - 0.4, -0.6), xlim=(0, 1.1 * top if top > 1 else 1))
                 axis.grid(axis="y", visible=False)
-                axis.set_title(_capital(title), pad=11)
+                axis.set_title(first_capital(title.replace("_", " ")), pad=11)
                 seeds = here["seeds"].max()
                 counts = f"n = {_range(here['n'])} cases, {seeds:.0f} seed{'s' if seeds > 1 else ''}"
                 _above(axis, "not run" if math.isnan(seeds) else counts, 3, fontsize=_SMALL, color="#555555")
@@ -259,7 +258,7 @@ def _numbers(cell: Mapping[str, Any]) -> str:
 
 
 def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
-    """Rows that are told under a scope, in the order in which contrasts are drawn, each with a heading and a label."""
+    """Rows that are told under a scope, in the order in which contrasts are drawn, under their heading."""
     told = told_under(verdicts)
     wide = {key for (of, _), key in told.items() if of in ("study", "kind")}
     drawn = {key: _DRAWN if key in wide else _DRAWN[:2] for key in told.values() if key[0] == scope}
@@ -267,16 +266,13 @@ def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
     rows = verdicts.loc[[contrast in drawn.get((of, name), ()) for of, name, contrast in places]]
     rows = rows.dropna(subset=["low", "high"])
     rows = rows.sort_values("contrast", key=lambda contrasts: contrasts.map(_DRAWN.index), kind="stable")
-    labels = [_forest_name(name, outcome) for name, outcome in zip(rows["name"], rows["outcome"], strict=True)]
     models = any(of == "cell" for of, _ in told.values())
     heading = _SCOPES[scope] if models else _SCOPES[scope].removesuffix(", over models")
-    return gains(rows).assign(heading=heading, label=labels, look=rows["contrast"])
+    return gains(rows).assign(heading=heading, look=rows["contrast"])
 
 
 def _published(verdicts: pd.DataFrame) -> pd.DataFrame:
     """Published differences of DPO and SFT for a study's tasks; ratings, on another scale, as text alone."""
-    import pandas as pd
-
     tasks = verdicts.loc[verdicts["scope"] == "task", "name"].unique()
     known = pd.concat(published(task, "llama mistral") for task in ["", *tasks])
     wide = known.pivot_table("value", ["task", "outcome", "metric", "model"], "arm", sort=False)
@@ -284,20 +280,19 @@ def _published(verdicts: pd.DataFrame) -> pd.DataFrame:
     rated, gain = rows["metric"] == "likert_1_5", rows["dpo"] - rows["sft"]
     units = rated.map({True: ", 1 to 5", False: ""})
     text = [f"{value:+.2f} {model}{unit}" for value, model, unit in zip(gain, rows["model"], units, strict=True)]
-    labels = [_forest_name(name, outcome) for name, outcome in zip(rows["name"], rows["outcome"], strict=True)]
-    rows = rows.assign(difference=gain.mask(rated), low=math.nan, high=math.nan, text=text, label=labels)
+    rows = rows.assign(difference=gain.mask(rated), low=math.nan, high=math.nan, text=text)
     return rows.assign(heading="Published, over SFT", look="published")
 
 
 def _forest_name(name: str, outcome: str) -> str:
     """What stands left of a row: two short lines at most."""
-    if name == "open-ended minus classification":
+    if name == BETWEEN:
         return "Open-ended minus\nclassification"
     task, _, model = name.partition(", ")
-    part = outcome.removesuffix("_macro_f1").replace("_", "-")
-    of_triage = part in ("provider", "urgency", "under-triage", "over-triage")
-    first = "All tasks" if task == "study" else _capital(task.removeprefix("clinical_"))
-    first += f": {part}" if of_triage else ""
+    part = outcome.removesuffix("_macro_f1")
+    of_triage = part in (*ClinicalTriage.outcomes, *TRIAGE)
+    first = "All tasks" if task == "study" else first_capital(task.removeprefix("clinical_").replace("_", " "))
+    first += f": {part.replace('_', '-')}" if of_triage else ""
     return f"{first}\n{_model_name(model)}" if model else first
 
 
@@ -308,9 +303,9 @@ def _placed(axis: Axes, rows: pd.DataFrame) -> tuple[pd.Series, float]:
         axis.axhline(y - 0.55, color="#BBBBBB", linewidth=0.6, zorder=0)
         _aside(axis, -0.04, y, heading, ha="right", fontsize=8.5, fontweight="bold")
         y += 1.2
-        for _, lines in part.groupby(["name", "outcome"], sort=False):
+        for of, lines in part.groupby(["name", "outcome"], sort=False):
             tall = max(2, len(lines))
-            _aside(axis, -0.04, y + (tall - 1) / 2, lines["label"].iloc[0], ha="right", fontsize=8.5, linespacing=1)
+            _aside(axis, -0.04, y + (tall - 1) / 2, _forest_name(*of), ha="right", fontsize=8.5, linespacing=1)
             heights[lines.index] = [y + (tall - len(lines)) / 2 + i for i in range(len(lines))]
             y += tall + 0.3
     return heights, y
@@ -331,8 +326,9 @@ def _range(values: pd.Series) -> str:
     return f"{low}" if low == high else f"{low} to {high}"
 
 
-def _capital(name: str) -> str:
-    return name[:1].upper() + name[1:].replace("_", " ")
+def first_capital(text: str) -> str:
+    """``text`` as a sentence begins: unlike `str.capitalize` it leaves the other letters alone."""
+    return text[:1].upper() + text[1:]
 
 
 def _model_name(model: str) -> str:

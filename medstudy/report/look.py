@@ -4,11 +4,11 @@ Nothing here is tagged as an aggregate: of a private source what these show is i
 other that leaves ``private/``.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import pandas as pd
+from pandas.io.formats.style import Styler
 
 from medstudy.data.cases import Case, DataError
 from medstudy.evaluation.views import show_counts
@@ -16,10 +16,6 @@ from medstudy.report.privacy import card_of, is_private
 from medstudy.runs import Run, from_root
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
-    from pandas.io.formats.style import Styler
 
 UNREAD = "not readable"
 
@@ -46,8 +42,6 @@ def confusion(run: Run | str | Path, arm: str, outcome: str = "") -> pd.DataFram
     Raises:
         DataError: the task has no such outcome with labels.
     """
-    import pandas as pd
-
     rows, folder = predictions_of(run, arm), _folder(run)
     card = card_of(folder).model_copy(update={"shareable": not is_private(folder)})
     labels = card.labels
@@ -86,8 +80,6 @@ def predictions_of(run: Run | str | Path, *arms: str) -> pd.DataFrame:
     Raises:
         DataError: there are no predictions yet, or none of these arms.
     """
-    import pandas as pd
-
     private = _folder(run) / "private"
     if not (private / "predictions.parquet").is_file():
         raise DataError(f"{private.parent} has no predictions yet: run the cell that makes them, or give another run")

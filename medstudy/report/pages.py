@@ -4,38 +4,33 @@ A page a notebook, an index, methods paragraph, checklist, model cards and data 
 what a run cannot know is a named blank in them.
 """
 
-from __future__ import annotations
-
 import html
-import json
 import re
 import shutil
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import jinja2
+import pandas as pd
 
 from medstudy.arms import ARMS, BASELINES
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
-from medstudy.evaluation.metrics import metric_name
+from medstudy.evaluation.metrics import TRIAGE, metric_name
+from medstudy.evaluation.verdict import HARMS, INVALID, WORTH
 from medstudy.evaluation.views import told_under, value_text
-from medstudy.report.figures import gains
+from medstudy.report.figures import first_capital, gains
 from medstudy.report.privacy import Review, card_of
-from medstudy.runs import slug
-
-if TYPE_CHECKING:
-    import jinja2
-    import pandas as pd
+from medstudy.runs import read_json, slug
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: CSS class by verdict.
-_KINDS = {"DPO worth it": "good", "DPO harms": "bad", "not valid": "bad"}
+_KINDS = {WORTH: "good", HARMS: "bad", INVALID: "bad"}
 #: Words of statistics, as a page says them.
 _GLOSS = {"macro-F1": "F1 (mean over classes)", "failed gates": "failed checks", "gates failed": "checks failed"}
 _GLOSS |= {"answers of sft_more": "answers of SFT with the same labels", "answers of sft ": "answers of SFT "}
 _GLOSS |= {"task x model": "of the single results", "majority baseline": "commonest answer"}
-#: Among the outcomes of triage, whatever a verdict looks at.
-_TRIAGE = ("under_triage", "over_triage")
 
 
 def build(study: str | Path) -> Path:
@@ -72,13 +67,10 @@ def build(study: str | Path) -> Path:
 @cache
 def environment() -> jinja2.Environment:
     """The report's templates."""
-    import jinja2
-
     loader, escape = jinja2.FileSystemLoader(TEMPLATES), jinja2.select_autoescape(["html.j2"])
     made = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"words": _words, "page": page_of, "slug": slug, "gloss": _gloss, "each": _each}
-    made.filters["first_capital"] = lambda text: text[:1].upper() + text[1:]
-    made.filters["kind"] = lambda verdict: _KINDS.get(verdict, "plain")
+    made.filters |= {"first_capital": first_capital, "kind": lambda verdict: _KINDS.get(verdict, "plain")}
     made.globals |= {"arms": ARMS, "blank": "TO BE FILLED IN BY THE AUTHORS"}
     return made
 
@@ -91,7 +83,7 @@ def page_of(run: FinishedRun) -> str:
 
 def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[str, Any]:
     """What the templates are told of a study."""
-    tables, plan = read_tables(study), study / "plan.json"
+    tables = read_tables(study)
     verdicts = tables["verdicts.csv"].fillna({"verdict": ""})
     told = told_under(verdicts)
     first = list(dict.fromkeys(key for (scope, _), key in told.items() if scope in ("study", "kind")))
@@ -104,11 +96,11 @@ def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[st
         "runs": runs,
         "cells": cells,
         "told_first": {cell["name"] for cell in cells if told["cell", cell["name"]] in first},
-        "triage": any(outcome["name"] in _TRIAGE for cell in cells for outcome in cell["outcomes"]),
+        "triage": any(outcome["name"] in TRIAGE for cell in cells for outcome in cell["outcomes"]),
         "margin": rules_of(study).margin,
         "forest": _inline_svg(study / "figures" / "forest.svg", words),
         "scores": _inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),
-        "plan": json.loads(plan.read_text(encoding="utf-8")) if plan.is_file() else None,
+        "plan": read_json(study / "plan.json"),
         "private_cases": len(review.guard.cases),
         "smallest": SMALLEST_COUNT,
         "kept_back": review.kept_back,
@@ -128,7 +120,7 @@ def cell_facts(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> dict
         for table in (tables["tables/contrasts.csv"], tables["tables/metrics.csv"])
     )
     outcomes = []
-    for name in dict.fromkeys(contrasts.loc[contrasts["primary"] | contrasts["metric"].isin(_TRIAGE), "metric"]):
+    for name in dict.fromkeys(contrasts.loc[contrasts["primary"] | contrasts["metric"].isin(TRIAGE), "metric"]):
         differences = gains(contrasts[contrasts["metric"] == name].rename(columns={"metric": "outcome"}))
         cells = metrics[metrics["metric"] == name].set_index("arm").to_dict("index")
         shown = {arm: value_text(cell, 2) for arm, cell in cells.items()}

@@ -5,11 +5,7 @@ ship have that cell. Everything else is withheld and named, unless somebody who 
 What leaves is then scanned for words of the cases (`medstudy.report.scan`), a second net.
 """
 
-from __future__ import annotations
-
-import ast
 import builtins
-import contextlib
 import hashlib
 import json
 import re
@@ -18,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from medstudy.arms import ARMS, TRAINED
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_card
-from medstudy.params import RunParams
+from medstudy.params import RunParams, assigned
 from medstudy.report.scan import PATTERNS, RULES, Guard, plain
-from medstudy.runs import private_folder, slug, without_paths
+from medstudy.runs import private_folder, read_json, slug, without_paths
 from medstudy.show import NOT_SHOWN, TAG, TOO_FEW
 from medstudy.tasks import TASK_TYPES
 
@@ -117,7 +115,7 @@ def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, 
     runs = [folder for study in sorted(results.glob("*")) for folder in run_folders(study)]
     values: dict[str, Any] = {}
     for cell in content.cells:
-        values |= _assigned(cell.source) if _PARAMETERS & set(cell.metadata.get("tags", [])) else {}
+        values |= _parameters(cell.source) if _PARAMETERS & set(cell.metadata.get("tags", [])) else {}
     # a run's notebook names one run, the comparison all of a study
     own = [run for run in runs if run.parents[2] == results / str(values.get("study"))]
     if "model" in values:
@@ -175,7 +173,7 @@ class Filter:
             return ""
         if not why and not self.public:
             if tags & _PARAMETERS:
-                shown = without_paths(_assigned(cell.source))
+                shown = without_paths(_parameters(cell.source))
                 cell.source = "\n".join(f"{name} = {value!r}" for name, value in shown.items())
             elif RELEASE not in tags:
                 why = SOURCE_WITHHELD
@@ -237,21 +235,14 @@ def _digest(source: str) -> str:
     return hashlib.sha256("\n".join(line.rstrip() for line in source.strip().split("\n")).encode()).hexdigest()
 
 
-def _assigned(source: str) -> dict[str, Any]:
+def _parameters(source: str) -> dict[str, Any]:
     """The parameters that a cell sets; other names in it may hold anything."""
-    values: dict[str, Any] = {}
-    with contextlib.suppress(SyntaxError, ValueError):
-        for line in ast.parse(source).body:
-            target = getattr(line, "target", None) or getattr(line, "targets", [None])[0]
-            if isinstance(target, ast.Name) and target.id in (*RunParams.model_fields, "margin"):
-                values[target.id] = ast.literal_eval(line.value)  # type: ignore[attr-defined]
-    return values
+    known = (*RunParams.model_fields, "margin")
+    return {name: value for name, value in assigned(source, mixed=True).items() if name in known and value is not ...}
 
 
 def guard_of(folders: Iterable[Path]) -> Guard:
     """A guard that knows the cases of every run, finished or not, whose source is not shareable today."""
-    import pandas as pd
-
     guard = Guard()
     for folder in folders:
         if _is_known(folder) and is_private(folder):
@@ -287,8 +278,7 @@ def card_of(run: Path) -> DataCard:
 
 
 def _source(run: Path) -> dict[str, Any]:
-    file = run / "private" / "source.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    return read_json(run / "private" / "source.json")
 
 
 def _is_known(run: Path) -> bool:

@@ -3,21 +3,20 @@
 Sheets, key and ratings lie in the run's ``private/ratings/``; only ``ratings.json``, without texts, lies outside.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pandas as pd
+from scipy.stats import wilcoxon
+from sklearn.metrics import cohen_kappa_score
 
 from medstudy.arms import CONTRASTS
 from medstudy.data.cases import DataError
 from medstudy.report.look import predictions_of
 from medstudy.runs import write_json
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 SCALE = [1, 2, 3, 4, 5]
 
@@ -54,8 +53,6 @@ def import_sheets(run: Path, sheets: Sequence[Path]) -> dict[str, Any]:
     Raises:
         DataError: a sheet is not of this run's answers, a row is missing or there twice, or a rating is not 1 to 5.
     """
-    import pandas as pd
-
     file = run / "private" / "ratings" / "key.parquet"
     if not file.is_file():
         raise DataError(f"{file} does not exist: export the sheets first")
@@ -76,9 +73,6 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
 
     Tests are paired on cases, over the mean of the raters; agreement is Cohen's quadratic weighted kappa.
     """
-    from scipy.stats import wilcoxon
-    from sklearn.metrics import cohen_kappa_score
-
     by_case = ratings.groupby(["case_id", "arm"])["rating"].mean().unstack("arm")
     found: dict[str, Any] = {"arms": {}, "contrasts": [], "agreement": []}
     for arm, rating in by_case.items():
@@ -98,8 +92,6 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
 
 def _checked(file: Path, rows: pd.Index) -> pd.Series:
     """The ratings of a filled-in sheet for the ``rows`` of the key; lines are counted as spreadsheets do."""
-    import pandas as pd
-
     if file.suffix != ".xlsx":
         raise DataError(f"{file}: give the .xlsx sheet that was exported, filled in")
     sheet = pd.read_excel(file)

@@ -3,8 +3,6 @@
 It finds copies, not paraphrases, and says nothing of pixels: finding nothing is no proof that a text is de-identified.
 """
 
-from __future__ import annotations
-
 import html
 import re
 import unicodedata

@@ -64,11 +64,6 @@ class Task(ABC):
         names = [name for name in self.outcomes or card.labels if name not in self.open_outcomes]
         self.labels = {name: card.labels[name] for name in names}
 
-    @classmethod
-    def measured(cls, labels: Mapping[str, list[str]]) -> list[Metric]:
-        """`metrics`; where they leave the outcome to the card, the one of its ``labels``."""
-        return [m if m.source else replace(m, source=next(iter(labels))) for m in cls.metrics]
-
     @abstractmethod
     def prompt(self, case: Case) -> str:
         """The user turn that every arm is given."""

@@ -1,7 +1,5 @@
 """Clinical reasoning: the findings that matter, then the diagnosis; open-ended or with options."""
 
-from __future__ import annotations
-
 import random
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Tasks whose answers are labels of closed lists: classification and triage."""
 
-from __future__ import annotations
-
 from medstudy.data.cases import Case
 from medstudy.tasks.base import ACCURACY, UNPARSED, Answer, Metric, Task
 from medstudy.tasks.reading import field_of, labels_in, said

@@ -4,8 +4,6 @@ An answer that states two different labels, or only says what is not so, is not 
 although it is not in the asked-for form is counted (`Answer.exact`).
 """
 
-from __future__ import annotations
-
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence

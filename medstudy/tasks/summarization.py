@@ -1,7 +1,5 @@
 """Summarization: a doctor-patient dialogue becomes a note section, scored fact by fact."""
 
-from __future__ import annotations
-
 import random
 import re
 from functools import cache

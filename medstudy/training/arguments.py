@@ -1,7 +1,5 @@
 """Arguments for TRL's trainers, from the parameters, and how they are shown."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any

@@ -1,8 +1,5 @@
 """Where a model's files are, which version of them, and what is wrong with them: before any weight is read."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +11,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, Offl
 from safetensors import SafetensorError, safe_open
 
 from medstudy.params import BUILTIN, RunParams
-from medstudy.runs import Run, fingerprint, from_root, slug
+from medstudy.runs import Run, fingerprint, from_root, read_json, slug
 
 #: Weights that come with the package; notebooks/base_model.ipynb made them.
 BASE_MODELS = Path(__file__).resolve().parents[1] / "base_models"
@@ -58,8 +55,8 @@ def model_fingerprint(params: RunParams) -> str:
     source = Path(locate(params))
     if not source.is_dir():
         return fingerprint([str(source), revision(params)])
-    if (source / "recipe.json").is_file():
-        return str(json.loads((source / "recipe.json").read_text(encoding="utf-8"))["sha256"])
+    if recipe := read_json(source / "recipe.json"):
+        return str(recipe["sha256"])
     return fingerprint([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.*"))])
 
 

@@ -13,7 +13,7 @@ from operator import eq
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import ARMS, TRAINED
-from medstudy.data.cases import SMALLEST_COUNT
+from medstudy.data.cases import masked
 from medstudy.params import MARGIN
 from medstudy.tasks.reading import normalise
 from medstudy.training.decoding import ROUNDING
@@ -257,9 +257,8 @@ def _copies(seen: Seen) -> Judged:
     trained = {prompt for arm in seen.trained for prompt, _ in seen.learnt[arm]}
     same = sum(seen.prompt[case.case_id] in trained for case in seen.splits.test)
     value = {"test prompts that were trained": same, "near-duplicates of test cases in training": seen.near}
-    if not seen.shareable:
-        value = {k: f"< {SMALLEST_COUNT}" if 0 < n < SMALLEST_COUNT else n for k, n in value.items()}
-    return not same and seen.near <= NEAR_TOLERANCE * len(seen.splits.test), value
+    shown = {what: masked(n, seen.shareable) for what, n in value.items()}
+    return not same and seen.near <= NEAR_TOLERANCE * len(seen.splits.test), shown
 
 
 @gate("the prompt holds no answer", "neither")

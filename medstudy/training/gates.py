@@ -3,8 +3,6 @@
 What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

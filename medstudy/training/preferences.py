@@ -1,7 +1,5 @@
 """Preference pairs, from the SFT model's own errors or from elsewhere, and their audit."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections import Counter

@@ -1,7 +1,5 @@
 """From cases to prompts that fit: rows for the trainers, token counts, the context limit."""
 
-from __future__ import annotations
-
 import random
 from bisect import bisect
 from collections.abc import Iterable

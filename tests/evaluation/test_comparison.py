@@ -35,7 +35,7 @@ def study(tmp_path: Path) -> Path:
 
 def save(study: Path, margin: float) -> None:
     cells = comparison.study_cells(comparison.finished_runs(study))
-    comparison.save_tables(study, comparison.study_tables(cells, margin))
+    comparison.save_tables(study, comparison.study_tables(cells, Rules(margin)))
 
 
 def test_computed_again_by_its_own_margin_everything_comes_out_the_same(study: Path) -> None:

@@ -214,7 +214,7 @@ from made_up import study
 from medstudy.evaluation.evaluate import evaluate, measure
 from medstudy.evaluation.views import contrasts_view, values_table
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table
-from medstudy.evaluation.verdict import verdict_table
+from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.report import figures
 shares = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.7, "kto": 0.6}
 tables = [study(shares, seed=s) for s in range(2)]
@@ -223,7 +223,7 @@ assert {"kto-sft", "kto-sft_more"} <= {row["contrast"] for row in contrasts}
 assert "kto" in values_table(metrics).index and len(contrasts_view(contrasts)) == len(contrasts)
 measured = measure(tables, "text_classification", {"label": list("abcd")}, None)
 cell = Cell("text_classification", "m", measured, (0, 1))
-assert "kto-sft_more" in set(verdict_table([cell])["contrast"]) & set(contrasts_table([cell])["contrast"])
+assert "kto-sft_more" in set(verdict_table([cell], Rules())["contrast"]) & set(contrasts_table([cell])["contrast"])
 log = pd.DataFrame({"step": [1, 2], "loss": [0.7, 0.6], "rewards/margins": [0, 1.0]})
 words = lambda figure: " ".join(text.get_text() for text in figure.findobj(match=lambda a: hasattr(a, "get_text")))
 primary = metrics_table([cell]).query("metric == 'macro_f1'")
@@ -244,5 +244,5 @@ def test_a_new_kind_of_metric_is_masked_until_it_is_known_to_tell_no_count():
     [f1] = [m for m in measure([private], "text_classification", LABELS, None) if m.metric.kind == "f1"]
     assert f1.masked("sft") is None
     new = replace(f1, metric=replace(f1.metric, kind="recall", primary=False))
-    few = replace(new, sums={"sft": np.full((40, 1, 1, 2), 0.1)})
+    few = replace(new, terms={"sft": [np.full((120, 1, 2), 0.05)]})
     assert few.masked("sft") == (0, 1) and few.entry("sft", estimates([f1.line("sft")])[0])["value"] is None

@@ -14,7 +14,7 @@ from medstudy.batch import cli
 from medstudy.evaluation import views
 from medstudy.evaluation.evaluate import measure
 from medstudy.evaluation.scopes import BETWEEN, Cell
-from medstudy.evaluation.verdict import verdict_table
+from medstudy.evaluation.verdict import Rules, verdict_table
 
 TEXT, REASONING, NUMBERS = "text_classification", "clinical_reasoning", "numeric_classification"
 
@@ -55,7 +55,7 @@ STUDIES = {
 @pytest.mark.parametrize("name", STUDIES)
 def test_scopes_that_say_the_same_are_told_once_and_no_number_is_lost(name: str) -> None:
     made, expected = STUDIES[name]
-    table = verdict_table(made())
+    table = verdict_table(made(), Rules())
     told, numbers = views.told_once(table), ["contrast", "difference", "low", "high", "verdict"]
     assert list(told["name"].unique()) == expected
     assert set(table["scope"]) == {"study", "kind", "task", "cell"}
@@ -64,7 +64,7 @@ def test_scopes_that_say_the_same_are_told_once_and_no_number_is_lost(name: str)
 
 
 def test_what_another_scope_does_not_say_is_told_there_too() -> None:
-    table = verdict_table([cell()])
+    table = verdict_table([cell()], Rules())
     own = table["scope"] == "cell"
     other = table.assign(verdict=table["verdict"].mask(own, "inconclusive"))
     assert list(views.told_once(other)["scope"].unique()) == ["task", "cell"]
@@ -73,7 +73,7 @@ def test_what_another_scope_does_not_say_is_told_there_too() -> None:
 
 
 def test_the_views_of_a_study_of_one_task_and_model_say_its_sentence_once() -> None:
-    table = verdict_table([cell()])
+    table = verdict_table([cell()], Rules())
     shown = [views.sentences(table, *scopes).data for scopes in (("study", "kind", "task"), ("cell",))]
     assert shown[0].count("- **") == 1 and shown[1] == "*The same is told under another heading.*"
     assert len(views.verdicts(table, "study", "kind", "task")) == 4 and views.verdicts(table, "cell") is None

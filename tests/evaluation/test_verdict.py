@@ -84,7 +84,7 @@ def first(table, scope, name):
 
 def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order():
     cells = [cell(model="a"), cell(model="b"), cell("clinical_reasoning", "a")]
-    table = verdict_table(cells)
+    table = verdict_table(cells, Rules())
     assert list(table) == verdict.COLUMNS
     cell_names = ["text_classification, a", "text_classification, b", "clinical_reasoning, a"]
     tasks = ["text_classification", "clinical_reasoning"]
@@ -105,25 +105,29 @@ def test_judged_contrasts_are_the_same_in_both_tables():
     cells = [cell(model="a"), cell(model="b", shares=SHARES | {"dpo": 0.6})]
     columns = ["difference", "low", "high", "p"]
     contrasts = contrasts_table(cells).query("primary and model == 'b' and contrast == 'dpo-sft'").iloc[0]
-    row = verdict_table(cells).query("scope == 'cell' and name.str.endswith('b') and contrast == 'dpo-sft'").iloc[0]
+    row = (
+        verdict_table(cells, Rules())
+        .query("scope == 'cell' and name.str.endswith('b') and contrast == 'dpo-sft'")
+        .iloc[0]
+    )
     assert row[columns].tolist() == contrasts[columns].tolist()
 
 
 def test_no_interval_says_more_than_a_difference_can_be():
     """Two seeds that differed much gave [-1.9, +1.9] for an F1."""
     tables = [study(SHARES | {"sft_more": share}, seed=s) for s, share in enumerate((0.1, 0.9))]
-    table = verdict_table([of_tables(tables)])
+    table = verdict_table([of_tables(tables)], Rules())
     row = table[table["contrast"] == "dpo-sft_more"].iloc[-1]
     assert (row["low"], row["high"]) == (-1, 1) and "[-1.000, +1.000]" in row["sentence"]
 
 
 def test_a_failed_gate_is_named_and_left_out_of_the_means():
     good, bad = cell(model="a"), cell(model="b", failed_gates=["first loss is ln 2 (seed 1)"])
-    table = verdict_table([good, bad])
+    table = verdict_table([good, bad], Rules())
     refused = first(table, "cell", "text_classification, b")
     assert refused["verdict"] == INVALID and "first loss is ln 2 (seed 1)" in refused["sentence"]
     assert "1 of 2 task x model left out, gates failed" in first(table, "study", "study")["sentence"]
-    assert set(verdict_table([bad])["verdict"]) == {INVALID}
+    assert set(verdict_table([bad], Rules())["verdict"]) == {INVALID}
 
 
 @pytest.mark.parametrize(
@@ -137,11 +141,11 @@ def test_a_failed_gate_is_named_and_left_out_of_the_means():
 )
 def test_floors_ceilings_and_absent_classes_have_nothing_to_compare(spoil, why):
     spoilt = of_tables([spoil(study(SHARES, n=60, seed=s)) for s in range(3)])
-    table = verdict_table([spoilt, cell(model="n")])
+    table = verdict_table([spoilt, cell(model="n")], Rules())
     row, whole = first(table, "cell", "text_classification, m"), first(table, "study", "study")
     assert row["verdict"] == NOTHING and why in row["sentence"] and np.isnan(row["difference"])
     assert whole["n_cases"] == 200 and "1 of 2 task x model left out, nothing to compare" in whole["sentence"]
-    assert set(verdict_table([spoilt])["verdict"]) == {NOTHING}
+    assert set(verdict_table([spoilt], Rules())["verdict"]) == {NOTHING}
 
 
 def test_a_gain_that_raises_under_triage_says_so():
@@ -159,22 +163,22 @@ def test_a_gain_that_raises_under_triage_says_so():
     labels = {"provider": ["clerk", "nurse", "doctor"], "urgency": ["later", "soon"]}
     table = pd.concat([answers("sft", 50, 20), answers("sft_more", 50, 20), answers("dpo", 90, 32)])
     of = of_tables([table] * 3, "clinical_triage", labels=labels)
-    sentence = first(verdict_table([of]), "cell", "clinical_triage, m")["sentence"]
+    sentence = first(verdict_table([of], Rules()), "cell", "clinical_triage, m")["sentence"]
     assert "but under-triage rose by 0.060, more than the margin of 0.03" in sentence
 
 
 def test_a_verdict_beside_a_model_below_the_majority_says_so():
     low, high = (cell(baselines={"majority": {"macro_f1": value}}) for value in (0.9, 0.2))
-    said = first(verdict_table([low]), "cell", low.places["cell"])["sentence"]
+    said = first(verdict_table([low], Rules()), "cell", low.places["cell"])["sentence"]
     assert "DPO does not beat a baseline that reads nothing" in said
-    assert "baseline" not in "".join(verdict_table([high])["sentence"])
+    assert "baseline" not in "".join(verdict_table([high], Rules())["sentence"])
     assert metrics_table([high]).query("arm == 'majority'")["value"].tolist() == [0.2]
 
 
 def test_identical_arms_are_never_worth_it():
     tables = [study({"sft": 0.6}, n=300, seed=s) for s in range(3)]
     same = of_tables([pd.concat([t.assign(arm=arm) for arm in ("sft", "sft_more", "dpo")]) for t in tables])
-    assert set(verdict_table([same])["verdict"]) == {ENOUGH}
+    assert set(verdict_table([same], Rules())["verdict"]) == {ENOUGH}
 
 
 def test_published_values_are_those_of_the_models_family():

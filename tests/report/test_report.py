@@ -14,7 +14,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from medstudy.data.cases import DataError
 from medstudy.evaluation.comparison import finished_runs, save_tables, study_cells, study_tables
-from medstudy.evaluation.verdict import verdict_table
+from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.params import resolve
 from medstudy.report import pages as report
 from medstudy.report.figures import gains, save_study
@@ -58,7 +58,7 @@ def test_only_runs_that_ended_well_count_and_a_run_without_gates_has_failed_them
     assert [run.failed_gates for run in runs] == [[], ["no gate was checked"]]
     [cell] = study_cells(runs)
     assert cell.seeds == (0, 1) and cell.n_cases == 12
-    assert verdict_table([cell])["verdict"].unique().tolist() == ["not valid"]
+    assert verdict_table([cell], Rules())["verdict"].unique().tolist() == ["not valid"]
 
 
 def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
     with pytest.raises(DataError, match="medstudy run params/mine"):
         report.build(study)
     asked = [finished(study, seed) for seed in (0, 1)] and finished_runs(study)[0].parameters
-    tables = study_tables(study_cells(finished_runs(study)), 0.03)
+    tables = study_tables(study_cells(finished_runs(study)), Rules(0.03))
     save_tables(study, tables)
     save_study(study, tables, 0.03)
     nbformat.write(new_notebook(cells=[new_markdown_cell("# Comparison")]), study / "comparison.ipynb")
@@ -109,7 +109,7 @@ def test_a_difference_has_the_sign_of_its_verdict_and_too_few_pairs_stand_beside
         (folder / "run.json").write_text(json.dumps(record | {"enough_pairs": False}))
     nbformat.write(new_notebook(), tmp_path / "comparison.ipynb")
     cells = study_cells(finished_runs(tmp_path))
-    save_tables(tmp_path, tables := study_tables(cells, 0.03))
+    save_tables(tmp_path, tables := study_tables(cells, Rules(0.03)))
     save_study(tmp_path, tables, 0.03)
     index = report.build(tmp_path).read_text()
     assert "Too few pairs or steps to expect that DPO learns from them." in index

@@ -11,6 +11,7 @@ from medstudy.data.card import DataCard, load_card
 from medstudy.data.cases import Case, DataError
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
+from medstudy.evaluation.metrics import task_metrics
 from medstudy.evaluation.predictions import predictions_table
 from medstudy.tasks import get_task
 
@@ -38,7 +39,7 @@ def test_an_outcome_has_the_name_that_its_card_gives_it() -> None:
     assert answer.value == case.gold and set(case.gold) == {"diagnosis"}
     assert task.score(answer, case) == {"correct": 1.0}
     assert task.wrong_answers(case, [], random.Random(0)) == ["no" if case.gold["diagnosis"] == "yes" else "yes"]
-    assert [m.source for m in task.measured(card.labels) if m.kind == "f1"] == ["diagnosis"]
+    assert [m.source for m in task_metrics(card.task, card.labels, None) if m.kind == "f1"] == ["diagnosis"]
     table = predictions_table(task, [case], {"sft": ["Answer: " + case.gold["diagnosis"]]})
     assert table["score_correct"].tolist() == [1.0]
     # no outcome in free words: it is what the splits are drawn by
