@@ -26,7 +26,7 @@ _POWER = 0.8**0.5
 _RULES = (
     "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope. "
     "DPO harms: dpo-sft below 0, or far behind sft_more and no better than sft, Holm over a scope. "
-    "SFT with the same labels is enough: 90 % interval of dpo-sft_more within the margin, or surely below 0. "
+    "SFT with the same labels is enough: dpo-sft_more below the margin, one-sided at the level of the look. "
     "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike."
 )
 

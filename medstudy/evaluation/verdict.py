@@ -66,10 +66,9 @@ class Outcome:
             return HARMS
         if self.p_gain < rules.alpha:
             return WORTH
-        # two one-sided tests; or the same labels do surely better, and DPO is not surely worse than SFT
-        (low, high), (_, most) = (self.rows[OVER_MORE].interval(level) for level in (0.9, 1 - rules.alpha))
-        alike = -rules.margin < low and high < rules.margin
-        return ENOUGH if alike or (most < 0 and self.rows[OVER_SFT].value > -rules.margin) else UNSURE
+        # one-sided, at the level of the look: what DPO gains over the same labels is less than the margin
+        _, most = self.rows[OVER_MORE].interval(1 - 2 * rules.alpha)
+        return ENOUGH if most < rules.margin else UNSURE
 
 
 def verdict_table(cells: Sequence[Cell], rules: Rules) -> pd.DataFrame:

@@ -36,6 +36,8 @@ def label(of, alpha=0.05):
         (0.08, 0.015, 0.06, UNSURE),
         (0.0, 0.0, 0.03, ENOUGH),
         (0.0, 0.0, 0.04, UNSURE),
+        (0.05, -0.05, 0.07, ENOUGH),  # not surely better, nor surely within the margin below; but no gain of DPO
+        (-0.09, -0.03, 0.1, UNSURE),
         (0.1, -0.1, 0.02, ENOUGH),  # the same labels do better still
         (0.0, -0.15, 0.02, HARMS),  # no better than SFT, and far behind the same labels
         (-0.06, -0.01, 0.02, HARMS),
