@@ -165,6 +165,7 @@ DESIGNS = [
     Design("the same, 50 templates x 4, 3 seeds", labels=0.55, group=4),
     Design("SFT at .07, no effect, 3 x 200", level=-3.3),
     Design("SFT at .95, no effect, 3 x 200", level=3.7),
+    Design("DPO +.03, the margin, 3 x 200", preferences=0.177),
     Design("DPO +.05, 3 x 200", preferences=0.27),
     Design("DPO +.05, 5 x 400", preferences=0.27, seeds=5, cases=400),
     Design("DPO +.10, 3 x 200", preferences=0.55),
