@@ -133,7 +133,7 @@ def scenario(design: Design, studies: int) -> dict[str, float | str]:
         for look in design.looks or (design.seeds,):
             rules = Rules(alpha=POCOCK[len(design.looks) or 1])
             table = verdict_table([_first(cell, look) for cell in cells], rules)
-            tables.append(table[table["contrast"].isin(true)].assign(study=number))
+            tables.append(table[table["contrast"].isin(true)].assign(study=number, look=look))
     whole = pd.concat(tables)
     at = zip(whole["contrast"], whole["scope"], whole["name"], strict=True)
     whole["truth"] = [true[contrast].get((scope, name), np.nan) for contrast, scope, name in at]
@@ -142,7 +142,7 @@ def scenario(design: Design, studies: int) -> dict[str, float | str]:
     line: dict[str, float | str] = {"design": design.name, "studies": studies}
     line |= {f"true {o}": round(true[f"dpo-{o}"]["task", "text_classification"], 3) for o in ("sft", "sft_more")}
     line |= {f"cover {scope}": round(covered[known["scope"] == scope].mean(), 3) for scope in SCOPES}
-    names = known.drop_duplicates(["study", "scope", "name"])
+    names = known.drop_duplicates(["study", "look", "scope", "name"])
     for label in (WORTH, HARMS):
         line[f"any {label}"] = round(names["study"][names["verdict"] == label].nunique() / studies, 3)
     # of tasks and cells those in which DPO gains
