@@ -144,6 +144,9 @@ def _plan(args: argparse.Namespace) -> None:
     looks, variances = study.all_looks, plan.earlier_variances(given)
     alpha = plan.POCOCK[len(looks)]
     shown = pd.concat(plan.shows(variances, cases, len(study.models), seeds, alpha) for seeds in looks)
+    # what one task, or one model, would say again
+    again = ["study", "kind"] * (len(study.tasks) == 1) + ["cell"] * (len(study.models) == 1)
+    shown = shown[~shown["scope"].isin(again)]
     print(f"{study.name}: DPO against SFT with the same labels, by the variances of {args.variances or 'the demo'}")
     print(shown.to_string(index=False, na_rep="-"))
     print("half_width: of the 95 % interval; gain: found with 80 % power over both SFT and SFT with the same labels")
