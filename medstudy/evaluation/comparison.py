@@ -12,7 +12,7 @@ from medstudy.arms import TRAINED
 from medstudy.data.cases import DataError
 from medstudy.evaluation.evaluate import evaluate, measure
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table, variances_table
-from medstudy.evaluation.verdict import Rules, verdict_table
+from medstudy.evaluation.verdict import RULES, Rules, verdict_table
 from medstudy.runs import read_json
 from medstudy.tasks import TASK_TYPES
 
@@ -107,8 +107,9 @@ def rules_for(study: Path, runs: list[FinishedRun], margin: float) -> Rules:
     if not (plan := read_json(study / "plan.json")):
         return Rules(margin)
     now, looks = min(Counter(run.cell for run in runs).values(), default=0), plan["looks"]
-    note = "" if now in looks else f"{now} trainings a cell are no planned look ({', '.join(map(str, looks))})"
-    return Rules(plan["margin"], plan["alpha"], plan["hash"], note)
+    notes = [] if now in looks else [f"{now} trainings a cell are no planned look ({', '.join(map(str, looks))})"]
+    notes += [] if plan["rules"] == RULES else ["the rules are not those of the frozen plan"]
+    return Rules(plan["margin"], plan["alpha"], plan["hash"], "; ".join(notes))
 
 
 def study_tables(cells: list[Cell], rules: Rules) -> dict[str, pd.DataFrame]:

@@ -14,7 +14,7 @@ from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
 from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
 from medstudy.evaluation.statistics import PRIOR_DF, Estimate, combined, smallest_detectable
-from medstudy.evaluation.verdict import ALPHA
+from medstudy.evaluation.verdict import ALPHA, RULES
 from medstudy.params import StudyParams
 from medstudy.runs import fingerprint, read_json, write_whole
 from medstudy.tasks import TASK_TYPES
@@ -23,12 +23,6 @@ from medstudy.tasks import TASK_TYPES
 POCOCK = {1: ALPHA, 2: 0.0294, 3: 0.0221, 4: 0.0182, 5: 0.0158}
 #: Both contrasts have to be found: each with this power, so that both are with 80 %, were they independent.
 _POWER = 0.8**0.5
-_RULES = (
-    "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope. "
-    "DPO harms: dpo-sft below 0, or far behind sft_more and no better than sft, Holm over a scope. "
-    "SFT with the same labels is enough: dpo-sft_more below the margin, one-sided at the level of the look. "
-    "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike."
-)
 
 
 def earlier_variances(results: Path | None = None) -> pd.DataFrame:
@@ -106,7 +100,7 @@ def freeze(study: StudyParams, results: Path) -> dict[str, Any]:
     Refused (`DataError`) where a run was evaluated, so the test set has been read, or another plan was frozen.
     """
     looks, file = study.all_looks, results / "plan.json"
-    plan: dict[str, Any] = {"study": study.name, "question": study.question, "rules": _RULES, "margin": study.margin}
+    plan: dict[str, Any] = {"study": study.name, "question": study.question, "rules": RULES, "margin": study.margin}
     plan |= {"looks": looks, "alpha": POCOCK[len(looks)], "models": study.models}
     runs = [study.run(task, model, study.seeds[0]) for task in study.tasks for model in study.models]
     plan["runs"] = [run.model_dump(exclude={"seed", "results", "data_root"}) for run in runs]

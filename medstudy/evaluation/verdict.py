@@ -17,6 +17,13 @@ from medstudy.params import MARGIN
 WORTH, ENOUGH, HARMS = "DPO worth it", "SFT with the same labels is enough", "DPO harms"
 UNSURE, INVALID, NOTHING = "inconclusive", "not valid", "nothing to compare"
 ALPHA = 0.05
+#: What `Outcome.label` and `judge` do, in words: a frozen plan holds them, so that a later change of them is said.
+RULES = (
+    "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope. "
+    "DPO harms: dpo-sft below 0, or far behind sft_more and no better than sft, Holm over a scope. "
+    "SFT with the same labels is enough: dpo-sft_more below the margin, one-sided at the level of the look. "
+    "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike."
+)
 COLUMNS = ["scope", "name", "contrast", "outcome", "difference", "low", "high", "p", "n_cases", "n_seeds"]
 COLUMNS += ["verdict", "sentence"]
 #: A verdict needs both: better than SFT, and than SFT with the same labels.
@@ -189,7 +196,7 @@ def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
         notes.append(f"the gain is smaller than the margin of {rules.margin:g}")
     rise = max((-watched[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in watched), default=0.0)
     if rise > rules.margin:
-        notes.append(f"but under-triage rose by {rise:.3f}, more than the margin of {rules.margin:g}")
+        notes.append(f"but with DPO under-triage rose by {rise:.3f}, more than the margin of {rules.margin:g}")
     return notes + ([rules.note] if rules.note else [])
 
 

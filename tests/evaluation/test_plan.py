@@ -63,6 +63,10 @@ def test_a_frozen_plan_is_what_a_study_is_judged_by(study: Path, tmp_path: Path)
     assert rules_for(results, runs(3, 3), 0.5) == Rules(0.03, plan.POCOCK[2], frozen["hash"])
     assert "1 trainings a cell are no planned look (2, 3)" in rules_for(results, runs(3, 1), 0.03).note
     assert rules_for(tmp_path, runs(3), 0.5) == Rules(0.5)
+    kept = (results / "plan.json").read_text()
+    (results / "plan.json").write_text(kept.replace("one-sided at the level of the look", "otherwise"))
+    assert rules_for(results, runs(3, 3), 0.5).note == "the rules are not those of the frozen plan"
+    (results / "plan.json").write_text(kept)
     text = (study / "study.yaml").read_text()
     (study / "study.yaml").write_text(text.replace("[0, 1, 2]", "[0, 1]"))  # seeds may be added, look by look
     assert plan.freeze(load_study(study), results)["hash"] == frozen["hash"]

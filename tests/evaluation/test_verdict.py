@@ -166,7 +166,7 @@ def test_a_gain_that_raises_under_triage_says_so():
     table = pd.concat([answers("sft", 50, 20), answers("sft_more", 50, 20), answers("dpo", 90, 32)])
     of = of_tables([table] * 3, "clinical_triage", labels=labels)
     sentence = first(verdict_table([of], Rules()), "cell", "clinical_triage, m")["sentence"]
-    assert "but under-triage rose by 0.060, more than the margin of 0.03" in sentence
+    assert "but with DPO under-triage rose by 0.060, more than the margin of 0.03" in sentence
 
 
 def test_a_verdict_beside_a_model_below_the_majority_says_so():
