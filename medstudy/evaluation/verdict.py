@@ -165,13 +165,14 @@ def _said(lines: list[Scoped], outcomes: list[Outcome], members: Sequence[Cell],
         why = {reason for cell in sound for m in cell.judged() if (reason := cell.nothing(m))}
         return NOTHING, f"there is nothing to compare: {'; '.join(sorted(why)) or 'arms are missing'}"
     label = over(outcomes, rules)
-    parts = [_evidence(outcome, rules, len(outcomes) > 1) for outcome in outcomes]
+    parts = [_evidence(outcome, rules, label) for outcome in outcomes]
     notes = [*_notes(label, outcomes, rules), *_left_out(members)]
     return label, "; ".join([f"{_CLAIM[label]}: {'; '.join(parts)}", *notes])
 
 
-def _evidence(outcome: Outcome, rules: Rules, named: bool) -> str:
-    texts = []
+def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
+    """Differences of an outcome, and its own claim where that is another than the one ``said`` of all."""
+    texts, label = [], outcome.label(rules)
     for pair in _EVIDENCE:
         if pair in outcome.rows:
             row = outcome.rows[pair]
@@ -179,7 +180,7 @@ def _evidence(outcome: Outcome, rules: Rules, named: bool) -> str:
             texts.append(f"{row.value:+.3f} [{low:+.3f}, {high:+.3f}] against {_SAID[pair[1]]}")
     what = "" if outcome.name == MEAN else metric_name(outcome.name).removesuffix(", lower is better") + " "
     lower = "(+ is better: fewer) " if outcome.name in LOWER_IS_BETTER else ""
-    own = f" - {_CLAIM[outcome.label(rules)]}" if named else ""
+    own = f" - {_CLAIM[label]}" if label != said else ""
     return f"{what}{lower}{', '.join(texts)}{own}"
 
 

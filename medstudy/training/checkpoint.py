@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
+from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
 from medstudy.params import BUILTIN, RunParams
 from medstudy.runs import Run, fingerprint, from_root, read_json, slug
+
+# TRL tells the hub of each trainer that is made (class, architecture, GPU); nothing is to leave a hospital unasked
+constants.HF_HUB_DISABLE_TELEMETRY = True
 
 #: Weights that come with the package; notebooks/base_model.ipynb made them.
 BASE_MODELS = Path(__file__).resolve().parents[1] / "base_models"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from huggingface_hub.utils import _telemetry
 from safetensors.torch import load_file
 from trl import DPOTrainer, SFTTrainer
 
@@ -52,6 +54,23 @@ def pairs(card: DataCard, cases: list[Case]) -> list[Pair]:
     task, other = get_task("text_classification", card), {"yes": "no", "no": "yes"}
     sides = [(case, case.gold["label"]) for case in cases]
     return [Pair(c.case_id, c.group_id, task.messages(c), said, other[said], "gold") for c, said in sides]
+
+
+def test_a_training_asks_no_host(
+    params: RunParams, card: DataCard, cases: list[Case], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def lookup(host: str, *others: Any, **more: Any) -> None:
+        asked.append(host)
+        raise OSError("no network")
+
+    monkeypatch.delenv("CI", raising=False)  # where it is set, TRL sends nothing
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    run = Run(params)
+    dpo_stage(run, card, cases[:2], sft_stage(run, card, cases[:2]))
+    _telemetry._TELEMETRY_QUEUE.join()  # it is sent by a thread of its own
+    assert asked == []
 
 
 def dpo_stage(run: Run, card: DataCard, cases: list[Case], sft: Stage, trainer: Any = DPOTrainer) -> Stage:
