@@ -10,6 +10,7 @@ from typing import Any
 from medstudy.arms import ARMS, TRAINED
 from medstudy.params import RunParams
 from medstudy.training.checkpoint import locate
+from medstudy.training.checks import CONTROLS
 from medstudy.training.models import EAGER_GB, eager_gb
 from medstudy.training.prompts import Lengths
 
@@ -37,9 +38,16 @@ def seconds(run: RunParams, weights: int, lengths: Lengths, cases: dict[str, int
     row, backward = prompt + answer, 3 if run.gradient_checkpointing else 2
     drawn = cases["prefer"] * run.samples_per_case if run.pair_source == "own_errors" else 0
     answered = drawn + cases["test"] * (len(ARMS) - (not run.few_shot_k))
-    after = run.dpo_epochs * cases["prefer"] * run.pairs_per_case  # what goes on with SFT sees as many rows as DPO
-    rows = {"train": run.sft_epochs * cases["train"], "prefer": after, "chosen": after, "pairs": after}
-    trained = {arm: len(run.tries(arm)) * rows[ARMS[arm].rows] for arm in TRAINED}
+    made = cases["prefer"] * run.pairs_per_case
+    rows = {"train": cases["train"], "prefer": cases["prefer"], "chosen": made, "pairs": made}
+    least = min(tried.dpo_epochs for tried in run.tries("dpo")) * made  # a control has DPO's steps, or more
+    trained = dict.fromkeys(TRAINED, 0.0)
+    for arm in TRAINED:
+        tries = run.tries(arm)
+        answered += cases["validation"] * len(tries) * (len(tries) > 1)
+        for tried in tries:
+            own = getattr(tried, f"{arm}_epochs", tried.dpo_epochs) * rows[ARMS[arm].rows]
+            trained[arm] += max(own, least) if arm in CONTROLS else own
     pairs = sum(n for arm, n in trained.items() if ARMS[arm].rows == "pairs")
     sft = sum(trained.values()) - pairs
     # chosen and rejected share their prompt; the reference is one more way forward

@@ -15,7 +15,7 @@ from medstudy.training.prompts import Lengths
 SIZES = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32}
 WEIGHTS = 8_030_261_248
 LENGTHS = Lengths([400] * 499 + [940], [60] * 500, 0, 0, 0)
-CASES = {"train": 500, "prefer": 500, "test": 300}
+CASES = {"train": 500, "prefer": 500, "validation": 100, "test": 300}
 
 
 def of(**asked: object) -> tuple[float, float]:
@@ -33,6 +33,11 @@ def test_an_8b_model_and_the_settings_that_save_memory_or_work() -> None:
     assert of(quantization="4bit", gradient_checkpointing=True, batch_size=2, eval_batch_size=8)[0] < 24
     assert of(sft_epochs=16)[1] > 1.3 * plain[1]
     assert of(pair_source="labels")[1] < plain[1]
+    # a control's own epochs, and never fewer steps than DPO has
+    assert of(sft_more_epochs=9)[1] > 1.3 * plain[1]
+    assert of(sft_more_epochs=0.1)[1] == of(sft_more_epochs=0.2)[1]
+    tries = {"sft": [{"sft_learning_rate": 1e-4}, {"sft_learning_rate": 1e-3}]}
+    assert of(candidates=tries)[1] > 1.3 * plain[1]
 
 
 @pytest.mark.parametrize("rows", ["train", "prefer", "chosen", "pairs"])
