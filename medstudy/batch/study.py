@@ -146,7 +146,8 @@ def run(
                 # metrics without an end marker, however they came about, are not to be taken for a result
                 (run_folder(params) / "metrics.json").unlink(missing_ok=True)
         code = _supervise(command, private / "engine.log")
-    _print_end(code, study, profile, results)
+    if code or not dry:
+        _print_end(code, study, profile, results)
     return code
 
 

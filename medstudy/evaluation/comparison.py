@@ -2,6 +2,8 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -35,6 +37,12 @@ class FinishedRun:
     @property
     def parameters(self) -> dict[str, Any]:
         return self.record["parameters"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The parameters, with what was chosen on validation cases in its place."""
+        chosen = (row["settings"] for row in self.record.get("tried", []) if row["chosen"])
+        return reduce(or_, chosen, self.parameters)
 
     @property
     def cell(self) -> tuple[str, str]:

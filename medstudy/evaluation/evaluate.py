@@ -138,8 +138,8 @@ class Measured:
     def row(self, pair: Pair, estimate: Estimate | None = None) -> dict[str, Any]:
         """One row of contrasts.json; without an estimate by this model and task alone.
 
-        From the error of a share the discordant answers can be counted: where they are few and the source is
-        private, it is rounded up, and so are p and the limits that come from it.
+        From the error of one training the answers that differ could be counted: that of a private source is rounded
+        up, as in the comparison, and so are p and the limits that come from it. Few differing answers are not told.
         """
         line, seeds = self.line(pair), len(self.answers.frames)
         estimate = estimate or estimates([line])[0]
@@ -149,8 +149,9 @@ class Measured:
             gained, lost = int((first > second).sum()), int((first < second).sum())
             counts = {"discordant": gained + lost, "gained": gained, "lost": lost}
         test, p, rounded = ("t over cases" if seeds == 1 else "t over seeds and cases"), None, ""
-        if not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in counts.values()):
-            estimate, counts, rounded = estimate.coarse(), {}, ", error rounded up"
+        few = not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in counts.values())
+        if few or (seeds == 1 and not self.answers.shareable):
+            estimate, counts, rounded = estimate.coarse(), {} if few else counts, ", error rounded up"
         if not np.isfinite(estimate.value):
             test = "none: an arm has no value"
         elif counts and self.answers.independent:

@@ -92,7 +92,8 @@ class Estimate:
 
     def coarse(self) -> Self:
         """With the error rounded up to a hundredth: from an exact one, few differing answers could be counted."""
-        return replace(self, case=(np.ceil(100 * self.error) / 100) ** 2 - self.seed)
+        hundredths = np.ceil(np.round(100 * self.error, 6))  # one that is round already stays
+        return replace(self, case=(hundredths / 100) ** 2 - self.seed)
 
     def interval(self, level: float = 0.95) -> Limits:
         reach = special.stdtrit(self.df, (1 + level) / 2) * self.error  # infinite degrees of freedom give the normal

@@ -38,6 +38,7 @@ _CLAIM = {
     HARMS: "DPO answered worse",
     UNSURE: "neither a gain from DPO nor its absence is shown",
 }
+_ONE = "of one training of each arm nothing is concluded, as trainings differ"
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def _said(lines: list[Scoped], outcomes: list[Outcome], members: Sequence[Cell],
     label = over(outcomes, rules)
     parts = [_evidence(outcome, rules, label) for outcome in outcomes]
     notes = [*_notes(label, outcomes, rules), *_left_out(members)]
-    return label, "; ".join([f"{_CLAIM[label]}: {'; '.join(parts)}", *notes])
+    claim = _ONE if any(outcome.n_seeds < 2 for outcome in outcomes) else _CLAIM[label]
+    return label, "; ".join([f"{claim}{_alarm(outcomes, rules)}: {'; '.join(parts)}", *notes])
 
 
 def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
@@ -184,20 +186,23 @@ def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
     return f"{what}{lower}{', '.join(texts)}{own}"
 
 
+def _alarm(outcomes: Sequence[Outcome], rules: Rules) -> str:
+    """What is said right after the claim, whatever it is: that urgent patients were sent home more often."""
+    watched = next((outcome.rows for outcome in outcomes if outcome.name == WATCHED), {})
+    rise = max((-watched[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in watched), default=0.0)
+    if rise <= rules.margin:
+        return ""
+    return f", but with DPO under-triage rose by {rise:.3f}, more than the margin of {rules.margin:g}"
+
+
 def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
     notes = []
-    by_name = {outcome.name: outcome.rows for outcome in outcomes}
-    if any(outcome.n_seeds < 2 for outcome in outcomes):
-        notes.append("one training is no evidence")
+    by_name = {outcome.name: outcome.rows for outcome in outcomes if outcome.name != WATCHED}
     if any(pair not in rows for rows in by_name.values() for pair in (OVER_SFT, OVER_MORE)):
         notes.append("without the arm sft_more a gain could be that of its labels")
-    watched = by_name.pop(WATCHED, {})
     gains = [rows[OVER_MORE].value for rows in by_name.values() if OVER_MORE in rows]
     if label == WORTH and by_name and all(gain < rules.margin for gain in gains):
         notes.append(f"the gain is smaller than the margin of {rules.margin:g}")
-    rise = max((-watched[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in watched), default=0.0)
-    if rise > rules.margin:
-        notes.append(f"but with DPO under-triage rose by {rise:.3f}, more than the margin of {rules.margin:g}")
     return notes + ([rules.note] if rules.note else [])
 
 

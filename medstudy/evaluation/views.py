@@ -1,5 +1,6 @@
 """What a reader of a notebook sees: tables, rounded, masked where counts are small, and tagged as aggregates."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from medstudy.data.card import DataCard
 from medstudy.data.cases import SMALLEST_COUNT, Case, masked
 from medstudy.evaluation.comparison import FinishedRun
 from medstudy.evaluation.evaluate import evaluate
+from medstudy.evaluation.metrics import LOWER_IS_BETTER
 from medstudy.show import NOT_SHOWN, OWN, aggregate
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Task
@@ -144,10 +146,25 @@ def told_once(table: pd.DataFrame) -> pd.DataFrame:
     return table.loc[[told[key] == key for key in zip(table["scope"], table["name"], strict=True)]]
 
 
+def gains(rows: pd.DataFrame) -> pd.DataFrame:
+    """Differences turned so that more is better, also of an ``outcome`` that counts errors, with their ``text``."""
+    numbers = rows[["difference", "low", "high"]].map("{:.6g}".format).astype(float)  # as exact as verdicts.csv
+    errors = rows["outcome"].isin(LOWER_IS_BETTER)
+    numbers[errors] = -numbers.loc[errors, ["difference", "high", "low"]].to_numpy()
+    shown = [[round(number, 2) + 0.0 for number in row] for row in numbers.to_numpy().tolist()]  # no -0.00
+    text = ["" if math.isnan(sum(row)) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row) for row in shown]
+    return rows.assign(**numbers, text=text)
+
+
 def verdicts(table: pd.DataFrame, *scopes: str) -> pd.DataFrame | None:
-    """Rows of verdicts.csv of these scopes that are told under them, rounded: a line a contrast; None without any."""
+    """Rows of verdicts.csv of these scopes that are told under them, rounded: a line a contrast; None without any.
+
+    As in the sentences, ``+`` is better, also for an outcome that counts errors.
+    """
     names = ["scope", "name", "outcome", "contrast"]
-    rows = told_once(table).query("scope in @scopes")
+    rows = gains(told_once(table).query("scope in @scopes"))
+    fewer = rows["outcome"].isin(LOWER_IS_BETTER)
+    rows["outcome"] = rows["outcome"].where(~fewer, rows["outcome"] + " (+: fewer)")
     if not len(rows):
         return None
     shown = rows[names].join(rows[["difference", "low", "high"]].map("{:+.3f}".format, na_action="ignore").fillna(""))

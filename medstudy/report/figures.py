@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from medstudy.arms import ARMS, BASELINES, Arm
-from medstudy.evaluation.metrics import LOWER_IS_BETTER, TRIAGE, metric_name, small_count
+from medstudy.evaluation.metrics import TRIAGE, metric_name, small_count
 from medstudy.evaluation.scopes import BETWEEN
-from medstudy.evaluation.views import published, told_under, value_text
+from medstudy.evaluation.views import gains, published, told_under, value_text
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
 from medstudy.tasks.labels import ClinicalTriage
@@ -105,16 +105,6 @@ def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
         n = f"n = {_range(verdicts['n_cases'])} cases, {seeds} seed{'s' * (seeds != '1')}; both arms answer the same."
         figure.supxlabel(f"{n}\n{_OVER}", fontsize=_SMALL, x=0.01, ha="left")
         return aggregate(figure)
-
-
-def gains(rows: pd.DataFrame) -> pd.DataFrame:
-    """Differences turned so that more is better, also of an ``outcome`` that counts errors, with their ``text``."""
-    numbers = rows[["difference", "low", "high"]].map("{:.6g}".format).astype(float)  # as exact as verdicts.csv
-    errors = rows["outcome"].isin(LOWER_IS_BETTER)
-    numbers[errors] = -numbers.loc[errors, ["difference", "high", "low"]].to_numpy()
-    shown = [[round(number, 2) + 0.0 for number in row] for row in numbers.to_numpy().tolist()]  # no -0.00
-    text = ["" if math.isnan(sum(row)) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row) for row in shown]
-    return rows.assign(**numbers, text=text)
 
 
 def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Figure:

@@ -14,13 +14,13 @@ from typing import Any
 import jinja2
 import pandas as pd
 
-from medstudy.arms import ARMS, BASELINES
+from medstudy.arms import ARMS, BASELINES, TRAINED
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
 from medstudy.evaluation.metrics import TRIAGE, metric_name
 from medstudy.evaluation.verdict import HARMS, INVALID, WORTH
-from medstudy.evaluation.views import told_under, value_text
-from medstudy.report.figures import first_capital, gains
+from medstudy.evaluation.views import gains, told_under, value_text
+from medstudy.report.figures import first_capital
 from medstudy.report.privacy import Review, card_of
 from medstudy.runs import read_json, slug
 
@@ -71,7 +71,7 @@ def environment() -> jinja2.Environment:
     made = jinja2.Environment(loader=loader, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
     made.filters |= {"words": _words, "page": page_of, "slug": slug, "gloss": _gloss, "each": _each}
     made.filters |= {"first_capital": first_capital, "kind": lambda verdict: _KINDS.get(verdict, "plain")}
-    made.globals |= {"arms": ARMS, "blank": "TO BE FILLED IN BY THE AUTHORS"}
+    made.globals |= {"arms": ARMS, "trained": TRAINED, "blank": "TO BE FILLED IN BY THE AUTHORS"}
     return made
 
 
@@ -175,8 +175,8 @@ def _gloss(text: str) -> str:
 
 
 def _each(runs: list[FinishedRun], name: str) -> str:
-    """The values of a parameter in these runs."""
-    values = [run.parameters[name] for run in runs]
+    """The values of a parameter in these runs, as they were chosen where several were tried."""
+    values = [run.settings[name] for run in runs]
     texts = [" + ".join(v) if isinstance(v, list) else f"{v:g}" if isinstance(v, float) else str(v) for v in values]
     return ", ".join(dict.fromkeys(texts))
 

@@ -8,7 +8,7 @@ from medstudy.evaluation.evaluate import measure
 from medstudy.evaluation.scopes import BETWEEN, Cell, Scoped, contrasts_table, metrics_table, variances_table
 from medstudy.evaluation.statistics import Estimate
 from medstudy.evaluation.verdict import ENOUGH, HARMS, INVALID, NOTHING, UNSURE, WORTH, Rules, verdict_table
-from medstudy.evaluation.views import published
+from medstudy.evaluation.views import published, verdicts
 
 LABELS = {"label": list("abcd")}
 SHARES = {"base": 0.1, "sft": 0.5, "sft_more": 0.5, "dpo": 0.8}
@@ -166,7 +166,21 @@ def test_a_gain_that_raises_under_triage_says_so():
     table = pd.concat([answers("sft", 50, 20), answers("sft_more", 50, 20), answers("dpo", 90, 32)])
     of = of_tables([table] * 3, "clinical_triage", labels=labels)
     sentence = first(verdict_table([of], Rules()), "cell", "clinical_triage, m")["sentence"]
-    assert "but with DPO under-triage rose by 0.060, more than the margin of 0.03" in sentence
+    alarm = "but with DPO under-triage rose by 0.060, more than the margin of 0.03"
+    assert alarm in sentence and sentence.index(alarm) < sentence.index("macro-F1")
+    # a reader's table has the sign of the sentence; verdicts.csv that of the number
+    table = verdict_table([of], Rules())
+    shown = verdicts(table, "task").xs(("under_triage (+: fewer)", "dpo-sft"), level=("outcome", "contrast"))
+    assert shown["difference"].tolist() == ["-0.060"]
+    rose = table.query("scope == 'task' and outcome == 'under_triage' and contrast == 'dpo-sft'")
+    assert rose["difference"].tolist() == pytest.approx([0.06])
+
+
+def test_of_one_training_nothing_is_concluded():
+    one = of_tables([study({"sft": 0.5, "sft_more": 0.5, "dpo": 0.9}, n=300, seed=0)])
+    table = verdict_table([one], Rules())
+    assert set(table["verdict"]) == {UNSURE}
+    assert all("of one training of each arm nothing is concluded" in said for said in table["sentence"])
 
 
 def test_a_verdict_beside_a_model_below_the_majority_says_so():

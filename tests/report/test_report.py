@@ -12,12 +12,14 @@ import pytest
 from made_up import labelled
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
+from medstudy import arms
 from medstudy.data.cases import DataError
 from medstudy.evaluation.comparison import finished_runs, save_tables, study_cells, study_tables
 from medstudy.evaluation.verdict import Rules, verdict_table
+from medstudy.evaluation.views import gains
 from medstudy.params import resolve
 from medstudy.report import pages as report
-from medstudy.report.figures import gains, save_study
+from medstudy.report.figures import save_study
 from medstudy.training.gates import CHECKS
 
 
@@ -82,8 +84,10 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
         assert "<script" not in text and str(tmp_path) not in text
     assert "to be filled in by the authors" in pages["checklist.html"]
     paragraph = (folder / "methods.md").read_text()
-    said = f"| 4 | {asked['sft_learning_rate']:g}, {asked['sft_epochs']:g} |"  # one line for a task and its seeds
+    assert asked["sft_epochs"] != 2  # the default; 2 was chosen
+    said = f"| 4 | {asked['sft_learning_rate']:g}, 2 |"  # one line for a task and its seeds
     assert said in paragraph and "(0, 1)" in paragraph and "0 of 2 runs failed" in paragraph
+    assert all(arms.ARMS[arm].label in paragraph for arm in arms.TRAINED if arm != "dpo")
     assert "not valid" not in (folder / "cards/text_classification-builtin-llama-model.md").read_text()
     assert "no patient is in it" in (folder / "cards/text_classification-builtin-llama-data.md").read_text()
     index = pages["index.html"]
