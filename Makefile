@@ -27,8 +27,8 @@ lint: $(STAMP) ## ruff on package, tests and notebooks; rooms import one way
 	@set -e; for notebook in notebooks/*.ipynb; do $(BIN)/nbstripout --verify "$$notebook" \
 		|| { echo "$$notebook has outputs: run .venv/bin/nbstripout $$notebook" >&2; exit 1; }; done
 
-unit: $(STAMP) ## unit tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+unit: $(STAMP) ## unit tests, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 smoke: $(STAMP) ## every notebook, tiny, end to end; its pages in Chromium, if there is one
 	$(BIN)/medstudy run params/smoke
