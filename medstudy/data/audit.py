@@ -71,13 +71,16 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
     """What of a source and its `audit` a reader should look at before training."""
     yield from loaded.notes
     yield from _not_known(card, loaded)
+    hidden: list[int] = []
     parts = [name for name in table.columns[3:] if name != "validation" and table[name].notna().any()]
     for row in table.to_dict("records"):
         topic, what, count = row["topic"], row["measure"], row["source"]
         rare = [name for name in parts if topic in loaded.labels and row[name] < RARE]
         if topic == "leak?":
-            name = what if card.shareable or not what.startswith(WORDING) else "a wording (not shown)"
-            yield f"{name}: {count}; does it give the answer away? See columns.exclude"
+            if what.startswith(WORDING) and not card.shareable:
+                hidden.append(count)
+            else:
+                yield f"{what}: {count}; does it give the answer away? See columns.exclude"
         elif topic == "repeats" and count:
             yield f"{what}: {count}; see columns.repeats"
         elif topic == "missing values" and count == len(loaded.cases):
@@ -87,6 +90,9 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
         elif rare:
             counts = (f"{masked(row[name], card.shareable, 'fewer than')} in {name}" for name in rare)
             yield f"{topic} '{what}' is rare: {', '.join(counts)}"
+    if hidden:
+        told = f"wordings that alone tell the answer (not shown): {len(hidden)}, the best {max(hidden)}"
+        yield f"{told} (balanced accuracy, %); do they give it away? See columns.exclude"
     if not (card.columns.group_id or card.synthetic):
         yield "no columns.group_id: if patients have several rows, one may be in two splits; name the patient's column"
     largest = Counter(case.group_id for case in loaded.cases).most_common(1)[0][1]

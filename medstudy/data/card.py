@@ -170,7 +170,10 @@ class Columns(Section):
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
         leaks = {*self.exclude, *self.answers}.intersection(self.shown)
         if leaks:
-            raise ValueError(f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details")
+            raise ValueError(
+                f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details: "
+                "take it out of columns.text, columns.fields and columns.details"
+            )
         return self
 
 

@@ -193,6 +193,8 @@ class _Guess:
         if not fit:
             raise DataError(f"no column looks like the answer '{outcome}' (columns: {', '.join(self.values)})")
         why = "by its name" if named else "A GUESS: the last that could be it; see columns.gold"
+        if named[1:] and not is_open:
+            why += f"; left out, as they may be others' answers to the same: {', '.join(named[1:])}"
         column = self._take((named or fit[-1:])[0], outcome, why)
         if is_open:
             return {"column": column}

@@ -105,7 +105,7 @@ def _told(card: DataCard, column: str, what: str, found: list[Found]) -> str:
     values = [", ".join(f"{value[:40]!r} ({rows[value]} rows)" for value in shown)] if shown else []
     if rest := len(rows) - len(shown):
         hidden = "" if card.shareable else f" {HIDDEN}"
-        values.append(f"{rest} {'other ' if shown else ''}values{hidden}")
+        values.append(f"{rest} {'other ' if shown else ''}value{'s' * (rest > 1)}{hidden}")
     return f"{found[0][0]}, column '{column}': {' and '.join(values)} {what}"
 
 

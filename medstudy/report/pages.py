@@ -44,7 +44,8 @@ def build(study: str | Path) -> Path:
     study = Path(study)
     if not (study / "comparison.ipynb").is_file():
         raise DataError(
-            f"{study}/comparison.ipynb does not exist; run the study first: medstudy run params/{study.name}"
+            f"{study}/comparison.ipynb does not exist; run the study first: medstudy run params/{study.name} "
+            f"(of notebooks run by hand there is no report; their verdicts and tables: medstudy compare {study})"
         )
     report = study / "report"
     shutil.rmtree(report, ignore_errors=True)

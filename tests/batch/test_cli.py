@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import mock_study
 import pytest
 from mock_study import medstudy, write
 
-from medstudy.batch import cli
+from medstudy.batch import check, cli
 from medstudy.batch import study as batch
 from medstudy.params import load_study
 
@@ -25,6 +28,31 @@ positive: yes
 load: {kind: files, format: csv, files: [{path: fever.csv}]}
 columns: {text: "{note}", gold: {label: {column: fever}}, missing: {fever: [unknown]}}
 """
+
+
+@pytest.fixture(autouse=True)
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """An address at which something answers: the tests' models are taken for ids of a hub."""
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *said: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    check._hub_is_reached.cache_clear()
+    yield address
+    server.shutdown()
+    server.server_close()
+    check._hub_is_reached.cache_clear()
 
 
 @pytest.fixture
@@ -138,6 +166,20 @@ def test_check_asks_a_hub_that_is_not_reached_once(root: Path, monkeypatch: pyte
     assert done.returncode == 2 and "Retrying" not in done.stderr
     assert done.stderr.count("http://127.0.0.1:9 is not reached") == 1
     assert all(f"medstudy: {task}: hub data set '" in done.stderr for task in cards)
+    # a fault of the data hides none of the model, and what cannot be fetched is one
+    assert done.stderr.count("model = 'mock/a' is not on this machine, and the hub is not reached") == 1
+
+
+def test_check_lists_what_is_not_installed_and_no_folder_beside_a_fault_of_the_data(root: Path) -> None:
+    study = root / "params" / "tiny"
+    write(study / "study.yaml", models=["models/Llama-3-8B"], seeds=[0], tasks={"text_classification": {}})
+    write(study / "shared.yaml", quantization="4bit")
+    missing = ["there is no folder models/Llama-3-8B"]
+    missing += ["quantization = '4bit' needs bitsandbytes"] * (importlib.util.find_spec("bitsandbytes") is None)
+    assert_refused(root, *missing)
+    assert "taken for a hub id" not in medstudy(root, "check", "params/tiny").stdout
+    (root / "fever.csv").unlink()
+    assert_refused(root, *missing, "fever.csv")
 
 
 def test_check_refuses_a_candidate_that_is_out_of_range(root: Path) -> None:

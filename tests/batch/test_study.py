@@ -173,15 +173,18 @@ def test_slurms_own_reason_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixtu
     told.emit(SimpleNamespace(event="job_error", **job, log=[str(tmp_path / "none.log")], rule_msg=said))
     line = capsys.readouterr().out
     assert f"comparison failed 0 s: SLURM sbatch failed. The error message was '{error.replace(chr(10), ' ')}'." in line
-    assert "ended without" not in line and "parsable" not in line
+    assert "ended without" not in line and "parsable" not in line and "Log:" not in line
+    told.emit(SimpleNamespace(event="job_error", **job, log=[str(tmp_path / "none.log"), "2.log"], rule_msg="it died"))
+    assert "it died Log: 2.log" in capsys.readouterr().out
 
 
 def test_failures_are_kept_and_named_and_the_others_go_on(tmp_path: Path) -> None:
     root = mock_study.make(tmp_path / "checkout")
     mock_study.task_notebook(root, "text_classification", "if seed: raise ValueError('no such ward')")
     mock_study.task_notebook(root, "clinical_triage", "if seed: os.kill(os.getpid(), signal.SIGKILL)")
-    done = medstudy(root, "run", "params/tiny", *NO_REPORT)
+    done = medstudy(root, "run", "params/tiny", "--threads", "1", *NO_REPORT)
     assert done.returncode == 1
+    assert f"`medstudy run params/tiny --threads=1 {' '.join(NO_REPORT)}` redoes only what is missing" in done.stderr
     for task, why in (("text_classification", "cell 4: ValueError: no such ward"), ("clinical_triage", "DeadKernel")):
         [line] = [line for line in done.stdout.splitlines() if f"{task} mock/a seed 1 failed" in line]
         assert why in line

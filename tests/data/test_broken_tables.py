@@ -205,6 +205,6 @@ def test_errors_of_a_private_source_show_no_cell(tmp_path, columns, content):
 
 def test_a_private_source_shows_values_that_are_nobodys_own(tmp_path):
     content = table([f"{w},{'maybe' if i < 12 else i % 2}" for i, w in enumerate(WORDS)] + ["x,Grobblestone"])
-    with pytest.raises(DataError, match=re.escape("'maybe' (12 rows) and 1 other values (not shown")) as error:
+    with pytest.raises(DataError, match=re.escape("'maybe' (12 rows) and 1 other value (not shown")) as error:
         cases_of(tmp_path, content, {}, {}, shareable=False)
     assert "Grobblestone" not in str(error.value)

@@ -116,4 +116,4 @@ def test_a_difference_has_the_sign_of_its_verdict_and_too_few_pairs_stand_beside
     save_tables(tmp_path, tables := study_tables(cells, Rules(0.03)))
     save_study(tmp_path, tables, 0.03)
     index = report.build(tmp_path).read_text()
-    assert "Too few pairs or steps to expect that DPO learns from them." in index
+    assert "Too few pairs or steps to expect that DPO learns from them: raise n_prefer" in index
