@@ -1,10 +1,11 @@
 """Settings from validation cases: trains every candidate for a study, and answers no test case.
 
-    python -m demo.search params/demo params/demo/candidates/round3.yaml --seed 100 --model builtin/llama
+    python -m demo.search params/demo params/demo/candidates/round3.yaml --seed 100 101 102 --model builtin/llama
 
 As the notebooks do it with ``candidates``, without what they do besides. All but the seed and the candidates (a YAML
 file: task -> arm -> settings) is the study's own, so that its test cases are set aside here too. Appends a row a trial
-to ``tried.csv`` in ``results/<study>_search``; the best of each arm is printed.
+to ``tried.csv`` in ``results/<study>_search``, and prints the means over the seeds, best first: what is best in one
+training may be more than another stands.
 """
 
 from __future__ import annotations
@@ -66,21 +67,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.search", description="Settings from validation cases.")
     parser.add_argument("study", type=Path)
     parser.add_argument("candidates", type=Path)
-    parser.add_argument("--seed", type=int, required=True, help="one that the study does not use")
+    parser.add_argument("--seed", type=int, nargs="+", required=True, help="some that the study does not use")
     parser.add_argument("--model", help="this model of the study alone")
     args = parser.parse_args()
     study, asked = load_study(args.study), read_yaml(args.candidates)
-    if args.seed in study.seeds:
-        parser.error(f"--seed {args.seed} is one of {study.name}'s own ({study.seeds})")
+    if own := set(args.seed) & set(study.seeds):
+        parser.error(f"--seed {min(own)} is one of {study.name}'s own ({study.seeds})")
     for task, candidates in asked.items():
         for model in [args.model] if args.model else study.models:
-            own = study.run(task, model, args.seed).model_dump()
-            params = resolve(own | {"study": f"{study.name}_search", "candidates": candidates})
-            rows = pd.DataFrame(search(params))
-            print(rows[rows["chosen"]].to_string(index=False), flush=True)
-            rows["settings"] = rows["settings"].map(json.dumps)
-            file = run_folder(params).parents[2] / "tried.csv"
-            rows.to_csv(file, mode="a", header=not file.exists(), index=False)
+            found = []
+            for seed in args.seed:
+                own = study.run(task, model, seed).model_dump()
+                params = resolve(own | {"study": f"{study.name}_search", "candidates": candidates})
+                rows = pd.DataFrame(search(params))
+                rows["settings"] = rows["settings"].map(json.dumps)
+                file = run_folder(params).parents[2] / "tried.csv"
+                rows.to_csv(file, mode="a", header=not file.exists(), index=False)
+                found.append(rows)
+            means = pd.concat(found).groupby(["task", "model", "arm", "settings"], sort=False)["score"].mean()
+            print(means.reset_index().sort_values(["arm", "score"], ascending=False).to_string(index=False), flush=True)
 
 
 if __name__ == "__main__":

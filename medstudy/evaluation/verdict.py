@@ -94,7 +94,11 @@ def verdict_table(cells: Sequence[Cell], rules: Rules) -> pd.DataFrame:
         else:
             where = {"study": "Over the whole study", "kind": f"On {name} tasks"}.get(scope, f"On {name}")
             members = [cell for cell in cells if cell.places[scope] == name]
-            label, said = _said(own, judged.get((scope, name), []), members, rules)
+            outcomes = judged.get((scope, name), [])
+            # study and kinds are judged by means of F1 and the like, in which harm to the urgent would drown
+            tasks = dict.fromkeys(cell.places["task"] for cell in members) if scope in ("study", "kind") else ()
+            watched = [*outcomes, *(outcome for task in tasks for outcome in judged.get(("task", task), []))]
+            label, said = _said(outcomes, watched, members, rules)
             sentence = f"{where.replace('_', ' ')}, {said}."
         same = {"scope": scope, "name": name, "verdict": label, "sentence": sentence}
         for line in own:
@@ -156,8 +160,8 @@ def over(outcomes: Sequence[Outcome], rules: Rules) -> str:
     return first or (ENOUGH if set(labels) == {ENOUGH} else UNSURE)
 
 
-def _said(lines: list[Scoped], outcomes: list[Outcome], members: Sequence[Cell], rules: Rules) -> tuple[str, str]:
-    """Verdict, and its sentence without the place."""
+def _said(outcomes: list[Outcome], watched: list[Outcome], members: Sequence[Cell], rules: Rules) -> tuple[str, str]:
+    """Verdict by the ``outcomes``, and its sentence without the place; ``watched`` may add an alarm."""
     sound = [cell for cell in members if not cell.failed_gates]
     if members and not sound:
         gates = sorted({gate for cell in members for gate in cell.failed_gates})
@@ -169,7 +173,7 @@ def _said(lines: list[Scoped], outcomes: list[Outcome], members: Sequence[Cell],
     parts = [_evidence(outcome, rules, label) for outcome in outcomes]
     notes = [*_notes(label, outcomes, rules), *_left_out(members)]
     claim = _ONE if any(outcome.n_seeds < 2 for outcome in outcomes) else _CLAIM[label]
-    return label, "; ".join([f"{claim}{_alarm(outcomes, rules)}: {'; '.join(parts)}", *notes])
+    return label, "; ".join([f"{claim}{_alarm(watched, rules)}: {'; '.join(parts)}", *notes])
 
 
 def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
