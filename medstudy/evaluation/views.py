@@ -159,7 +159,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
 def verdicts(table: pd.DataFrame, *scopes: str) -> pd.DataFrame | None:
     """Rows of verdicts.csv of these scopes that are told under them, rounded: a line a contrast; None without any.
 
-    As in the sentences, ``+`` is better, also for an outcome that counts errors.
+    As in the sentences, which say the verdict, ``+`` is better, also for an outcome that counts errors.
     """
     names = ["scope", "name", "outcome", "contrast"]
     rows = gains(told_once(table).query("scope in @scopes"))
@@ -168,8 +168,8 @@ def verdicts(table: pd.DataFrame, *scopes: str) -> pd.DataFrame | None:
     if not len(rows):
         return None
     shown = rows[names].join(rows[["difference", "low", "high"]].map("{:+.3f}".format, na_action="ignore").fillna(""))
-    shown = shown.assign(p=rows["p"].map(p_text), cases=rows["n_cases"], seeds=rows["n_seeds"], verdict=rows["verdict"])
-    return aggregate(shown.set_index(names), [*names, "p", "verdict"])
+    shown = shown.assign(p=rows["p"].map(p_text), cases=rows["n_cases"], seeds=rows["n_seeds"])
+    return aggregate(shown.set_index(names), [*names, "p"])
 
 
 def sentences(table: pd.DataFrame, *scopes: str) -> Any:

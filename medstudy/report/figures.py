@@ -15,6 +15,7 @@ import pandas as pd
 from medstudy.arms import ARMS, BASELINES, Arm
 from medstudy.evaluation.metrics import TRIAGE, metric_name, small_count
 from medstudy.evaluation.scopes import BETWEEN
+from medstudy.evaluation.verdict import INVALID
 from medstudy.evaluation.views import gains, published, told_under, value_text
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
@@ -258,7 +259,14 @@ def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
     rows = rows.sort_values("contrast", key=lambda contrasts: contrasts.map(_DRAWN.index), kind="stable")
     models = any(of == "cell" for of, _ in told.values())
     heading = _SCOPES[scope] if models else _SCOPES[scope].removesuffix(", over models")
-    return gains(rows).assign(heading=heading, look=rows["contrast"])
+    rows = gains(rows).assign(heading=heading, look=rows["contrast"])
+    rows.loc[rows["verdict"] == INVALID, ["difference", "low", "high", "text"]] = (
+        math.nan,
+        math.nan,
+        math.nan,
+        INVALID,
+    )
+    return rows
 
 
 def _published(verdicts: pd.DataFrame) -> pd.DataFrame:

@@ -176,6 +176,14 @@ def test_a_forest_without_an_interval_is_drawn_empty():
     assert "← DPO worse      DPO better →" in words(figures.forest_figure(table))
 
 
+def test_what_is_not_valid_is_named_in_the_forest_and_not_drawn():
+    table = verdicts().query("scope == 'cell'").assign(verdict="not valid", difference=0.01)
+    figure = figures.forest_figure(table)
+    assert "not valid" in words(figure) and not any("[" in text for text in words(figure))
+    drawn = [x for points in figure.axes[0].collections for x, _ in np.atleast_2d(points.get_offsets())]
+    assert not any(abs(x) == 0.01 for x in drawn)
+
+
 def test_right_is_better_in_the_forest_also_where_less_is_better():
     table = verdicts().query("scope == 'task' and outcome in ('under_triage', 'urgency_macro_f1')")
     shown = words(figures.forest_figure(table.assign(difference=0.05, low=0.01, high=0.08), 0.03))
