@@ -193,10 +193,12 @@ def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
 def _alarm(outcomes: Sequence[Outcome], rules: Rules) -> str:
     """What is said right after the claim, whatever it is: that urgent patients were sent home more often."""
     watched = next((outcome.rows for outcome in outcomes if outcome.name == WATCHED), {})
-    rise = max((-watched[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in watched), default=0.0)
-    if rise <= rules.margin:
+    rises = {pair[1]: -watched[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in watched}
+    other = max(rises, key=rises.__getitem__, default="")
+    if not other or rises[other] <= rules.margin:
         return ""
-    return f", but with DPO under-triage rose by {rise:.3f}, more than the margin of {rules.margin:g}"
+    more = f"{rises[other]:.3f} higher than after {_SAID[other]}, more than the margin of {rules.margin:g}"
+    return f", but under-triage is {more}"
 
 
 def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
