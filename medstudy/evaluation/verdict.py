@@ -198,7 +198,7 @@ def _alarm(outcomes: Sequence[Outcome], rules: Rules) -> str:
     if not other or rises[other] <= rules.margin:
         return ""
     more = f"{rises[other]:.3f} higher than after {_SAID[other]}, more than the margin of {rules.margin:g}"
-    return f", but under-triage is {more}"
+    return f", but after DPO under-triage is {more}"
 
 
 def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:

@@ -166,7 +166,7 @@ def test_a_gain_that_raises_under_triage_says_so():
     table = pd.concat([answers("sft", 50, 20), answers("sft_more", 50, 20), answers("dpo", 90, 32)])
     of = of_tables([table] * 3, "clinical_triage", labels=labels)
     sentence = first(verdict_table([of], Rules()), "cell", "clinical_triage, m")["sentence"]
-    alarm = "but under-triage is 0.060 higher than after SFT, more than the margin of 0.03"
+    alarm = "but after DPO under-triage is 0.060 higher than after SFT, more than the margin of 0.03"
     assert alarm in sentence and sentence.index(alarm) < sentence.index("macro-F1")
     assert all(alarm in said for said in verdict_table([of, cell()], Rules()).query("scope == 'study'")["sentence"])
     # a reader's table has the sign of the sentence; verdicts.csv that of the number
