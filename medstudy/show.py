@@ -6,9 +6,10 @@ counts, shares or tests ends with ``return aggregate(made)``; a slice, a copy, o
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Sequence
-from io import StringIO
+from io import BytesIO, StringIO
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ TAG = "medstudy"
 OWN = "named by the package"
 #: Stands where a text of a case would stand.
 NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
+#: From so many pairs and optimiser steps on, a preference training can be expected to show something.
+ENOUGH_PAIRS, ENOUGH_STEPS = 300, 50
 #: What stands beside pairs that are too few to learn from.
 TOO_FEW = (
     "{} pairs give {} optimiser steps: too few to expect that DPO learns from them (at least {} and {}). Raise "
@@ -60,12 +63,19 @@ def aggregate(made: Made, words: Sequence[str] = ()) -> Made:
 
 
 def _drawn(figure: Figure) -> dict[str, str]:
-    """The figure as it is now; matplotlib calls it stale as soon as anything in it changes."""
-    with StringIO() as file:
-        figure.savefig(file, format="svg", bbox_inches="tight", metadata={"Date": None})
-        svg = file.getvalue()
+    """The figure as it is now; matplotlib calls it stale as soon as anything in it changes.
+
+    As PNG, too: JupyterLab shows no SVG of a notebook that it did not run itself, as it may hold a script.
+    """
+    svg, png = StringIO(), BytesIO()
+    figure.savefig(svg, format="svg", bbox_inches="tight", metadata={"Date": None})
+    figure.savefig(png, format="png", bbox_inches="tight", metadata={"Software": None}, dpi=110)
     figure.stale = False
-    return {"image/svg+xml": svg[svg.index("<svg") :]}
+    written = svg.getvalue()
+    return {
+        "image/svg+xml": written[written.index("<svg") :],
+        "image/png": base64.b64encode(png.getvalue()).decode(),
+    }
 
 
 def _columns_of_text(table: pd.DataFrame, words: Sequence[str]) -> list[str]:

@@ -64,6 +64,6 @@ def test_a_figure_that_is_changed_loses_its_tag() -> None:
         axis.plot([1, 2], label="DPO")
         aggregate(figure)
     data, tagged = shown(figure)
-    assert tagged == ["image/svg+xml"] and data["image/svg+xml"].startswith("<svg")
+    assert tagged == ["image/svg+xml", "image/png"] and data["image/svg+xml"].startswith("<svg")
     axis.set_title("Ferdinand")
     assert shown(figure)[1] == []

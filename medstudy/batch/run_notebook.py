@@ -25,8 +25,9 @@ from medstudy.batch.machine import die_with_parent, take_gpus, visible_gpus
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
 from medstudy.runs import private_folder, read_json, write_json, write_whole
 
-#: Figures of executed notebooks are crisp at any size, and the same figure gives the same bytes.
-FIGURES = """c.InlineBackend.figure_formats = {"svg"}
+#: Figures of executed notebooks: SVG for the pages, and PNG, as JupyterLab shows no SVG of a notebook that it did not
+#: run itself. The same figure gives the same bytes.
+FIGURES = """c.InlineBackend.figure_formats = {"svg", "png"}
 c.InlineBackend.print_figure_kwargs = {"bbox_inches": "tight", "metadata": {"Date": None}}
 """
 #: What helps, by a word of the error.

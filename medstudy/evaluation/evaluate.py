@@ -88,7 +88,7 @@ class Measured:
         else:
             total = self.sums[of].sum(axis=0)
             drawn = value_of(self.metric, np.concatenate([total[None], total - self.sums[of]]))
-        without = np.nan_to_num(drawn[1:] - drawn[1:].mean(axis=0))
+        without = drawn[1:] - drawn[1:].mean(axis=0)  # NaN where the value hangs on a single unit: no interval
         return Line(drawn[0], np.sqrt((units - 1) / units) * without.T)
 
     @property

@@ -44,7 +44,7 @@ class Line:
         Each seed has two units more that differ, one each way (Bonett and Price): arms that agree here may yet differ.
         """
         seeds, units = self.influence.shape
-        return float(max(0.0, self._covariances[1]) + 2 / (seeds * units**2)) if units > 1 else float("nan")
+        return float(np.maximum(0.0, self._covariances[1]) + 2 / (seeds * units**2)) if units > 1 else float("nan")
 
     @property
     def own_variance(self) -> float:

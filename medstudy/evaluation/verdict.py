@@ -20,7 +20,7 @@ ALPHA = 0.05
 #: What `Outcome.label` and `judge` do, in words: a frozen plan holds them, so that a later change of them is said.
 RULES = (
     "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope. "
-    "DPO harms: dpo-sft below 0, or far behind sft_more and no better than sft, Holm over a scope. "
+    "DPO harms: dpo-sft below 0, Holm over a scope. "
     "SFT with the same labels is enough: dpo-sft_more below the margin, one-sided at the level of the look. "
     "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike."
 )
@@ -34,7 +34,7 @@ _SAID = {name: arm.label for name, arm in ARMS.items()}
 _SAID |= {"sft_more": "SFT with the same labels", "sft_chosen": "SFT on the chosen answers"}
 _CLAIM = {
     WORTH: "DPO answered better than SFT and than SFT with the same labels",
-    ENOUGH: "SFT with the same labels did as well as DPO or better",
+    ENOUGH: "DPO gained nothing that matters over SFT with the same labels",
     HARMS: "DPO answered worse",
     UNSURE: "neither a gain from DPO nor its absence is shown",
 }
@@ -123,8 +123,8 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
     """Outcomes of every scope and name; p values after Holm over all outcomes of the scope (cells, tasks, kinds).
 
     A gain has the larger of its two p values (intersection-union): neither is corrected for the other. Harm is to be
-    worse than SFT, or, where DPO is not better, far worse than the same labels. Every p is doubled: there are four
-    scopes, and a claim is of one direction, so that a whole study keeps the level.
+    worse than SFT: labels that help more than DPO do not make it harmful. Every p is doubled: there are four scopes,
+    and a claim is of one direction, so that a whole study keeps the level.
     """
     found: dict[tuple[str, str], dict[str, Outcome]] = {}
     for line in lines:
@@ -136,21 +136,17 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
     for scope in dict.fromkeys(scope for scope, _ in found):
         of_scope = (outcome for key, outcomes in found.items() if key[0] == scope for outcome in outcomes.values())
         if tested := [outcome for outcome in of_scope if outcome.complete]:
-            raw = [_p_values(outcome.rows, rules.margin) for outcome in tested]
+            raw = [_p_values(outcome.rows) for outcome in tested]
             gains, harms = (2 * multipletests(p, method="holm")[1] for p in zip(*raw, strict=True))
             for outcome, gain, harm in zip(tested, gains, harms, strict=True):
                 outcome.p_gain, outcome.p_harm = float(gain), float(harm)
     return {key: list(outcomes.values()) for key, outcomes in found.items()}
 
 
-def _p_values(rows: dict[Pair, Estimate], margin: float) -> tuple[float, float]:
+def _p_values(rows: dict[Pair, Estimate]) -> tuple[float, float]:
     """Of a gain over both, and of harm."""
-    sft, more = rows[OVER_SFT], rows[OVER_MORE]
-    gain = max(row.p if row.value > 0 else 1.0 for row in (sft, more))
-    harm = sft.p if sft.value < 0 else 1.0
-    if sft.value <= 0 and more.value < -margin:
-        harm = min(1.0, 2 * min(harm, more.p))
-    return gain, harm
+    gain = max(rows[pair].p if rows[pair].value > 0 else 1.0 for pair in (OVER_SFT, OVER_MORE))
+    return gain, rows[OVER_SFT].p if rows[OVER_SFT].value < 0 else 1.0
 
 
 def over(outcomes: Sequence[Outcome], rules: Rules) -> str:
@@ -172,8 +168,16 @@ def _said(outcomes: list[Outcome], watched: list[Outcome], members: Sequence[Cel
     label = over(outcomes, rules)
     parts = [_evidence(outcome, rules, label) for outcome in outcomes]
     notes = [*_notes(label, outcomes, rules), *_left_out(members)]
-    claim = _ONE if any(outcome.n_seeds < 2 for outcome in outcomes) else _CLAIM[label]
-    return label, "; ".join([f"{claim}{_alarm(watched, rules)}: {'; '.join(parts)}", *notes])
+    claim = _ONE if any(outcome.n_seeds < 2 for outcome in outcomes) else _claim(label, outcomes)
+    alarm = _alarm(watched, sound, rules)
+    return label, "; ".join([f"{claim}{alarm and f'. {alarm}. In numbers'}: {'; '.join(parts)}", *notes])
+
+
+def _claim(label: str, outcomes: Sequence[Outcome]) -> str:
+    """What a verdict says in words; the same labels that are surely better are told from those that are as good."""
+    if label == ENOUGH and all(_limits(outcome.rows[OVER_MORE])[1] < 0 for outcome in outcomes):
+        return "SFT with the same labels did better than DPO"
+    return _CLAIM[label]
 
 
 def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
@@ -186,19 +190,23 @@ def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
             texts.append(f"{row.value:+.3f} [{low:+.3f}, {high:+.3f}] against {_SAID[pair[1]]}")
     what = "" if outcome.name == MEAN else metric_name(outcome.name).removesuffix(", lower is better") + " "
     lower = "(+ is better: fewer) " if outcome.name in LOWER_IS_BETTER else ""
-    own = f" - {_CLAIM[label]}" if label != said else ""
+    own = f" - {_claim(label, [outcome])}" if label != said else ""
     return f"{what}{lower}{', '.join(texts)}{own}"
 
 
-def _alarm(outcomes: Sequence[Outcome], rules: Rules) -> str:
-    """What is said right after the claim, whatever it is: that urgent patients were sent home more often."""
+def _alarm(outcomes: Sequence[Outcome], cells: Sequence[Cell], rules: Rules) -> str:
+    """A sentence right behind the claim, whatever it is: that urgent patients were sent home more often."""
     watched = next((outcome.rows for outcome in outcomes if outcome.name == WATCHED), {})
-    rises = {pair[1]: -watched[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in watched}
-    other = max(rises, key=rises.__getitem__, default="")
-    if not other or rises[other] <= rules.margin:
+    rises = {pair: -watched[pair].value for pair in (OVER_SFT, OVER_MORE) if pair in watched}
+    pair = max(rises, key=rises.__getitem__, default=OVER_SFT)
+    if rises.get(pair, 0.0) <= rules.margin:
         return ""
-    more = f"{rises[other]:.3f} higher than after {_SAID[other]}, more than the margin of {rules.margin:g}"
-    return f", but after DPO under-triage is {more}"
+    of = {arm: [cell.value(WATCHED, arm) for cell in cells] for arm in ("dpo", "sft_more", "sft")}
+    known = {arm: [value for value in values if np.isfinite(value)] for arm, values in of.items()}
+    levels = ", ".join(f"{np.mean(values):.3f} after {_SAID[arm]}" for arm, values in known.items() if values)
+    low, high = _limits(replace(watched[pair], value=rises[pair]))
+    more = f"{rises[pair]:+.3f} [{low:+.3f}, {high:+.3f}] against {_SAID[pair[1]]}"
+    return f"Watch under-triage: {levels}; {more} is more than the margin of {rules.margin:g}"
 
 
 def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
@@ -209,6 +217,9 @@ def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
     gains = [rows[OVER_MORE].value for rows in by_name.values() if OVER_MORE in rows]
     if label == WORTH and by_name and all(gain < rules.margin for gain in gains):
         notes.append(f"the gain is smaller than the margin of {rules.margin:g}")
+    controls = [(rows.get(OVER_MORE), rows.get(("dpo", "sft_chosen"))) for rows in by_name.values()]
+    if controls and all(more and more == chosen for more, chosen in controls):
+        notes.append("the two controls answered alike: the better side of each pair is its label")
     return notes + ([rules.note] if rules.note else [])
 
 
@@ -220,7 +231,7 @@ def _left_out(cells: Sequence[Cell]) -> list[str]:
     notes = [f"{n} of {len(cells)} task x model left out, {why}" for why, n in counts.items() if n]
     poor = 0
     for cell in used:
-        simple = [cell.baselines.get(name, {}) for name in ("majority", "lead")]
+        simple = [cell.baselines.get(name, {}) for name in ("majority", "always_positive", "lead")]
         names = [m.metric.name for m in cell.judged() if m.metric.primary]
         poor += any(cell.value(name, "dpo") <= of.get(name, -1.0) for name in names for of in simple)
     if poor:
@@ -229,12 +240,13 @@ def _left_out(cells: Sequence[Cell]) -> list[str]:
     return notes
 
 
-def _between(lines: Sequence[Scoped]) -> str:
-    line = next((line for line in lines if line.pair == OVER_MORE), lines[0])
-    value, (low, high) = line.estimate.value, _limits(line.estimate, 2)
-    shown = "no difference is shown" if low <= 0 <= high else "the kinds differ"
-    gained = f"{abs(value):.3f} {'less' if value < 0 else 'more'}"
-    return (
-        f"Over {_SAID[line.pair[1]]}, open-ended tasks gained {gained} from DPO than classification "
-        f"({value:+.3f} [{low:+.3f}, {high:+.3f}]): {shown}."
-    )
+def _between(lines: list[Scoped]) -> str:
+    """What open-ended tasks gained more or less than classification, over the same labels and over SFT alone."""
+    said = []
+    for line in (line for pair in (OVER_MORE, OVER_SFT) for line in lines if line.pair == pair):
+        value, (low, high) = line.estimate.value, _limits(line.estimate, 2)
+        shown = "no difference is shown" if low <= 0 <= high else "the kinds differ"
+        gained = f"{abs(value):.3f} {'less' if value < 0 else 'more'}"
+        numbers = f"({value:+.3f} [{low:+.3f}, {high:+.3f}]: {shown})"
+        said.append(f"over {_SAID[line.pair[1]]} {gained} {numbers}")
+    return f"Open-ended tasks gained from DPO, compared with classification, {' and '.join(said)}."

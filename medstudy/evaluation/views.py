@@ -1,6 +1,5 @@
 """What a reader of a notebook sees: tables, rounded, masked where counts are small, and tagged as aggregates."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -151,8 +150,8 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     numbers = rows[["difference", "low", "high"]].map("{:.6g}".format).astype(float)  # as exact as verdicts.csv
     errors = rows["outcome"].isin(LOWER_IS_BETTER)
     numbers[errors] = -numbers.loc[errors, ["difference", "high", "low"]].to_numpy()
-    shown = [[round(number, 2) + 0.0 for number in row] for row in numbers.to_numpy().tolist()]  # no -0.00
-    text = ["" if math.isnan(sum(row)) else "{:+.2f} [{:+.2f}, {:+.2f}]".format(*row) for row in shown]
+    texts = numbers.map("{:+.3f}".format).replace(r"^([+-])0\.", r"\1.", regex=True).replace("-.000", "+.000")
+    text = ["" if "nan" in " ".join(row) else "{} [{}, {}]".format(*row) for row in texts.to_numpy()]
     return rows.assign(**numbers, text=text)
 
 

@@ -18,11 +18,14 @@ from medstudy.arms import ARMS, BASELINES, TRAINED
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
 from medstudy.evaluation.metrics import TRIAGE, metric_name
+from medstudy.evaluation.scopes import KINDS
 from medstudy.evaluation.verdict import HARMS, INVALID, WORTH
 from medstudy.evaluation.views import gains, told_under, value_text
 from medstudy.report.figures import first_capital
 from medstudy.report.privacy import Review, card_of
 from medstudy.runs import read_json, slug
+from medstudy.show import ENOUGH_PAIRS, ENOUGH_STEPS
+from medstudy.tasks import TASK_TYPES
 
 TEMPLATES = Path(__file__).parent / "templates"
 #: CSS class by verdict.
@@ -99,6 +102,9 @@ def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[st
         "told_first": {cell["name"] for cell in cells if told["cell", cell["name"]] in first},
         "triage": any(outcome["name"] in TRIAGE for cell in cells for outcome in cell["outcomes"]),
         "margin": rules_of(study).margin,
+        "kinds": {kind: [c["task"] for c in cells if TASK_TYPES[c["task"]].kind == kind] for kind in KINDS},
+        "judged": any(run.parameters["pair_source"] not in ("own_errors", "labels") for run in runs),
+        "enough": (ENOUGH_PAIRS, ENOUGH_STEPS),
         "forest": _inline_svg(study / "figures" / "forest.svg", words),
         "scores": _inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),
         "plan": read_json(study / "plan.json"),
@@ -131,7 +137,8 @@ def cell_facts(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> dict
     verdicts = tables["verdicts.csv"]
     judged = verdicts[(verdicts["scope"] == "cell") & (verdicts["name"] == f"{task}, {model}")].iloc[0]
     facts = {"task": task, "model": model, "name": judged["name"], "runs": runs, "outcomes": outcomes}
-    facts["few_pairs"] = any(run.record.get("enough_pairs") is False for run in runs)
+    few = [run.record for run in runs if run.record.get("enough_pairs") is False]
+    facts["few"] = [f"{record['pairs']} pairs, {record['stages']['dpo'].get('steps', 0)} steps" for record in few]
     return facts | {"verdict": judged["verdict"], "sentence": judged["sentence"], "card": card_of(runs[0].folder)}
 
 
@@ -153,7 +160,7 @@ def _write_page(review: Review, notebook: Path, target: Path, title: str) -> Non
     exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(TEMPLATES)], **plain)
     exporter.register_filter("figure_words", figure_words)
     body, _ = exporter.from_notebook_node(review.notebook(notebook))
-    _write(target, "shell.html", title=title, body=body)
+    _write(target, "shell.html", title=title, body=body, where=title)
 
 
 def _commit(record: dict[str, Any]) -> str:

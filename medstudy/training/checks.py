@@ -151,10 +151,12 @@ def _controls(seen: Seen) -> Judged:
         value[arm] = {"loss on its rows": f"{before:.3f} to {after:.3f}"}
         good &= after <= 1.1 * before + 0.05
         if dpo_moved:
-            value[arm]["moved as far as DPO"] = f"{facts['moved'] / dpo_moved:.2g} times"
+            value[arm]["moved as far as DPO"] = f"{facts['moved'] / dpo_moved:.3g} times"
             good &= facts["moved"] / dpo_moved >= MOVED
         own, sft = (_on_validation(seen, one) for one in (arm, "sft"))
-        if own and sft:
+        if not (own and sft):
+            value[arm]["validation"] = "not looked at, as one setting was tried"
+        else:
             value[arm]["validation"] = f"{own['score']:.3f}, SFT {sft['score']:.3f}"
             error = math.sqrt(sum(row["score"] * (1 - row["score"]) / row["n"] for row in (own, sft)))
             good &= sft["score"] - own["score"] <= max(MARGIN, 3 * error)

@@ -13,14 +13,11 @@ from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
 from medstudy.params import RunParams
 from medstudy.runs import Run, Stage, from_root
-from medstudy.show import OWN, TOO_FEW
+from medstudy.show import ENOUGH_PAIRS, ENOUGH_STEPS, OWN, TOO_FEW
 from medstudy.tasks.base import Task
 from medstudy.tasks.reading import normalise
 from medstudy.training.chat import Row
 from medstudy.training.generation import sample_cases
-
-#: From so many pairs and optimiser steps on, a preference training can be expected to show something.
-ENOUGH_PAIRS, ENOUGH_STEPS = 300, 50
 
 
 @dataclass(frozen=True)
@@ -60,6 +57,7 @@ def pairs_of(run: Run, task: Task, cases: list[Case], sft: Stage) -> Pairs:
     own = run.params.pair_source == "own_errors"
     made = make_pairs(run.params, task, cases, sample_cases(run, task, cases, sft) if own else None)
     run.facts["enough_pairs"] = not too_few(run.params, len(made.pairs))
+    run.facts["paired_cases"] = len({pair.case_id for pair in made.pairs})
     return made
 
 

@@ -22,12 +22,25 @@ def test_numbers_with_gaps_and_the_commonest_label_that_knows_nothing() -> None:
     splits = split_cases(cases, asked(150, 20, 100, 0, 0))
     table = baseline_predictions(task, splits, seed=0)
     metrics, contrasts = evaluate(table, card.task, card.labels, card.positive)
-    assert set(metrics) == {"majority", "logistic_regression", "gradient_boosting"}
+    assert set(metrics) == {"majority", "always_positive", "logistic_regression", "gradient_boosting"}
+    # an F1 that whoever reads nothing has, too; the commonest answer may be no, with an F1 of 0
+    share = sum(case.gold["label"] == card.positive for case in splits.test) / len(splits.test)
+    assert metrics["always_positive"]["f1"]["value"] == pytest.approx(2 * share / (1 + share), abs=1e-5)
     assert contrasts == []
     assert metrics["majority"]["auroc"]["value"] == pytest.approx(0.5)
     for name in ("logistic_regression", "gradient_boosting"):
         assert metrics[name]["auroc"]["value"] > 0.75
         assert metrics[name]["brier"]["value"] < metrics["majority"]["brier"]["value"]
+
+
+@pytest.mark.parametrize("rare", [True, False])
+def test_positives_of_a_private_source_cannot_be_counted_from_a_baseline(rare: bool) -> None:
+    card = load_card("synthetic_urosepsis").model_copy(update={"shareable": False})
+    task, cases = get_task(card.task, card), load_cases(card).cases
+    by_label = {label: [case for case in cases if case.gold["label"] == label] for label in ("yes", "no")}
+    positives = by_label["yes"][: 10 if rare else 11]
+    splits = Splits(by_label["yes"][50:80] + by_label["no"][50:80], [], [], [*positives, *by_label["no"][:30]])
+    assert ("always_positive" in set(baseline_predictions(task, splits, seed=0)["arm"])) is not rare
 
 
 def test_first_words_of_a_dialogue_are_beside_the_commonest_summary() -> None:

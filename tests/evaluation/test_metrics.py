@@ -1,8 +1,10 @@
 import numpy as np
+import pandas as pd
 import pytest
 from made_up import labelled, rows
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
+from medstudy.evaluation.evaluate import evaluate
 from medstudy.evaluation.metrics import PredictionsError, auroc, case_sums, score, task_metrics, value_of
 from medstudy.tasks.base import Metric
 
@@ -72,3 +74,17 @@ def test_auroc_equals_scikit_learn_also_with_weights_and_ties():
     expected = [roc_auc_score(positive, scores, sample_weight=w) for w in weights]
     assert auroc(terms, weights) == pytest.approx(expected)
     assert np.isnan(auroc(terms, positive[None].astype(float)))  # a draw without negatives
+
+
+def test_an_auroc_that_hangs_on_one_case_has_no_interval():
+    """Without its one positive case there is none: its influence was taken for 0, with p 1e-6 for noise."""
+    gold = [{"label": "yes" if i == 0 else "no"} for i in range(40)]
+    draws = np.random.default_rng(0).random((2, 40))
+    tables = [
+        rows(arm, gold, [{"label": "no"}] * 40, score_p_positive=p, score_brier=0.1)
+        for arm, p in zip(("sft", "dpo"), draws, strict=True)
+    ]
+    metrics, contrasts = evaluate(pd.concat(tables), "text_classification", {"label": ["yes", "no"]}, "yes")
+    assert metrics["sft"]["auroc"]["value"] is not None and metrics["sft"]["auroc"]["low"] is None
+    [row] = [row for row in contrasts if row["metric"] == "auroc"]
+    assert row["p"] is None and row["low"] is None

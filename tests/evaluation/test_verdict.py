@@ -39,7 +39,7 @@ def label(of, alpha=0.05):
         (0.05, -0.05, 0.07, ENOUGH),  # not surely better, nor surely within the margin below; but no gain of DPO
         (-0.09, -0.03, 0.1, UNSURE),
         (0.1, -0.1, 0.02, ENOUGH),  # the same labels do better still
-        (0.0, -0.15, 0.02, HARMS),  # no better than SFT, and far behind the same labels
+        (0.0, -0.15, 0.02, ENOUGH),  # labels that help more than DPO do not make it harmful
         (-0.06, -0.01, 0.02, HARMS),
         (-0.06, 0.06, 0.02, HARMS),
         (-0.02, 0.0, 0.1, UNSURE),
@@ -96,7 +96,8 @@ def test_the_table_has_the_study_its_kinds_its_tasks_and_its_cells_in_this_order
     whole = first(table, "study", "study")
     assert (whole["verdict"], whole["n_cases"], whole["n_seeds"]) == (WORTH, 400, 3)
     assert whole["sentence"].startswith("Over the whole study, DPO answered better than SFT and")
-    assert first(table, "kind", BETWEEN)["sentence"].endswith("no difference is shown.")
+    between = first(table, "kind", BETWEEN)["sentence"]
+    assert between.count("no difference is shown") == 2 and between.index("same labels") < between.index("and over SFT")
     assert len(metrics_table(cells)) == 2 * 4 * 4 + 4 * 3
     variances = variances_table(cells)
     assert {"task", "outcome", "contrast", "seed_sd", "own_sd", "case_sd", "n_cases", "n_seeds"} <= set(variances)
@@ -166,7 +167,10 @@ def test_a_gain_that_raises_under_triage_says_so():
     table = pd.concat([answers("sft", 50, 20), answers("sft_more", 50, 20), answers("dpo", 90, 32)])
     of = of_tables([table] * 3, "clinical_triage", labels=labels)
     sentence = first(verdict_table([of], Rules()), "cell", "clinical_triage, m")["sentence"]
-    alarm = "but after DPO under-triage is 0.060 higher than after SFT, more than the margin of 0.03"
+    alarm = (
+        ". Watch under-triage: 0.160 after DPO, 0.100 after SFT with the same labels, 0.100 after SFT; "
+        "+0.060 [+0.010, +0.110] against SFT is more than the margin of 0.03. In numbers: "
+    )
     assert alarm in sentence and sentence.index(alarm) < sentence.index("macro-F1")
     assert all(alarm in said for said in verdict_table([of, cell()], Rules()).query("scope == 'study'")["sentence"])
     # a reader's table has the sign of the sentence; verdicts.csv that of the number

@@ -166,7 +166,7 @@ def test_the_forest_goes_from_the_study_to_the_cells_with_published_values_apart
 def test_a_forest_of_one_task_and_model_draws_each_contrast_once():
     """The public study's forest drew the same three rows four times."""
     shown = words(figures.forest_figure(pd.read_csv(Path(__file__).parents[2] / "docs" / "public" / "verdicts.csv")))
-    drawn = ["-0.01 [-0.37, +0.35]", "-0.05 [-0.22, +0.12]", "-0.21 [-0.57, +0.16]"]
+    drawn = ["-.011 [-.374, +.352]", "-.051 [-.221, +.118]", "-.208 [-.574, +.157]"]
     assert sorted(text for text in shown if "[" in text) == sorted(drawn)
     assert "Tasks" in shown and not {"Study", "Kinds of task", "Each model"} & set(shown)
 
@@ -187,7 +187,7 @@ def test_what_is_not_valid_is_named_in_the_forest_and_not_drawn():
 def test_right_is_better_in_the_forest_also_where_less_is_better():
     table = verdicts().query("scope == 'task' and outcome in ('under_triage', 'urgency_macro_f1')")
     shown = words(figures.forest_figure(table.assign(difference=0.05, low=0.01, high=0.08), 0.03))
-    assert shown.count("-0.05 [-0.08, -0.01]") == shown.count("+0.05 [+0.01, +0.08]") == 2
+    assert shown.count("-.050 [-.080, -.010]") == shown.count("+.050 [+.010, +.080]") == 2
 
 
 def test_one_wide_interval_does_not_hide_the_others():
@@ -197,7 +197,7 @@ def test_one_wide_interval_does_not_hide_the_others():
     figure = figures.forest_figure(table)
     low, high = figure.axes[0].get_xlim()
     assert -0.6 < low < 0 < high < 0.6
-    assert any("-0.30 [-1.00, +0.90]" in text.get_text() for text in figure.findobj(Text))
+    assert any("-.300 [-1.000, +.900]" in text.get_text() for text in figure.findobj(Text))
     assert {"<", ">"} <= {line.get_marker() for line in figure.axes[0].lines}
 
 

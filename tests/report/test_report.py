@@ -102,11 +102,11 @@ def test_the_report_is_self_contained_and_says_the_verdict_first(tmp_path: Path)
 
 
 def test_a_difference_has_the_sign_of_its_verdict_and_too_few_pairs_stand_beside_it(tmp_path: Path) -> None:
-    """Under-triage fell: `+` in the sentence and the figure, and once `-` in the table; rounded alike."""
+    """Under-triage fell: `+` in the sentence and the figure, and once `-` in the table."""
     numbers = [(-0.0750000001, -0.12, 0.031), (-0.08, -0.12, 0.031), (float("nan"), 0.0, 0.0)]
     rows = pd.DataFrame(numbers, columns=["difference", "low", "high"])
     texts = gains(rows.assign(outcome=["under_triage", "f1", "under_triage"]))["text"].tolist()
-    assert texts == ["+0.07 [-0.03, +0.12]", "-0.08 [-0.12, +0.03]", ""]
+    assert texts == ["+.075 [-.031, +.120]", "-.080 [-.120, +.031]", ""]
     for seed in (0, 1):
         folder = finished(tmp_path, seed)
         record = json.loads((folder / "run.json").read_text())
@@ -116,4 +116,4 @@ def test_a_difference_has_the_sign_of_its_verdict_and_too_few_pairs_stand_beside
     save_tables(tmp_path, tables := study_tables(cells, Rules(0.03)))
     save_study(tmp_path, tables, 0.03)
     index = report.build(tmp_path).read_text()
-    assert "Too few pairs or steps to expect that DPO learns from them: raise n_prefer" in index
+    assert "Too few pairs or steps to expect that DPO learns from them in 2 of 2 trainings" in index
