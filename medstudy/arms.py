@@ -42,7 +42,7 @@ ARMS: dict[str, Arm] = {
 #: What would be used without a language model; never contrasted with the arms, hollow in figures.
 BASELINES: dict[str, Arm] = {
     "majority": Arm("always the commonest", "white", "X"),
-    "always_positive": Arm("always the positive one", "white", "d"),
+    "always_positive": Arm("always the positive one", "white", "*"),
     "lead": Arm("first words of the text", "white", "h"),
     "logistic_regression": Arm("logistic regression", "white", "P"),
     "gradient_boosting": Arm("gradient boosting", "white", "p"),
