@@ -31,7 +31,7 @@ _INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7.5
 _LOOKS = ARMS | BASELINES
 _OVER = "95 % intervals: what other test cases and, with several seeds, other trainings would give."
 #: Scopes of a forest plot from the top, and its contrasts: those that a verdict rests on, and the control that has
-#: seen the same cases as DPO.
+#: seen the same cases as DPO (not of tasks and cells of several models, which would be more than a page).
 _SCOPES = {"study": "Study", "kind": "Kinds of task", "task": "Tasks, over models", "cell": "Each model"}
 _DRAWN = ["dpo-sft_more", *(f"dpo-{arm}" for arm in ARMS["dpo"].against if arm != "sft_more")]
 #: Panels of a training figure; and of which the columns of a log are, with their style.
@@ -251,12 +251,13 @@ def _numbers(cell: Mapping[str, Any]) -> str:
 def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
     """Rows that are told under a scope, in the order in which contrasts are drawn, under their heading."""
     told = told_under(verdicts)
-    shown = {key for key in told.values() if key[0] == scope}
+    models = any(of == "cell" for of, _ in told.values())
+    wide = {key for (of, _), key in told.items() if of in ("study", "kind") or not models}
+    drawn = {key: _DRAWN if key in wide else _DRAWN[:2] for key in told.values() if key[0] == scope}
     places = zip(verdicts["scope"], verdicts["name"], verdicts["contrast"], strict=True)
-    rows = verdicts.loc[[(of, name) in shown and contrast in _DRAWN for of, name, contrast in places]]
+    rows = verdicts.loc[[contrast in drawn.get((of, name), ()) for of, name, contrast in places]]
     rows = rows.dropna(subset=["low", "high"])
     rows = rows.sort_values("contrast", key=lambda contrasts: contrasts.map(_DRAWN.index), kind="stable")
-    models = any(of == "cell" for of, _ in told.values())
     heading = _SCOPES[scope] if models else _SCOPES[scope].removesuffix(", over models")
     rows = gains(rows).assign(heading=heading, look=rows["contrast"])
     rows.loc[rows["verdict"] == INVALID, ["difference", "low", "high", "text"]] = (
