@@ -1,4 +1,4 @@
-"""docs/example: a part of the demo's report that ships, one notebook a task.
+"""docs/example: a part of the demo's report that ships, one notebook a task, and the study's tables.
 
 Written by `python -m demo.example results/demo/report` after `medstudy run params/demo`. Links to pages that are left
 out become plain text, and the index says so.
@@ -17,7 +17,9 @@ from medstudy.params import project_root
 KEPT = ("builtin-llama-seed0.html", "builtin-llama-model.md", "builtin-llama-data.md")
 WHOLE = ("index.html", "comparison.html", "checklist.html", "methods.md")
 NOTE = (
-    "<p><em>An example that ships with medstudy: of {} notebooks one a task is here; the other links are cut.</em></p>"
+    "<p><em>An example that ships with medstudy: of {} notebooks one a task is included; links to the others are cut. "
+    "Settings are from earlier searches on other validation cases, and the demo was run several times on these test "
+    "cases (docs/settings.md): intervals are not corrected for that.</em></p>"
 )
 
 
@@ -36,6 +38,9 @@ def example(report: Path, target: Path) -> int:
             text = text.replace("</h1>", f"</h1>\n{note}", 1) if name == "index.html" else text
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         (target / name).write_text(text, encoding="utf-8")
+    for file in (report.parent / "verdicts.csv", *(report.parent / "tables").glob("*.csv")):
+        (target / "tables").mkdir(exist_ok=True)
+        shutil.copy(file, target / "tables" / file.name)
     return sum(file.stat().st_size for file in target.rglob("*.*"))
 
 
