@@ -218,7 +218,7 @@ def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
     if label == WORTH and by_name and all(gain < rules.margin for gain in gains):
         notes.append(f"the gain is smaller than the margin of {rules.margin:g}")
     controls = [(rows.get(OVER_MORE), rows.get(("dpo", "sft_chosen"))) for rows in by_name.values()]
-    if controls and all(more and more == chosen for more, chosen in controls):
+    if controls and all(a and b and (a.value, a.case) == (b.value, b.case) for a, b in controls):
         notes.append("the two controls answered alike: the better side of each pair is its label")
     return notes + ([rules.note] if rules.note else [])
 

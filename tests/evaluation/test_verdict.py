@@ -196,6 +196,15 @@ def test_a_verdict_beside_a_model_below_the_majority_says_so():
     assert metrics_table([high]).query("arm == 'majority'")["value"].tolist() == [0.2]
 
 
+def test_controls_that_are_one_training_are_told():
+    """Summaries of the demo: no sample was right, so that the chosen side of each pair is its label."""
+    tables = [study({"sft": 0.5, "sft_more": 0.7, "dpo": 0.6}, n=300, seed=s) for s in range(3)]
+    twice = [pd.concat([t, t[t["arm"] == "sft_more"].assign(arm="sft_chosen")]) for t in tables]
+    other = [study({"sft": 0.5, "sft_more": 0.7, "sft_chosen": 0.7, "dpo": 0.6}, n=300, seed=s) for s in range(3)]
+    said = [first(verdict_table([of_tables(of)], Rules()), "study", "study")["sentence"] for of in (twice, other)]
+    assert ["the two controls answered alike" in sentence for sentence in said] == [True, False]
+
+
 def test_identical_arms_are_never_worth_it():
     tables = [study({"sft": 0.6}, n=300, seed=s) for s in range(3)]
     same = of_tables([pd.concat([t.assign(arm=arm) for arm in ("sft", "sft_more", "dpo")]) for t in tables])
