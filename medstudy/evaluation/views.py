@@ -150,7 +150,7 @@ def gains(rows: pd.DataFrame) -> pd.DataFrame:
     numbers = rows[["difference", "low", "high"]].map("{:.6g}".format).astype(float)  # as exact as verdicts.csv
     errors = rows["outcome"].isin(LOWER_IS_BETTER)
     numbers[errors] = -numbers.loc[errors, ["difference", "high", "low"]].to_numpy()
-    texts = numbers.map("{:+.3f}".format).replace(r"^([+-])0\.", r"\1.", regex=True).replace("-.000", "+.000")
+    texts = (numbers + 0.0).map("{:+.3f}".format).replace(r"^([+-])0\.", r"\1.", regex=True)
     text = ["" if "nan" in " ".join(row) else "{} [{}, {}]".format(*row) for row in texts.to_numpy()]
     return rows.assign(**numbers, text=text)
 
