@@ -75,6 +75,7 @@ def private_folder(path: Path) -> Path:
 def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[str, Any]:
     """Parameters of a private run as they may be seen: a path may name a patient; ``card`` stands for the card's."""
     shown = {name: "private" for name in ("data_root", "pair_file") if parameters.get(name)}
+    shown |= {"results": "private"} if Path(parameters.get("results") or "").is_absolute() else {}
     if re.search(r"[/\\.]", parameters.get("data") or ""):
         shown["data"] = card
     return {**parameters, **shown}
@@ -188,6 +189,7 @@ class Run:
         self._arms: list[str] = []
         self.tried: dict[str, list[dict[str, Any]]] = {}
         self._card = "private"  # its name, once it is known
+        self._source: set[str] = set()
         self._started = datetime.now(UTC)
         # an old end marker must not vouch for this start
         (self.folder / "run.json").unlink(missing_ok=True)
@@ -220,13 +222,23 @@ class Run:
             for case in cases
         ]
         pd.DataFrame(rows).to_parquet(self.private / "cases.parquet")
+        self._source = {_identity(case) for case in cases}
         self.facts |= {"shareable": card.shareable, "labels": card.labels, "positive": card.positive}
         said = {"card": card.name, "shareable": card.shareable, "known": card.model_dump_json()}
         write_json(self.private / "source.json", said | {"data": self.params.data})
         self._card = card.name
 
     def keep(self, name: str, value: Any) -> None:
-        """Write the ``splits`` or ``pairs`` of this start into ``private/``, JSON lines."""
+        """Write the ``splits`` or ``pairs`` of this start into ``private/``, JSON lines.
+
+        Raises:
+            RunError: splits of other cases than those that `keep_source` was given.
+        """
+        drawn = {_identity(case) for part in vars(value).values() for case in part} if name == "splits" else set()
+        if self._source and not drawn <= self._source:
+            raise RunError(
+                "the splits are not of the cases as they were read last; run from the cell that loads them on"
+            )
         rows = value if isinstance(value, list) else [value]
         lines = (json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
         file = self.private / f"{name}.jsonl"
@@ -266,13 +278,14 @@ class Run:
         if not self.facts.get("shareable"):  # what a cell added may be a text, unless it is a number
             parameters = without_paths(parameters, self._card)
             facts = {k: v for k, v in facts.items() if k in FACTS or isinstance(v, (bool, int, float))}
+            facts = {k: v for k, v in facts.items() if k.isidentifier()}
         record = {
             "status": "ok",
             "parameters": parameters,
             "started": self._started.isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": {name: stage.facts.get("seconds") for name, stage in self.stages.items()},
-            "stages": {name: {"key": stage.key, **stage.facts} for name, stage in self.stages.items()},
+            "stages": {name: {"key": stage.key, **self._facts_of(stage)} for name, stage in self.stages.items()},
             "tried": [row for rows in self.tried.values() for row in rows],
             **provenance(),
             **facts,
@@ -283,6 +296,11 @@ class Run:
             if file.is_file() and file.name != "status.json":
                 shutil.copy2(file, kept)  # where a run with another parameter does not replace them
         return record
+
+    def _facts_of(self, stage: Stage) -> dict[str, Any]:
+        """What was measured; of a private run no words that a cell may have added."""
+        free = self.facts.get("shareable")
+        return {k: v for k, v in stage.facts.items() if free or not (isinstance(v, str) and re.search(r"\s", v))}
 
     def _answered(self) -> dict[str, str]:
         return {name: stage.key for name, stage in self.stages.items() if name.startswith("answers_")}
@@ -299,12 +317,25 @@ class Run:
             made = self.stages.get(f"answers_{arm}")
             if made is None:
                 raise RunError(f"the answers of {arm} are of an earlier start; run the cell that makes them again")
+            self._refuse_other_answers(arm, made)
             while start := made.start:
                 self._refuse_other_values(start)
                 if self.stages.get(start.name) is not start:
                     was = f"{made.name} was made from a training {start.name} that is not the one of this start"
                     raise RunError(f"{was}: run again from the cell that trains {start.name} on")
                 made = start
+
+    def _refuse_other_answers(self, arm: str, made: Stage) -> None:
+        """What was scored must be what the arm answered."""
+        import pandas as pd
+
+        files = (self.private / "predictions.parquet", made.folder / "outputs.parquet")
+        if all(file.is_file() for file in files):
+            scored, kept = (pd.read_parquet(file) for file in files)
+            if scored.loc[scored["arm"] == arm, "output"].tolist() != [text for (text,) in kept["outputs"]]:
+                raise RunError(
+                    f"what was scored are not {arm}'s answers as they are now; run from the cell that scores on"
+                )
 
     def _refuse_other_values(self, training: Stage) -> None:
         chosen = (row["settings"] for row in self.tried.get(training.name, []) if row["chosen"])
@@ -313,6 +344,11 @@ class Run:
             if value != now[name]:
                 was = f"{training.name} was trained with {name} = {value!r}, but the parameters say {now[name]!r}"
                 raise RunError(f"{was}: set it in the parameters cell, and run the notebook from there on")
+
+
+def _identity(case: Case) -> str:
+    """Tells cases apart by what shortening a text leaves as it is."""
+    return fingerprint([case.case_id, case.group_id, case.gold])
 
 
 def _strings(value: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
+from medstudy.data.card import load_card
 from medstudy.data.cases import Case
 from medstudy.data.splits import Splits
 from medstudy.params import RunParams
@@ -172,3 +173,13 @@ def test_a_file_that_cannot_be_written_whole_is_not_written(tmp_path: Path) -> N
     with pytest.raises(ValueError, match="Out of range float"):
         write_json(tmp_path / "x.json", {"value": float("nan")})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_splits_of_other_cases_than_those_read_last_are_refused(params: RunParams) -> None:
+    """A cell was skipped after another card: run.json said the new one, and everything was of the old."""
+    run, card = Run(params), load_card("synthetic_uti")
+    first, other = (Case(f"c{i}", f"g{i}", "text", {"label": "yes"}) for i in range(2))
+    run.keep_source(card, [first])
+    run.keep("splits", Splits([first], [], [], []))
+    with pytest.raises(RunError, match="not of the cases as they were read last"):
+        run.keep("splits", Splits([first], [], [], [other]))

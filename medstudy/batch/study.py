@@ -58,7 +58,10 @@ def enter_results(folder: str | Path) -> Path:
     entered = enter(folder)
     if any(given.glob("*/*/seed*/run.json")) and not (given / "study.yaml").is_file():
         return given.relative_to(Path.cwd()) if given.is_relative_to(Path.cwd()) else given
-    return results_of(load_study(entered))
+    results = results_of(load_study(entered))
+    if given.is_dir() and not (given / "study.yaml").is_file() and given != results.resolve():
+        raise BatchError(f"{given} holds no finished run; the study of that name has its results in {results}")
+    return results
 
 
 def results_of(study: StudyParams) -> Path:

@@ -15,6 +15,7 @@ from medstudy.data.cases import DataError
 from medstudy.params import TaskName, nearest
 from medstudy.runs import from_root
 from medstudy.tasks import TASK_TYPES
+from medstudy.tasks.reading import labels_in
 
 SplitName = Literal["train", "prefer", "validation", "test"]
 SPLITS: tuple[str, ...] = get_args(SplitName)
@@ -219,6 +220,10 @@ class DataCard(Section):
         for outcome, names in self.labels.items():
             if len({n.casefold().strip() for n in names}) < max(2, len(names)):
                 raise ValueError(f"labels.{outcome} needs two labels or more, all different: {names}")
+            for name in names:
+                if (read := labels_in(name, names)) != [name]:
+                    told = f"an answer '{name}' would be read as {' and '.join(read) or 'no label'}"
+                    raise ValueError(f"labels.{outcome}: {told}; give labels in words, such as positive and negative")
         only = next(iter(self.labels.values())) if len(self.labels) == 1 else []
         if self.positive is not None and self.positive not in only:
             raise ValueError(f"positive '{self.positive}' is not one of the outcome's labels {only}")

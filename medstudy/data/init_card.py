@@ -18,7 +18,8 @@ from medstudy.tasks import TASK_TYPES, get_task
 
 #: What columns are called, by the part that they play.
 NAMES = {
-    "group_id": r"^(mrn|pid)$|(^|[-_. ])(pat(ient(en)?)?|subject|person|hospital)[-_. ]*(id|n[ro]|num(mer|ber)|key)?$",
+    "group_id": r"^(mrn|pid)$|(^|[-_. ])(pat(ient(en)?)?|subject|person)[-_. ]*(id|n[ro]|num(mer|ber)|key)?$"
+    r"|(^|[-_. ])hospital[-_. ]*(id|n[ro]|num(mer|ber)|key)$",
     "case_id": r"(^|[-_. ])(id|nr|no|number|key)$|nummer$",
     "text": r"complain|text|note|message|nachricht|report|question|dialog|convers|histor|abstract|narrat|vignet|reason",
     "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priorit|level|dringlich",
@@ -100,6 +101,7 @@ def _read(paths: list[Path], root: Path) -> tuple[dict[str, Any], pd.DataFrame, 
         remedy = "make a table of it in ten lines: load.prepare"
         raise DataError(f"{', '.join(map(str, paths))} cannot be read: {error}; or {remedy}") from error
     frame.columns = frame.columns.map(str).str.strip()
+    frame = frame.loc[:, [bool(name) or bool(frame.iloc[:, i].notna().any()) for i, name in enumerate(frame.columns)]]
     if twice := list(frame.columns[frame.columns.duplicated()]):
         raise DataError(f"{paths[0]}: two columns are called {', '.join(twice)}; rename one of them in the file")
     numbers = [rf"-?\d+{sign}\d+" for sign in (",", r"\.")]
@@ -205,7 +207,9 @@ class _Guess:
     def _map(self, column: str, outcome: str) -> dict[str, str]:
         """Value -> label; spellings that differ in case or blanks are one. Numbers of urgency are put in order."""
         values = self.values[column].map(code_key)
-        if none := sorted(set(values[values.str.casefold().isin(NO_VALUE - {"none", "unknown", "na"})])):
+        signs = values.str.fullmatch(r"[-+]+").all()  # of + and - the one is no value as little as the other
+        no_value = frozenset() if signs else NO_VALUE - {"none", "unknown", "na"}
+        if none := sorted(set(values[values.str.casefold().isin(no_value)])):
             self.missing[column] = none
             self.why.append(f"{outcome}: {none} taken for no value; see columns.missing")
         counts = values[~values.isin(none)].value_counts()

@@ -92,9 +92,10 @@ class Review:
         import nbformat
 
         notebook = nbformat.read(file, as_version=4)
-        if any(map(is_private, [file.parent] if file.parent in self.runs else self.runs)):
-            name = file.relative_to(self.study)
-            self.kept_back += [f"{name}, {what}" for what in Filter(self.guard).notebook(notebook)]
+        private = any(map(is_private, [file.parent] if file.parent in self.runs else self.runs))
+        if private or self.guard.cases:  # a public one is only scanned, for cases of the private ones beside it
+            name, cleaned = file.relative_to(self.study), Filter(self.guard, public=not private)
+            self.kept_back += [f"{name}, {what}" for what in cleaned.notebook(notebook)]
         return notebook
 
 
@@ -123,7 +124,9 @@ def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, 
         own = [run for run in own if (run.parents[1].name, run.name) == where]
     if not own:
         raise DataError(f"the run of {notebook.name} is not in {results}: nothing to compare it with; give --results")
-    guard, public = guard_of(runs), not any(map(is_private, own))
+    # the folder may hold another run by now: a notebook is public by its own card alone
+    same = "data" not in values or all(_source(run).get("data") == values["data"] for run in own)
+    guard, public = guard_of(runs), same and not any(map(is_private, own))
     said = Filter(guard, public=public).notebook(content)
     nbformat.write(content, target)
     return said, len(runs), len(guard.cases)

@@ -67,7 +67,8 @@ def labels_in(text: str, labels: Sequence[str]) -> list[str]:
     found: list[tuple[int, str, bool]] = []
     for label in sorted(labels, key=len, reverse=True):
         wanted = normalise(plain(label))
-        words = r"[\s_-]*".join(map(re.escape, re.split(r"[\s_-]+", wanted)))
+        # between words only: of `HER2-` and `-1` the sign is the answer
+        words = r"[\s_-]*".join(map(re.escape, re.split(r"(?<=[^\s_-])[\s_-]+(?=[^\s_-])", wanted)))
         pattern = re.compile(rf"(?<![\w-])(?<!\d[.,/]){words}(?![\w-])(?![.,/]\d)")
         for match in pattern.finditer(text):
             before, after = text[max(0, match.start() - 80) : match.start()], text[match.end() : match.end() + 80]

@@ -206,6 +206,9 @@ def test_kept_results_are_not_taken_for_those_of_the_study_of_their_name(
     monkeypatch.chdir(root)
     assert batch.enter_results("docs/tiny") == Path("docs/tiny")
     assert batch.enter_results("params/tiny") == Path("results/tiny")
+    run.unlink()  # and without a finished run it wrote into results/tiny
+    with pytest.raises(batch.BatchError, match="docs/tiny holds no finished run"):
+        batch.enter_results("docs/tiny")
 
 
 def test_plan_says_why_one_seed_finds_nothing(root: Path) -> None:

@@ -366,6 +366,22 @@ def test_a_notebook_that_ran_elsewhere_can_be_shared(tmp_path: Path, params, car
         assert not (tmp_path / "copy.ipynb").exists()
 
 
+def test_a_private_notebook_is_not_shared_whole_where_its_folder_holds_a_public_run_by_now(
+    tmp_path: Path, params, card
+) -> None:
+    params = params.model_copy(update={"results": str(tmp_path / "results")})
+    public = card.model_copy(update={"shareable": True})
+    Run(params).keep_source(public, [Case("c1", "g1", SENTENCE, {"label": "yes"}, {})])
+    asked = f"study = {params.study!r}\nmodel = {params.model!r}\nseed = {params.seed}\ndata = "
+    for data, kept in ((params.data, True), ("params/mine/card.yaml", False)):
+        notebook = executed()
+        cell = nbformat.v4.new_code_cell(f"{asked}{data!r}", metadata={"tags": ["injected-parameters"]})
+        notebook.cells.append(cell)
+        nbformat.write(notebook, tmp_path / "mine.ipynb")
+        privacy.share(tmp_path / "mine.ipynb", tmp_path / "copy.ipynb", tmp_path / "results")
+        assert ("zebrafish" in (tmp_path / "copy.ipynb").read_text()) is kept
+
+
 def test_a_card_that_is_taken_back_is_private_from_then_on(tmp_path: Path, params, card) -> None:
     file = tmp_path / "card.yaml"
     file.write_text(yaml.safe_dump(json.loads(card.model_dump_json(exclude_none=True)) | {"shareable": True}))

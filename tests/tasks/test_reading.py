@@ -12,6 +12,7 @@ from medstudy.data.cases import Case
 from medstudy.data.load import load_cases
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
+from medstudy.tasks.reading import labels_in
 
 
 def classify(*labels: str) -> Task:
@@ -175,3 +176,9 @@ def test_no_text_makes_a_parser_raise_or_hang(name: str) -> None:
     started = time.monotonic()
     assert {task.parse(text).status for text in texts} <= {"parsed", "unparsed", "out_of_range"}
     assert time.monotonic() - started < 20
+
+
+@pytest.mark.parametrize("labels", [["HER2-", "HER2+"], ["-1", "1"], ["MRSA -", "MRSA"], ["-", "positive"]])
+def test_a_sign_at_the_edge_of_a_label_is_a_part_of_it(labels) -> None:
+    """`HER2+` was read as `HER2-`, and 1 as -1."""
+    assert [labels_in(label, labels) for label in labels] == [[label] for label in labels]
