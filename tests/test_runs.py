@@ -7,6 +7,7 @@ import stat
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from peft import LoraConfig
 
@@ -121,6 +122,18 @@ def test_what_another_run_left_is_kept(told: Run, params: RunParams) -> None:
     [kept] = (told.private / "results").glob("*/run.json")
     assert json.loads(kept.read_text())["parameters"]["dpo_beta"] == 0.1
     assert (kept.parent / "metrics.json").is_file()
+
+
+def test_answers_that_are_not_those_that_were_scored_are_refused(told: Run) -> None:
+    """The cell that scores was left out after another training: run.json spoke of its parameters."""
+    made = told.stages["answers_sft"]
+    pd.DataFrame({"outputs": [["yes"], ["no"]]}).to_parquet(made.folder / "outputs.parquet")
+    scored = pd.DataFrame({"arm": ["sft", "sft"], "output": ["yes", "yes"]})
+    scored.to_parquet(told.private / "predictions.parquet")
+    with pytest.raises(RunError, match="what was scored are not sft's answers"):
+        told.finish()
+    scored.assign(output=["yes", "no"]).to_parquet(told.private / "predictions.parquet")
+    assert told.finish()["status"] == "ok"
 
 
 def test_a_training_with_another_value_than_run_json_would_say_is_named(told: Run) -> None:

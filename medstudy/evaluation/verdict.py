@@ -249,4 +249,5 @@ def _between(lines: list[Scoped]) -> str:
         gained = f"{abs(value):.3f} {'less' if value < 0 else 'more'}"
         numbers = f"({value:+.3f} [{low:+.3f}, {high:+.3f}]: {shown})"
         said.append(f"over {_SAID[line.pair[1]]} {gained} {numbers}")
-    return f"Open-ended tasks gained from DPO, compared with classification, {' and '.join(said)}."
+    told = " and ".join(said) or "nothing that was compared"
+    return f"Open-ended tasks gained from DPO, compared with classification, {told}."

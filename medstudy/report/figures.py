@@ -190,10 +190,13 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
         return aggregate(figure)
 
 
-def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, Any]:
+def _grid(
+    rows: int, columns: int, width: float, height: float, tall: Sequence[float] | None = None
+) -> tuple[Figure, Any]:
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "height_ratios": tall}
+    figure, axes = plt.subplots(rows, columns, figsize=(width, height), **how)
     plt.close(figure)  # the caller shows or saves it; left open, a notebook would show it twice
     return figure, axes
 
@@ -214,13 +217,19 @@ def _draw(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Arm], line: str = 
 
 
 def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
-    """A panel per title (rows) and model (columns): a row per arm, first on top, with its numbers on the right."""
+    """A panel per title (rows) and model (columns): a row per arm, first on top, with its numbers on the right.
+
+    An arm that was run anywhere has a row in each; a baseline where it has a value.
+    """
     titles, models = table["title"].unique(), table["model"].unique()
-    arms = [arm for arm in _LOOKS if arm in set(table["arm"])]
+    known = table.dropna(subset=["value", "low"], how="all").groupby("title")["arm"].agg(set)
+    of = {t: (set(table["arm"]) & set(ARMS)) | (known.get(t, set()) & set(BASELINES)) for t in titles}
+    tall = [0.65 + 0.17 * len(of[title]) for title in titles]
     table = table.assign(text=[_numbers(cell) for cell in table.to_dict("records")], look=table["arm"])
     with style():
-        figure, axes = _grid(len(titles), len(models), width, len(titles) * (0.65 + 0.17 * len(arms)) + 0.6)
+        figure, axes = _grid(len(titles), len(models), width, sum(tall) + 0.6, tall)
         for row, title in zip(axes, titles, strict=True):
+            arms = [arm for arm in _LOOKS if arm in of[title]]
             for axis, model in zip(row, models, strict=True):
                 here = table[(table["title"] == title) & (table["model"] == model)].set_index("arm").reindex(arms)
                 numbers = here[["value", "low", "high"]].astype(float).dropna(subset=["value"])

@@ -110,7 +110,9 @@ def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
     stage.finish(
         **facts,
         trainer=f"{type(trainer).__module__}.{type(trainer).__qualname__}",
-        arguments={name: str(value) for name, value, *_ in set_arguments(trainer.args) if "token" not in name},
+        arguments={
+            name: str(value) for name, value, *_ in set_arguments(trainer.args) if not name.endswith("hub_token")
+        },
         rows_in=rows_in,
         steps=trainer.state.global_step,
         resumed_at_step=int(kept.name.split("-")[1]) if kept else 0,

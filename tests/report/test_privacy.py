@@ -382,6 +382,21 @@ def test_a_private_notebook_is_not_shared_whole_where_its_folder_holds_a_public_
         assert ("zebrafish" in (tmp_path / "copy.ipynb").read_text()) is kept
 
 
+def test_a_public_page_is_scanned_for_cases_of_a_private_run_beside_it(tmp_path: Path, params, card) -> None:
+    study = tmp_path / "results" / params.study
+    where = params.model_copy(update={"results": str(tmp_path / "results")})
+    for seed, shareable in ((0, True), (1, False)):
+        text = SENTENCE if seed else "nothing of anybody"
+        run = Run(where.model_copy(update={"seed": seed}))
+        case = Case(f"c{seed}", f"g{seed}", text, {"label": "yes"}, {})
+        run.keep_source(card.model_copy(update={"shareable": shareable}), [case])
+        cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("stream", text=SENTENCE)])
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell]), run.folder / "notebook.ipynb")
+    review = privacy.Review(study)
+    [public] = [run for run in review.runs if not is_private(run)]
+    assert "zebrafish" not in nbformat.writes(review.notebook(public / "notebook.ipynb")) and review.kept_back
+
+
 def test_a_card_that_is_taken_back_is_private_from_then_on(tmp_path: Path, params, card) -> None:
     file = tmp_path / "card.yaml"
     file.write_text(yaml.safe_dump(json.loads(card.model_dump_json(exclude_none=True)) | {"shareable": True}))

@@ -182,3 +182,9 @@ def test_no_text_makes_a_parser_raise_or_hang(name: str) -> None:
 def test_a_sign_at_the_edge_of_a_label_is_a_part_of_it(labels) -> None:
     """`HER2+` was read as `HER2-`, and 1 as -1."""
     assert [labels_in(label, labels) for label in labels] == [[label] for label in labels]
+
+
+def test_a_card_whose_labels_would_be_read_as_others_is_refused() -> None:
+    card = load_card("synthetic_uti").model_dump(exclude_none=True)
+    with pytest.raises(ValueError, match="would be read as .*; give labels in words"):
+        DataCard.model_validate(card | {"labels": {"label": ["m2", "m\u00b2"]}, "positive": "m2"})
