@@ -32,6 +32,8 @@ NAMES = {
 AFTER = r"diagnos|dispos|expert|error|mistriage|outcome|stay|duration|discharge|final|\bicd|result|correct|date|datum"
 #: A column with more different values than this is no label, and one with more than these is no code.
 MOST_LABELS, MOST_CODES = 30, 8
+#: Several words that fewer rows have as their answer are a remark and no label.
+FEWEST_OF_A_LABEL = 3
 QUESTIONS = {
     "clinical_triage": "Who should see this patient, and how urgent is it?",
     "clinical_reasoning": "Which diagnosis or answer is right? Answer with one line: Diagnosis: <name>",
@@ -104,12 +106,17 @@ def _read(paths: list[Path], root: Path) -> tuple[dict[str, Any], pd.DataFrame, 
     frame = frame.loc[:, [bool(name) or bool(frame.iloc[:, i].notna().any()) for i, name in enumerate(frame.columns)]]
     if twice := list(frame.columns[frame.columns.duplicated()]):
         raise DataError(f"{paths[0]}: two columns are called {', '.join(twice)}; rename one of them in the file")
-    numbers = [rf"-?\d+{sign}\d+" for sign in (",", r"\.")]
-    commas, points = (sum(bool(frame[n].map(str).str.fullmatch(number).any()) for n in frame) for number in numbers)
+    commas, points = (sum(_has_decimals(frame[name].map(str), sign) for name in frame) for sign in ",.")
     if commas > points:
         load["decimal"] = ","
         told += f", decimal sign ',' ({commas} columns have it, {points} a point)"
     return load, frame, f"{paths[0].name}: {told}"
+
+
+def _has_decimals(cells: pd.Series, sign: str) -> bool:
+    """Whether numbers of a column have decimals behind ``sign``; three digits in all of them mean thousands."""
+    found = cells[cells.str.fullmatch(rf"-?\d+{re.escape(sign)}\d+")]
+    return bool(len(found)) and not found.str.fullmatch(r"-?[1-9]\d{0,2}\D\d{3}").all()
 
 
 def _looked_at(content: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -131,11 +138,13 @@ def _looked_at(content: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
     if text.lstrip().startswith(("{", "[")):
         kind = "json" if text.lstrip().startswith("[") else "jsonl"
         return how | {"format": kind}, {}, f"{kind}, {told}"
-    header = text.lstrip().partition("\n")[0]
+    header, _, rest = text.lstrip().partition("\n")
+    place = {"skip_rows": 1} if re.fullmatch(r"sep=.\s*", header) else {}  # as Excel writes it
+    header = rest.partition("\n")[0] if place else header
     sep = max(",;\t|", key=header.count)
     if sep not in header:
         raise ValueError("no comma, semicolon, tab or | in its first line, which must name the columns")
-    return how | {"format": "csv", "sep": sep}, {}, f"csv, separator {sep!r}, {told}"
+    return how | {"format": "csv", "sep": sep}, place, f"csv, separator {sep!r}, {told}"
 
 
 class _Guess:
@@ -213,6 +222,12 @@ class _Guess:
             self.missing[column] = none
             self.why.append(f"{outcome}: {none} taken for no value; see columns.missing")
         counts = values[~values.isin(none)].value_counts()
+        # a label stands in every report; words that one or two rows have may tell of a patient
+        remarks = [value for value, n in counts.items() if n < FEWEST_OF_A_LABEL and " " in value]
+        if remarks and len(counts) - len(remarks) > 1:
+            self.missing[column] = none + remarks
+            self.why.append(f"{outcome}: TAKEN FOR REMARKS, their rows are left out: {remarks}; see columns.missing")
+            counts = counts.drop(remarks)
         first = {loose(value): value for value in reversed(counts.index)}  # the most frequent spelling stays
         digits = all(value.isdecimal() for value in first)
         kind = "level" if outcome == "urgency" else "class"
@@ -228,7 +243,7 @@ class _Guess:
     def _text(self) -> str:
         """By its name, else the column of the longest texts."""
         length = {name: self.values[name].str.len().mean() for name in self.free if len(self.values[name])}
-        long = [name for name in length if length[name] > 5]
+        long = [name for name in length if length[name] > 5 and not re.search("[{}]", name)]
         named = [name for name in self._named("text") if name in long]
         found = max(named or long, key=length.__getitem__, default="")
         return self._take(found, "text", "by its name" if named else "the longest texts") if found else ""

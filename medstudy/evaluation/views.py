@@ -54,12 +54,14 @@ def values_table(metrics: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> pd.D
     """The values alone: a row an arm or baseline, a column a metric, and the cases."""
     texts = {arm: {name: value_text(cell) for name, cell in cells.items()} for arm, cells in metrics.items()}
     n = {arm: max(cell["n"] for cell in cells.values()) for arm, cells in metrics.items()}
-    return _of_enough(pd.DataFrame(texts).T.fillna("").assign(n=n), [""])
+    table = pd.DataFrame(texts).T.fillna("").assign(n=n)
+    # rows of one's own, such as subgroups, may be named after patients
+    return _of_enough(table, [""] if {*metrics} <= {*ARMS, *BASELINES} else [])
 
 
 def _of_enough(table: pd.DataFrame, words: Sequence[str]) -> pd.DataFrame:
     """Tagged, unless its values are of so few cases that they tell of single patients."""
-    return aggregate(table, words) if len(table) and table["n"].max() >= SMALLEST_COUNT else table
+    return aggregate(table, words) if len(table) and table["n"].min() >= SMALLEST_COUNT else table
 
 
 def first_look(predictions: pd.DataFrame, card: DataCard) -> pd.DataFrame:

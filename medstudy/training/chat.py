@@ -30,6 +30,8 @@ _CHATS: dict[tuple[str, str], Chat] = {}
 _ASKED, _ANSWERED = "medstudy asks", "medstudy answers"
 _ASSISTANT = {"role": "assistant", "content": _ANSWERED}
 _TURNS = [{"role": "user", "content": _ASKED}, _ASSISTANT, {"role": "user", "content": "?"}]
+#: A long note with signs that a template may escape or cut.
+_NOTE = 'Ärztin & "Co": <38.5>\n\n' + " ".join(map(str, range(2000)))
 
 
 class Chat:
@@ -47,6 +49,9 @@ class Chat:
         self, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...] = (), source: str = "", context: int = 0
     ) -> None:
         self.tokenizer, self.context, self._source = tokenizer, context, source
+        added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+        control = [re.escape(text) for text, special in added.items() if special or re.fullmatch(r"<\S+>", text)]
+        self._control = re.compile("|".join(sorted(control, key=len, reverse=True)) or "(?!)")
         asked, row = self._examine()
         before, _, after = row.partition(_ANSWERED)
         same = len(commonprefix([asked, before]))
@@ -72,7 +77,7 @@ class Chat:
     def row(self, messages: list[Message], answer: str) -> tuple[list[int], list[int]]:
         """Token ids of a prompt and of its completion: the answer and the token that ends it. A row is the two."""
         asked = self._prompt(messages)
-        completion = self._lead + answer.strip() + self._tail
+        completion = self._lead + self._harmless(answer.strip()) + self._tail
         prompt, whole = self.ids(asked), self.ids(asked + completion)
         if whole[: len(prompt)] == prompt:
             return prompt, whole[len(prompt) :]
@@ -105,12 +110,17 @@ class Chat:
         return self._render(messages, add_generation_prompt=True).removesuffix(self._cut) + self.added
 
     def _render(self, messages: list[Message], **how: Any) -> str:
+        messages = [turn | {"content": self._harmless(turn["content"])} for turn in messages]
         try:
             return self.tokenizer.apply_chat_template(
                 messages, chat_template=self._template, tokenize=False, **ARGUMENTS, **how
             )
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise self.refused(f"it fails on turns of user and assistant ({error})", "mend it") from None
+
+    def _harmless(self, text: str) -> str:
+        """A text that holds what the tokenizer takes for a control token (``</s>``): a blank keeps it a text."""
+        return self._control.sub(lambda token: f"{token[0][0]} {token[0][1:]}", text)
 
     def ids(self, text: str) -> list[int]:
         """Token ids of a text as it stands."""
@@ -126,6 +136,9 @@ class Chat:
         asked, row = self._render(_TURNS[:1], add_generation_prompt=True), self._render(_TURNS[:2])
         if _ASKED not in asked or row.count(_ANSWERED) != 1:
             raise self.refused("it leaves out what is asked or answered", "mend it")
+        said = self._render([{"role": "user", "content": _NOTE}, _ASSISTANT, _TURNS[0]], add_generation_prompt=True)
+        if not re.search(f"{re.escape(_NOTE)}.*{_ANSWERED}.*{_ASKED}", said, re.DOTALL):
+            raise self.refused("it cuts or changes a long text, or leaves out the turns before the last", "mend it")
         return asked, row
 
     def _find_end(self, after: str, stops: tuple[int, ...]) -> tuple[int, str]:

@@ -87,6 +87,25 @@ def test_numbers_with_commas_and_words_for_no_value(tmp_path: Path) -> None:
     assert [c.gold["label"] for c in cases[:2]] == ["no", "yes"]
 
 
+def test_thousands_are_no_decimals_and_what_excel_writes_first_is_no_header(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"platelets": [f"{n},500" for n in range(96, 135)] + ["1,050,000"], "sodium": ["136.5"] * 40})
+    file = csv(frame.assign(dose=["0.125", "2.250"] * 20, outcome=[0, 1] * 20), sep=";")(tmp_path)
+    file.write_text("sep=;\n" + file.read_text())
+    said, cases = guessed(file, "numeric_classification", tmp_path / "mine")
+    assert "decimal" not in said[0] and "separator ';'" in said[0]
+    assert cases[0].details["features"] == {"sodium": 136.5, "dose": 0.125}
+    assert "not shown to the model (exclude): platelets" in said
+
+
+def test_a_remark_in_the_labels_column_is_no_label(tmp_path: Path) -> None:
+    """It would stand in every report. A rare level of urgency is a label all the same."""
+    frame = NOTES.assign(Diagnose=["yes", "no", "no", "no"] * 9 + ["yes", "see Mrs. Huber's chart", "unsure", "no"])
+    said, cases = guessed(csv(frame)(tmp_path), "text_classification", tmp_path / "mine")
+    assert {case.gold["label"] for case in cases} == {"yes", "no", "unsure"} and len(cases) == 39
+    assert any("TAKEN FOR REMARKS" in line and "Huber" in line for line in said)
+    assert load_card(tmp_path / "mine" / "card.yaml").labels == {"label": ["no", "unsure", "yes"]}
+
+
 def test_what_is_written_when_the_answer_is_known_is_not_shown(tmp_path: Path) -> None:
     """Seen once: the diagnosis was taken for the text, the expert's level and the nurse's error for numbers."""
     n = range(40)

@@ -198,9 +198,10 @@ def test_what_a_reader_sees_has_no_text_cut_off_no_p_of_zero_and_counts_stay_who
     assert shown["p"].tolist() == ["< 0.001", "0.031", ""] and shown["difference"].tolist() == [0.123] * 3
     counts = show_counts(card, pd.DataFrame({"value": {"pairs": 168.0, "ratio": 0.47}}))
     assert [str(value) for value in counts["value"]] == ["168", "0.47"] and "168.0" not in counts.to_string()
-    for n in (4, 40):  # values of a handful of cases get no tag
-        table = values_table({"sft": {"accuracy": {"value": 0.5, "low": 0.1, "high": 0.9, "n": n}}})
-        assert hasattr(table, "_repr_mimebundle_") == (n == 40)
+    # values of a handful of cases get no tag, nor do rows that are not named by the package
+    for sizes in ({"sft": 40}, {"sft": 4}, {"sft": 40, "dpo": 4}, {"sft": 40, "Mrs. Huber": 40}):
+        cells = {arm: {"accuracy": {"value": 0.5, "low": 0.1, "high": 0.9, "n": n}} for arm, n in sizes.items()}
+        assert hasattr(values_table(cells), "_repr_mimebundle_") == (sizes == {"sft": 40})
 
 
 SIXTH = """
