@@ -112,7 +112,10 @@ def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, 
     for path in (notebook, target.parent):
         if not path.exists():
             raise DataError(f"{path} does not exist")
-    content = nbformat.read(notebook, as_version=4)
+    try:
+        content = nbformat.read(notebook, as_version=4)
+    except (ValueError, nbformat.ValidationError) as error:  # what it holds may be a patient's
+        raise DataError(f"{notebook} is no notebook ({type(error).__name__})") from None
     runs = [folder for study in sorted(results.glob("*")) for folder in run_folders(study)]
     values: dict[str, Any] = {}
     for cell in content.cells:

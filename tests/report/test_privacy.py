@@ -357,6 +357,9 @@ def test_a_notebook_that_ran_elsewhere_can_be_shared(tmp_path: Path, params, car
     assert f"cell 3, output {WITHHELD}" in said and "zebrafish" not in said
     assert "zebrafish" not in (tmp_path / "copy.ipynb").read_text()
     (tmp_path / "copy.ipynb").unlink()
+    (tmp_path / "mine.csv").write_text(SENTENCE)
+    assert main([words[0], f"{tmp_path}/mine.csv", *words[2:]]) == 2
+    assert "mine.csv is no notebook (NotJSONError)" in (said := capsys.readouterr().err) and "zebrafish" not in said
     # with other people's runs only there is nothing to compare with
     notebook.cells[-1].source = asked.replace("seed = ", "seed = 9")
     nbformat.write(notebook, tmp_path / "mine.ipynb")
