@@ -12,7 +12,7 @@ from snakemake.logging import logger
 from medstudy.batch.progress import Progress
 from medstudy.batch.study import code_files, keys, results_of
 from medstudy.params import load_study
-from medstudy.runs import private_folder, slug
+from medstudy.files import private_folder, slug
 
 STUDY = load_study(config.get("run", "params/demo"))
 R = str(results_of(STUDY))

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medstudy.runs import write_json
+from medstudy.files import write_json
 
 if TYPE_CHECKING:
     import torch

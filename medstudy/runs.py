@@ -8,19 +8,11 @@ changed, be it a parameter or a cell, and going back to an earlier value finds w
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import gc
-import hashlib
-import importlib.metadata
-import importlib.util
-import inspect
 import json
 import os
-import platform
 import re
-import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -28,48 +20,34 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
-
+from medstudy.files import (
+    as_plain,
+    code_fingerprint,
+    fingerprint,
+    private_folder,
+    read_json,
+    slug,
+    write_json,
+)
 from medstudy.params import RunParams, project_root
+from medstudy.provenance import provenance
 
 if TYPE_CHECKING:
     from medstudy.data.card import DataCard
     from medstudy.data.cases import Case
 
-LIBRARIES = ("torch", "transformers", "trl", "peft")
 #: Facts in words that the package itself notes of a run.
 FACTS = frozenset({"shareable", "labels", "positive", "model_revision", "dtype", "compute_dtype"})
-#: Trainer arguments that say where and how loudly, not what: they do not change a result.
-COSMETIC = frozenset({"output_dir", "logging_dir", "run_name", "disable_tqdm", "log_level", "report_to"})
 
 
 class RunError(RuntimeError):
     """What a run would say of itself is not what it was made with; the message names stage and remedy."""
 
 
-def from_root(path: str | Path) -> Path:
-    """A path as a user gives it: from the working folder, else from the project root."""
-    path = Path(path).expanduser()
-    return path if path.exists() else project_root() / path
-
-
-def slug(name: str) -> str:
-    """A model name as a folder name: ``builtin/llama`` -> ``builtin-llama``."""
-    return re.sub(r"[^\w.]+", "-", name).strip("-")
-
-
 def run_folder(params: RunParams) -> Path:
     """``<results>/<study>/<model-slug>/<task>/seed<k>``; relative results start at the project root."""
     study = project_root() / params.results / params.study
     return study / slug(params.model) / params.task / f"seed{params.seed}"
-
-
-def private_folder(path: Path) -> Path:
-    """Make a folder that only its owner can read and that git leaves alone, wherever it lies; return it."""
-    path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.chmod(0o700)
-    (path / ".gitignore").write_text("*\n", encoding="utf-8")
-    return path
 
 
 def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[str, Any]:
@@ -79,65 +57,6 @@ def without_paths(parameters: Mapping[str, Any], card: str = "private") -> dict[
     if re.search(r"[/\\.]", parameters.get("data") or ""):
         shown["data"] = card
     return {**parameters, **shown}
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write whole or not at all, so that a killed run leaves nothing half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(text + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def read_json(path: Path) -> Any:
-    """What a JSON file holds; an empty mapping where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def fingerprint(value: Any) -> str:
-    """First 16 hex digits of the SHA-256 of ``value``'s canonical JSON."""
-    text = json.dumps(_plain(value), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """JSON-able form of rows, dataclasses, pydantic models, classes and the libraries' config objects."""
-    if isinstance(value, type):
-        return [value.__qualname__, _behaviour(value)]
-    if isinstance(value, BaseModel):
-        return _plain(value.model_dump())
-    if hasattr(value, "to_dict"):
-        return {k: _plain(v) for k, v in value.to_dict().items() if k not in COSMETIC}
-    if dataclasses.is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(_plain(v) for v in value)
-    if isinstance(value, (list, tuple)):
-        return [_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(getattr(value, "value", value))
-
-
-def _behaviour(made: type) -> str:
-    """Changes with the code of a class, if it stands in the notebook also with that of what it calls there."""
-    from datasets.fingerprint import Hasher
-
-    return Hasher.hash(made) if made.__module__ == "__main__" else inspect.getsource(made)
-
-
-def code_fingerprint(modules: tuple[str, ...]) -> str:
-    """Sources of ``medstudy.<module>`` and the versions of the libraries that train and generate."""
-    specs = [importlib.util.find_spec(f"medstudy.{name}") for name in modules]
-    sources = [Path(spec.origin).read_text(encoding="utf-8") for spec in specs if spec and spec.origin]
-    return fingerprint([sources, {name: importlib.metadata.version(name) for name in LIBRARIES}])
 
 
 class Stage:
@@ -240,7 +159,7 @@ class Run:
                 "the splits are not of the cases as they were read last; run from the cell that loads them on"
             )
         rows = value if isinstance(value, list) else [value]
-        lines = (json.dumps(_plain(row), ensure_ascii=False) + "\n" for row in rows)
+        lines = (json.dumps(as_plain(row), ensure_ascii=False) + "\n" for row in rows)
         file = self.private / f"{name}.jsonl"
         file.touch(0o600)
         file.write_text("".join(lines), encoding="utf-8")
@@ -364,33 +283,3 @@ def _release_memory() -> None:
     gc.collect()
     if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
         ctypes.CDLL(None).malloc_trim(0)
-
-
-def provenance() -> dict[str, Any]:
-    """Code, library versions, device and peak memory of this process."""
-    import torch
-
-    if torch.cuda.is_available():
-        peak = round(torch.cuda.max_memory_allocated() / 1024**2)
-        device = {"device": torch.cuda.get_device_name(), "gpu_peak_memory_mb": peak}
-    else:
-        device = {"device": "cpu", "threads": torch.get_num_threads()}
-    status = _git("status", "--porcelain", "-uno")
-    units_per_mb = 1024**2 if sys.platform == "darwin" else 1024  # bytes there, kilobytes on Linux
-    return {
-        "medstudy": importlib.metadata.version("medstudy"),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_dirty": None if status is None else bool(status),
-        "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in (*LIBRARIES, "datasets", "scipy", "papermill")},
-        **device,
-        "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / units_per_mb),
-    }
-
-
-def _git(*command: str) -> str | None:
-    """What git says of the project; None without git or outside a repository."""
-    if shutil.which("git") is None:
-        return None
-    done = subprocess.run(["git", *command], cwd=project_root(), capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -14,8 +14,9 @@ from peft import LoraConfig
 from medstudy.data.card import load_card
 from medstudy.data.cases import Case
 from medstudy.data.splits import Splits
+from medstudy.files import fingerprint, from_root, write_json
 from medstudy.params import RunParams
-from medstudy.runs import Run, RunError, Stage, fingerprint, from_root, write_json
+from medstudy.runs import Run, RunError, Stage
 from medstudy.training.preferences import Pair
 
 

@@ -19,8 +19,8 @@ from medstudy.data.card import DataCard, Hub, load_card
 from medstudy.data.cases import Case, DataError
 from medstudy.data.load import Loaded, load_cases
 from medstudy.data.splits import Splits, split_cases
+from medstudy.files import from_root
 from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing
-from medstudy.runs import from_root
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
 

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from medstudy.batch.machine import die_with_parent, take_gpus, visible_gpus
+from medstudy.files import private_folder, read_json, write_json, write_whole
 from medstudy.params import ParamsError, load_study, nearest, read_yaml
-from medstudy.runs import private_folder, read_json, write_json, write_whole
 
 #: Figures of executed notebooks: SVG for the pages, and PNG, as JupyterLab shows no SVG of a notebook that it did not
 #: run itself. The same figure gives the same bytes.

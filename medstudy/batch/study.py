@@ -14,8 +14,9 @@ from pathlib import Path
 import medstudy
 from medstudy.batch.machine import cores, die_with_parent, is_locked, try_lock, visible_gpus
 from medstudy.batch.run_notebook import finished, lock_of
+from medstudy.files import fingerprint, private_folder, read_json
 from medstudy.params import RunParams, StudyParams, load_study, read_yaml, refuse_missing
-from medstudy.runs import fingerprint, private_folder, project_root, read_json, run_folder, without_paths
+from medstudy.runs import project_root, run_folder, without_paths
 
 #: Exit code when the study is running already: sysexits' "try again later".
 BUSY = 75

@@ -12,8 +12,8 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from medstudy.data.cases import DataError
+from medstudy.files import from_root
 from medstudy.params import TaskName, nearest
-from medstudy.runs import from_root
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.reading import labels_in
 

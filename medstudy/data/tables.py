@@ -21,7 +21,8 @@ import pandas as pd
 
 from medstudy.data.card import DataCard, File, Files, Hub, Prepare
 from medstudy.data.cases import DataError
-from medstudy.runs import from_root, project_root
+from medstudy.files import from_root
+from medstudy.runs import project_root
 
 _READ_ERRORS = (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile)
 

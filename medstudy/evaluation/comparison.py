@@ -15,7 +15,7 @@ from medstudy.data.cases import DataError
 from medstudy.evaluation.evaluate import evaluate, measure
 from medstudy.evaluation.scopes import Cell, contrasts_table, metrics_table, variances_table
 from medstudy.evaluation.verdict import RULES, Rules, verdict_table
-from medstudy.runs import read_json
+from medstudy.files import read_json
 from medstudy.tasks import TASK_TYPES
 
 

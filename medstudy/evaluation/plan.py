@@ -15,8 +15,8 @@ from medstudy.data.splits import split_cases
 from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
 from medstudy.evaluation.statistics import PRIOR_DF, Estimate, combined, smallest_detectable
 from medstudy.evaluation.verdict import ALPHA, RULES
+from medstudy.files import fingerprint, read_json, write_whole
 from medstudy.params import StudyParams
-from medstudy.runs import fingerprint, read_json, write_whole
 from medstudy.tasks import TASK_TYPES
 
 #: Pocock's constant: the level of each of so many equally spaced looks, so that all together keep .05.

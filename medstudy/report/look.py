@@ -12,8 +12,9 @@ from pandas.io.formats.style import Styler
 
 from medstudy.data.cases import Case, DataError
 from medstudy.evaluation.views import show_counts
+from medstudy.files import from_root
 from medstudy.report.privacy import card_of, is_private
-from medstudy.runs import Run, from_root
+from medstudy.runs import Run
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
 

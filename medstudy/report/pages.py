@@ -21,9 +21,9 @@ from medstudy.evaluation.metrics import TRIAGE, metric_name
 from medstudy.evaluation.scopes import KINDS
 from medstudy.evaluation.verdict import HARMS, INVALID, WORTH
 from medstudy.evaluation.views import gains, told_under, value_text
+from medstudy.files import read_json, slug
 from medstudy.report.figures import first_capital
 from medstudy.report.privacy import Review, card_of
-from medstudy.runs import read_json, slug
 from medstudy.show import ENOUGH_PAIRS, ENOUGH_STEPS
 from medstudy.tasks import TASK_TYPES
 

@@ -20,9 +20,10 @@ from medstudy.arms import ARMS, TRAINED
 from medstudy.data.card import DataCard
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_card
+from medstudy.files import private_folder, read_json, slug
 from medstudy.params import RunParams, assigned
 from medstudy.report.scan import PATTERNS, RULES, Guard, plain
-from medstudy.runs import private_folder, read_json, slug, without_paths
+from medstudy.runs import without_paths
 from medstudy.show import NOT_SHOWN, TAG, TOO_FEW
 from medstudy.tasks import TASK_TYPES
 

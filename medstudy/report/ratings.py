@@ -15,8 +15,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from medstudy.arms import CONTRASTS
 from medstudy.data.cases import DataError
+from medstudy.files import write_json
 from medstudy.report.look import predictions_of
-from medstudy.runs import write_json
 
 SCALE = [1, 2, 3, 4, 5]
 

@@ -9,8 +9,9 @@ import torch
 from peft import LoraConfig
 from trl import DPOConfig, SFTConfig
 
+from medstudy.files import COSMETIC
 from medstudy.params import RunParams
-from medstudy.runs import COSMETIC, Run
+from medstudy.runs import Run
 from medstudy.show import aggregate
 from medstudy.training.models import train_in_bf16
 from medstudy.training.shared_prompt import PADDED_TO

@@ -10,8 +10,9 @@ from huggingface_hub import constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 
+from medstudy.files import fingerprint, from_root, read_json, slug
 from medstudy.params import BUILTIN, RunParams
-from medstudy.runs import Run, fingerprint, from_root, read_json, slug
+from medstudy.runs import Run
 
 # TRL tells the hub of each trainer that is made (class, architecture, GPU); nothing is to leave a hospital unasked
 constants.HF_HUB_DISABLE_TELEMETRY = True

@@ -18,7 +18,8 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from medstudy.runs import Run, Stage, write_json
+from medstudy.files import write_json
+from medstudy.runs import Run, Stage
 from medstudy.training.arguments import lora_config, set_arguments
 from medstudy.training.chat import Row, load_chat
 from medstudy.training.checkpoint import note_model

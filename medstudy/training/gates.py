@@ -14,7 +14,8 @@ from pandas.io.formats.style import Styler
 from medstudy.arms import ARMS, TRAINED
 from medstudy.data.audit import near_duplicates
 from medstudy.data.splits import Splits
-from medstudy.runs import Run, fingerprint
+from medstudy.files import fingerprint
+from medstudy.runs import Run
 from medstudy.show import aggregate
 from medstudy.tasks.base import Task
 from medstudy.tasks.reading import normalise

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 
 from medstudy.data.cases import Case
-from medstudy.runs import Run, Stage, fingerprint
+from medstudy.files import fingerprint
+from medstudy.runs import Run, Stage
 from medstudy.tasks.base import Message, Task
 from medstudy.training.chat import load_chat
 from medstudy.training.checkpoint import note_model

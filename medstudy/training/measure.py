@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from trl.trainer import utils
 
-from medstudy.runs import fingerprint
+from medstudy.files import fingerprint
 from medstudy.training.chat import Chat
 from medstudy.training.shared_prompt import FIRST_ROWS, row_length, share_prompts_if_equal
 

@@ -11,8 +11,9 @@ import pandas as pd
 
 from medstudy.data.cases import Case, DataError
 from medstudy.data.splits import Splits
+from medstudy.files import from_root
 from medstudy.params import RunParams
-from medstudy.runs import Run, Stage, from_root
+from medstudy.runs import Run, Stage
 from medstudy.show import ENOUGH_PAIRS, ENOUGH_STEPS, OWN, TOO_FEW
 from medstudy.tasks.base import Task
 from medstudy.tasks.reading import normalise

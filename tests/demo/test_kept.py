@@ -14,7 +14,7 @@ from demo.kept import keep, without_text
 from medstudy.data.cases import DataError
 from medstudy.evaluation import comparison
 from medstudy.evaluation.evaluate import evaluate
-from medstudy.runs import write_json
+from medstudy.files import write_json
 
 
 def test_numbers_computed_from_what_is_kept_are_the_same(tmp_path: Path) -> None:

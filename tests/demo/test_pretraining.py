@@ -21,8 +21,8 @@ from demo.pretraining import (
     save,
     train_tokenizer,
 )
+from medstudy.files import slug
 from medstudy.params import RunParams
-from medstudy.runs import slug
 from medstudy.training.checkpoint import BASE_MODELS, ModelError, locate, model_fingerprint
 from medstudy.training.models import load_model, load_tokenizer
 

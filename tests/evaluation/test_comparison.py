@@ -13,7 +13,7 @@ from medstudy.data.cases import DataError
 from medstudy.evaluation import comparison, views
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.evaluation.verdict import Rules
-from medstudy.runs import write_json
+from medstudy.files import write_json
 
 
 @pytest.fixture
