@@ -143,7 +143,7 @@ def scenario(design: Design, studies: int) -> dict[str, float | str]:
     line |= {f"true {o}": round(true[f"dpo-{o}"]["task", "text_classification"], 3) for o in ("sft", "sft_more")}
     line |= {f"cover {scope}": round(covered[known["scope"] == scope].mean(), 3) for scope in SCOPES}
     names = known.drop_duplicates(["study", "look", "scope", "name"])
-    for label in (WORTH, HARMS):
+    for label in (WORTH, HARMS, ENOUGH):
         line[f"any {label}"] = round(names["study"][names["verdict"] == label].nunique() / studies, 3)
     # of tasks and cells those in which DPO gains
     gains = names["name"].str.split(", ").str[0].isin(list(TASK_TYPES)[: design.tasks])

@@ -21,7 +21,8 @@ ALPHA = 0.05
 RULES = (
     "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope. "
     "DPO harms: dpo-sft below 0, Holm over a scope. "
-    "SFT with the same labels is enough: dpo-sft_more below the margin, one-sided at the level of the look. "
+    "SFT with the same labels is enough: dpo-sft_more below the margin, one-sided at the level of the look, "
+    "Holm over a scope. "
     "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike."
 )
 COLUMNS = ["scope", "name", "contrast", "outcome", "difference", "low", "high", "p", "n_cases", "n_seeds"]
@@ -60,6 +61,7 @@ class Outcome:
     n_seeds: int
     p_gain: float = 1.0
     p_harm: float = 1.0
+    p_enough: float = 1.0
 
     @property
     def complete(self) -> bool:
@@ -74,9 +76,7 @@ class Outcome:
             return HARMS
         if self.p_gain < rules.alpha:
             return WORTH
-        # one-sided, at the level of the look: what DPO gains over the same labels is less than the margin
-        _, most = self.rows[OVER_MORE].interval(1 - 2 * rules.alpha)
-        return ENOUGH if most < rules.margin else UNSURE
+        return ENOUGH if self.p_enough < rules.alpha else UNSURE
 
 
 def verdict_table(cells: Sequence[Cell], rules: Rules) -> pd.DataFrame:
@@ -123,8 +123,9 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
     """Outcomes of every scope and name; p values after Holm over all outcomes of the scope (cells, tasks, kinds).
 
     A gain has the larger of its two p values (intersection-union): neither is corrected for the other. Harm is to be
-    worse than SFT: labels that help more than DPO do not make it harmful. Every p is doubled: there are four scopes,
-    and a claim is of one direction, so that a whole study keeps the level.
+    worse than SFT: labels that help more than DPO do not make it harmful. Enough: what DPO gains over the same labels
+    is less than the margin, one-sided. The other p are doubled: there are four scopes, and a claim is of one direction,
+    so that a whole study keeps the level.
     """
     found: dict[tuple[str, str], dict[str, Outcome]] = {}
     for line in lines:
@@ -136,17 +137,19 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
     for scope in dict.fromkeys(scope for scope, _ in found):
         of_scope = (outcome for key, outcomes in found.items() if key[0] == scope for outcome in outcomes.values())
         if tested := [outcome for outcome in of_scope if outcome.complete]:
-            raw = [_p_values(outcome.rows) for outcome in tested]
-            gains, harms = (2 * multipletests(p, method="holm")[1] for p in zip(*raw, strict=True))
-            for outcome, gain, harm in zip(tested, gains, harms, strict=True):
-                outcome.p_gain, outcome.p_harm = float(gain), float(harm)
+            raw = zip(*(_p_values(outcome.rows, rules.margin) for outcome in tested), strict=True)
+            corrected = [by * multipletests(p, method="holm")[1] for by, p in zip((2, 2, 0.5), raw, strict=True)]
+            for outcome, *p in zip(tested, *corrected, strict=True):
+                outcome.p_gain, outcome.p_harm, outcome.p_enough = map(float, p)
     return {key: list(outcomes.values()) for key, outcomes in found.items()}
 
 
-def _p_values(rows: dict[Pair, Estimate]) -> tuple[float, float]:
-    """Of a gain over both, and of harm."""
-    gain = max(rows[pair].p if rows[pair].value > 0 else 1.0 for pair in (OVER_SFT, OVER_MORE))
-    return gain, rows[OVER_SFT].p if rows[OVER_SFT].value < 0 else 1.0
+def _p_values(rows: dict[Pair, Estimate], margin: float) -> list[float]:
+    """Of a gain over both, of harm, and of no gain over the same labels that matters."""
+    over_sft, over_more = rows[OVER_SFT], rows[OVER_MORE]
+    worse, less = replace(over_sft, value=-over_sft.value), replace(over_more, value=margin - over_more.value)
+    claims = (over_sft, over_more), (worse,), (less,)
+    return [max(part.p if part.value > 0 else 1.0 for part in claim) for claim in claims]
 
 
 def over(outcomes: Sequence[Outcome], rules: Rules) -> str:

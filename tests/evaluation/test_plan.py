@@ -64,7 +64,7 @@ def test_a_frozen_plan_is_what_a_study_is_judged_by(study: Path, tmp_path: Path)
     assert "1 trainings a cell are no planned look (2, 3)" in rules_for(results, runs(3, 1), 0.03).note
     assert rules_for(tmp_path, runs(3), 0.5) == Rules(0.5)
     kept = (results / "plan.json").read_text()
-    (results / "plan.json").write_text(kept.replace("one-sided at the level of the look", "otherwise"))
+    (results / "plan.json").write_text(kept.replace("dpo-sft_more below the margin", "otherwise"))
     assert rules_for(results, runs(3, 3), 0.5).note == "the rules are not those of the frozen plan"
     (results / "plan.json").write_text(kept)
     text = (study / "study.yaml").read_text()

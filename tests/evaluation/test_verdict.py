@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -61,6 +63,15 @@ def test_both_contrasts_count_once_holm_is_over_outcomes_and_a_look_has_its_own_
     assert label(close + lines(0.0, 0.0, name="there")) == UNSURE
     assert label(close + lines(0.0, 0.0, name="there", scope="task")) == WORTH
     assert label(close, alpha=0.02) == UNSURE
+
+
+def test_enough_is_corrected_for_the_names_of_its_scope():
+    """p is .025 for each of two: .03 are below the margin of one, and with five more names open it is not."""
+    close = lines(0.0, 0.0, half=0.03)
+    assert label(close) == ENOUGH == label(close + lines(0.0, 0.0, half=0.03, name="there"))
+    others = [line for n in range(5) for line in lines(0.05, 0.05, half=0.06, name=f"open {n}")]
+    assert label(close + others) == UNSURE
+    assert label(close + [replace(line, scope="task") for line in others]) == ENOUGH
 
 
 @pytest.mark.parametrize(
