@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medstudy.arms import ARMS, BASELINES, CONTRASTS
 from medstudy.files import (
     as_plain,
     code_fingerprint,
@@ -36,8 +37,9 @@ if TYPE_CHECKING:
     from medstudy.data.card import DataCard
     from medstudy.data.cases import Case
 
-#: Facts in words that the package itself notes of a run.
+#: Facts that the package itself notes of a run.
 FACTS = frozenset({"shareable", "labels", "positive", "model_revision", "dtype", "compute_dtype"})
+FACTS |= {"pairs", "paired_cases", "enough_pairs", "few_shot_examples", "context"}
 
 
 class RunError(RuntimeError):
@@ -178,6 +180,8 @@ class Run:
 
     def save(self, name: str, value: Any) -> None:
         """Write one of the contract's JSON files beside the notebook."""
+        if not self.facts.get("shareable"):  # a group of one's own may be a handful of patients, or be called after one
+            value = _of_known(name, value)
         write_json(self.folder / f"{name}.json", value)
         self._saved[name] = self._answered()
         if name == "metrics":
@@ -196,8 +200,7 @@ class Run:
         kept = self.private / "results" / fingerprint(parameters)
         if not self.facts.get("shareable"):  # what a cell added may be a text, unless it is a number
             parameters = without_paths(parameters, self._card)
-            facts = {k: v for k, v in facts.items() if k in FACTS or isinstance(v, (bool, int, float))}
-            facts = {k: v for k, v in facts.items() if k.isidentifier()}
+            facts = {k: v for k, v in facts.items() if k in FACTS}
         record = {
             "status": "ok",
             "parameters": parameters,
@@ -263,6 +266,14 @@ class Run:
             if value != now[name]:
                 was = f"{training.name} was trained with {name} = {value!r}, but the parameters say {now[name]!r}"
                 raise RunError(f"{was}: set it in the parameters cell, and run the notebook from there on")
+
+
+def _of_known(name: str, value: Any) -> Any:
+    """Of metrics, baselines or contrasts what is of the package's arms; anything else as it is."""
+    if name in ("metrics", "baselines"):
+        return {arm: cells for arm, cells in value.items() if arm in ARMS or arm in BASELINES}
+    known = {"-".join(pair) for pair in CONTRASTS}
+    return [row for row in value if row["contrast"] in known] if name == "contrasts" else value
 
 
 def _identity(case: Case) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 #: Key in the metadata of a tagged output; its value names the forms that were tagged.
 TAG = "medstudy"
-#: Key in ``attrs`` of a table whose index and columns the package named, so that `show_counts` may tag it.
+#: Key in ``attrs`` of a table whose index and columns the package named (`own`): what it looked like then.
 OWN = "named by the package"
 #: Stands where a text of a case would stand.
 NOT_SHOWN = "[not shown: the data card does not say `shareable: true`]"
@@ -32,6 +32,17 @@ TOO_FEW = (
 _NUMBER = r"\s*[<>=±]?\s*[-+\u2212]?\d+(,\d{3})*(\.\d+)?(e[-+]?\d+)?\s*%?\s*"  # no date
 _NO_TEXT = re.compile(f"{_NUMBER}|hidden|true|false|nan|none|", re.IGNORECASE)
 Made = TypeVar("Made")
+
+
+def own(table: pd.DataFrame) -> pd.DataFrame:
+    """Mark a table whose index and columns the package named, so that `show_counts` may tag it; returns it."""
+    table.attrs[OWN] = table.to_csv()
+    return table
+
+
+def is_own(table: pd.DataFrame) -> bool:
+    """Whether a table is as the package made it: rows and columns that were added may name a patient or a ward."""
+    return table.attrs.get(OWN) == table.to_csv()
 
 
 def aggregate(made: Made, words: Sequence[str] = ()) -> Made:

@@ -105,12 +105,16 @@ def trained(run: Run, name: str, start: Stage | None = None, **made_with: Any) -
 def test_the_end_marker_is_whole_and_does_not_vouch_for_a_new_start(
     told: Run, params: RunParams, shareable: bool
 ) -> None:
-    """Of a private source it holds no text that a cell added."""
+    """Of a private source it holds no text, number or group that a cell added."""
     told.facts |= {"shareable": shareable, "dtype": "float32"}
-    told.finish(pairs=5, note="Grobblestone, Ferdinand")
+    told.save("baselines", {"majority": {}, "ward 7": {"n": 6}})
+    assert ("ward 7" in json.loads((told.folder / "baselines.json").read_text())) == shareable
+    told.save("contrasts", [{"contrast": "dpo-sft"}, {"contrast": "Isolation Verbena"}])
+    assert ("Verbena" in (told.folder / "contrasts.json").read_text()) == shareable
+    told.finish(pairs=5, note="Grobblestone, Ferdinand", porphyria=3)
     record = json.loads((told.folder / "run.json").read_text())
     assert (record["status"], record["pairs"], record["dtype"]) == ("ok", 5, "float32")
-    assert ("note" in record) == shareable
+    assert ("note" in record) == ("porphyria" in record) == shareable
     assert (told.private / "splits.jsonl").is_file() and (told.private / "pairs.jsonl").is_file()
     assert stat.S_IMODE(told.private.stat().st_mode) == 0o700
     Run(params)

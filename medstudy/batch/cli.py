@@ -173,7 +173,7 @@ def _share(args: argparse.Namespace) -> None:
         raise DataError(f"{args.notebook} is no notebook, or the copy is to replace it")
     results = args.results or project_root(args.notebook.parent) / "results"
     taken, runs, cases = privacy.share(args.notebook, args.target, results)
-    print("".join(f"withheld: {place}\n" for place in taken), end="")
+    print("".join(f"{place}\n" for place in taken), end="")
     print(
         f"{args.target}: compared with {cases} private cases of {runs} runs in {results}; "
         "paraphrases and pictures are not seen"

@@ -11,7 +11,7 @@ from medstudy.data.cases import Case, masked
 from medstudy.data.load import Loaded
 from medstudy.data.rows import answers_by_text, loose, text_key
 from medstudy.data.splits import Splits
-from medstudy.show import OWN
+from medstudy.show import own
 
 #: Balanced accuracy from which a single value or word is suspected of giving the answer away.
 LEAK = 0.95
@@ -46,8 +46,7 @@ def audit(loaded: Loaded, splits: Splits) -> pd.DataFrame:
         lines.append({"topic": topic, "measure": measure} | {name: n[topic, measure] for name, n in counts.items()})
     lines += [*_overlap(drawn), *_leaks(loaded)]
     table = pd.DataFrame(lines, columns=["topic", "measure", *parts]).astype(dict.fromkeys(parts, "Int64"))
-    table.attrs[OWN] = True
-    return table
+    return own(table)
 
 
 def near_duplicates(table: pd.DataFrame) -> int:

@@ -21,7 +21,7 @@ from medstudy.tasks.base import Metric
 
 Metrics = dict[str, dict[str, dict[str, Any]]]
 #: Kinds of metric from whose value no count of cases can be told.
-TELL_NO_COUNT = ("f1", "mean", "auroc")
+TELL_NO_COUNT = ("f1", "mean")
 
 
 def evaluate(
@@ -109,7 +109,13 @@ class Measured:
         """
         if self.answers.shareable or self.metric.primary or self.metric.kind in TELL_NO_COUNT:
             return None
-        by_seed = self.sums[arm].sum(axis=0)
+        if self.metric.kind == "auroc":  # of few pairs each value has one number of positives that it can come from
+            positives = [terms[:, 0, 1].sum() for terms in self.terms[arm]]
+            return (0.0, 1.0) if any(small_count(n, self.answers.n_cases) for n in positives) else None
+        by_seed, whole = self.sums[arm].sum(axis=0), self.answers.n_cases
+        # of some cases alone: how many these are, or the others, would be told with the value
+        if self.metric.kind == "share_of_parsed" and any(small_count(n, whole) for n in by_seed[:, 0, 1]):
+            return 0.0, 1.0
         if self.metric.kind.startswith("share"):
             few = [small_count(*terms[0, :2]) for terms in by_seed]
             if not any(few):
@@ -127,8 +133,8 @@ class Measured:
         some = self.metric.kind == "share_of_parsed" or (not counted and self.metric.kind in ("share", "mean"))
         n = round(counted / len(self.answers.frames)) if some else self.answers.n_cases
         if masked := self.masked(arm):
-            few = f"fewer than {SMALLEST_COUNT} cases on one side: not shown"
-            return {"value": None, "low": _number(masked[0]), "high": _number(masked[1]), "n": n, "note": few}
+            few = {"n": self.answers.n_cases, "note": f"fewer than {SMALLEST_COUNT} cases on one side: not shown"}
+            return {"value": None, "low": _number(masked[0]), "high": _number(masked[1])} | few
         limits = estimate.interval()
         if self.metric.kind.startswith("share") and self.answers.independent and n:
             limits = proportion_confint(hits, n, method="wilson")
@@ -144,16 +150,20 @@ class Measured:
         line, seeds = self.line(pair), len(self.answers.frames)
         estimate = estimate or estimates([line])[0]
         counts: dict[str, int] = {}
+        told: list[bool] = []
         if self.metric.kind == "share" and np.isfinite(estimate.value):
-            first, second = (np.concatenate(self.terms[arm])[:, 0, 0] for arm in pair)
-            gained, lost = int((first > second).sum()), int((first < second).sum())
+            terms = zip(*(self.terms[arm] for arm in pair), strict=True)
+            more = [first[:, 0, 0] - second[:, 0, 0] for first, second in terms]
+            by_seed = [(int((x > 0).sum()), int((x < 0).sum())) for x in more]
+            gained, lost = map(sum, zip(*by_seed, strict=True))
             counts = {"discordant": gained + lost, "gained": gained, "lost": lost}
+            told = [0 < n < SMALLEST_COUNT for each in by_seed for n in (*each, sum(each))]
         test, p, rounded = ("t over cases" if seeds == 1 else "t over seeds and cases"), None, ""
-        few = not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in counts.values())
+        few = not self.answers.shareable and any(told)
         if few or (seeds == 1 and not self.answers.shareable):
             estimate, counts, rounded = estimate.coarse(), {} if few else counts, ", error rounded up"
         if not np.isfinite(estimate.value):
-            test = "none: an arm has no value"
+            test, rounded = "none: an arm has no value", ""
         elif counts and self.answers.independent:
             test, p = "exact McNemar", float(mcnemar([[0, gained], [lost, 0]], exact=True).pvalue)
         else:

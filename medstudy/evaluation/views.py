@@ -1,6 +1,6 @@
 """What a reader of a notebook sees: tables, rounded, masked where counts are small, and tagged as aggregates."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +11,18 @@ from pandas.io.formats.style import Styler
 
 from medstudy.arms import ARMS, BASELINES
 from medstudy.data.audit import WORDING
-from medstudy.data.card import DataCard
+from medstudy.data.card import SPLITS, DataCard
 from medstudy.data.cases import SMALLEST_COUNT, Case, masked
 from medstudy.evaluation.comparison import FinishedRun
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.evaluation.metrics import LOWER_IS_BETTER
-from medstudy.show import NOT_SHOWN, OWN, aggregate
+from medstudy.show import NOT_SHOWN, aggregate, is_own
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Task
 
 _CELL = ["task", "model"]
+#: Stands for a count from which a masked one beside it could be told.
+HIDDEN = "hidden"
 #: Under which of several scopes that say the same a reader is told it.
 _TOLD = ("task", "study", "kind", "cell")
 _PUBLISHED = pd.read_csv(Path(__file__).parents[1] / "published_results.csv")
@@ -88,35 +90,49 @@ def show_text(card: DataCard, text: str) -> str:
 def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``.
 
-    Where that masks one label of an outcome alone, the next smallest reads ``hidden``, as the first would follow from
-    the total. Only tables of the package (`show.OWN`) are tagged: a user's may be counts of names.
+    Where that masks one label of an outcome alone, or one split of a line, the next smallest reads ``hidden``, as the
+    first would follow from the total. Only tables as the package made them (`show.own`) are tagged: a user's may be
+    counts of names.
 
     ``columns``: where the counts of cases are; everywhere, if empty.
     """
-
-    def shown(value: Any) -> Any:
-        if pd.isna(value):
-            return ""
-        if not isinstance(value, (int, float, np.number)) or not float(value).is_integer():
-            return value
-        return masked(int(value), card.shareable)
-
-    counted = list(columns) or list(table)
+    own, counted = is_own(table), [*map(str, columns or table)]
+    topics = table["topic"] if "topic" in table else table.index.to_series()
+    of_cases = ~topics.astype(str).str.startswith("words")  # lengths of texts are no counts of cases
     # as objects: beside a mean, pandas would turn a count of 168 into 168.00
-    texts = {str(name): pd.Series(map(shown, table[name]), table.index, dtype=object) for name in counted}
-    table = table.astype(object).assign(**texts)
-    if not table.attrs.get(OWN):
+    table = table.rename(columns=str).astype(object)
+    for name in counted:
+        values = zip(table[name], of_cases, strict=True)
+        shown = [_count(value, card.shareable or not counts) for value, counts in values]
+        table[name] = pd.Series(shown, table.index, dtype=object)
+    if not own:
         return table
     if not card.shareable and "topic" in table:
         wording = table["measure"].str.replace(rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True)
-        table = table.assign(measure=wording)
+        table["measure"] = wording
         for outcome in card.labels:
             for name in counted:
-                column = table.loc[table["topic"] == outcome, name]
-                counts = {i: value for i, value in column.items() if isinstance(value, int) and value > 0}
-                if (column == masked(1, card.shareable)).sum() == 1 and counts:
-                    table.loc[min(counts, key=counts.__getitem__), name] = "hidden"
+                table[name] = table[name].mask(topics == outcome, _unsolved(table.loc[topics == outcome, name]))
+        for row in table.index:
+            table.loc[row, [*SPLITS]] = _unsolved(table.loc[row, [*SPLITS]])
+        table["source"] = table["source"].mask(topics == "rows", _unsolved(table.loc[topics == "rows", "source"], max))
     return aggregate(table, ["", "topic", "measure", "pairs audit"])  # the package's own words
+
+
+def _count(value: Any, whole: bool) -> Any:
+    if pd.isna(value):
+        return ""
+    if not isinstance(value, (int, float, np.number)) or not float(value).is_integer():
+        return value
+    return masked(int(value), whole)
+
+
+def _unsolved(counts: pd.Series, which: Callable[..., Any] = min) -> pd.Series:
+    """Counts of which a single one is masked, with another one hidden: the smallest, or ``which``."""
+    others = {i: value for i, value in counts.items() if isinstance(value, int) and value > 0}
+    if counts.isin([masked(1, False), HIDDEN]).sum() == 1 and others:
+        return counts.where(counts.index != which(others, key=others.__getitem__), HIDDEN)
+    return counts
 
 
 def told_under(table: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:

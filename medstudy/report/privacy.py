@@ -254,7 +254,9 @@ def guard_of(folders: Iterable[Path]) -> Guard:
     for folder in folders:
         if _is_known(folder) and is_private(folder):
             said = _source(folder)
-            named = " ".join((said["known"], *folder.parts[-4:]))  # study, model and task are said everywhere
+            card = json.loads(said["known"]) | {"load": None}  # the file's name, and what rows held, may be a patient's
+            card["columns"] = {key: value for key, value in card["columns"].items() if key not in ("gold", "missing")}
+            named = " ".join((json.dumps(card), *folder.parts[-4:]))  # study, model and task are said everywhere
             guard.add(pd.read_parquet(folder / "private" / "cases.parquet"), said["card"], named)
     return guard
 

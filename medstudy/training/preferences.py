@@ -14,7 +14,7 @@ from medstudy.data.splits import Splits
 from medstudy.files import from_root
 from medstudy.params import RunParams
 from medstudy.runs import Run, Stage
-from medstudy.show import ENOUGH_PAIRS, ENOUGH_STEPS, OWN, TOO_FEW
+from medstudy.show import ENOUGH_PAIRS, ENOUGH_STEPS, TOO_FEW, own
 from medstudy.tasks.base import Task
 from medstudy.tasks.reading import normalise
 from medstudy.training.chat import Row
@@ -177,8 +177,7 @@ def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
         "pairs from groups of other splits": pairs["group_id"].isin(others).sum(),
     }
     table = pd.DataFrame({"value": facts}).rename_axis("pairs audit")
-    table.attrs[OWN] = True
-    return table
+    return own(table)
 
 
 def too_few(params: RunParams, n: int) -> str:

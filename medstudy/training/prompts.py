@@ -10,7 +10,7 @@ import pandas as pd
 
 from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
-from medstudy.show import OWN
+from medstudy.show import own
 from medstudy.tasks.base import Message, Task
 from medstudy.training.chat import Chat, Row
 
@@ -57,8 +57,7 @@ class Lengths:
         tokens = pd.DataFrame({"prompt tokens": self.prompt, "tokens kept for the answer": self.answer})
         table = tokens.quantile([0.5, 0.95, 1]).astype(int).set_axis(["median", "95 %", "longest"])
         table = table.T.assign(**self.counts)
-        table.attrs[OWN] = True
-        return table
+        return own(table)
 
 
 def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> tuple[list[Case], Lengths]:

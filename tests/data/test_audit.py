@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 
 from medstudy.data.audit import audit
@@ -9,6 +10,7 @@ from medstudy.data.cases import Case
 from medstudy.data.load import Dropped, Loaded
 from medstudy.data.splits import Splits
 from medstudy.evaluation.views import show_counts
+from medstudy.show import own
 
 
 def case(number, text, label="no", group=None, **details):
@@ -116,6 +118,23 @@ def test_a_text_that_holds_its_own_summary_is_counted():
     ]
     table = audit(Loaded(cases, 30, []), Splits(cases[:10], [], cases[10:20], cases[20:]))
     assert numbers(table, "cases whose text holds the summary")[0] == 3
+
+
+def test_a_masked_count_does_not_follow_from_the_others_of_its_line(card):
+    """yes 68, of which 23, 26 and 16 beside the masked one: 3 in validation."""
+    private, parts = card.model_copy(update={"shareable": False}), ["train", "prefer", "validation", "test"]
+    made = pd.DataFrame([["label", "yes", 68, 23, 26, 3, 16]], columns=["topic", "measure", "source", *parts])
+    shown = show_counts(private, own(made), ["source", *parts]).iloc[0]
+    assert shown[["source", *parts]].tolist() == [68, 23, 26, "< 11", "hidden"]
+    lengths = own(pd.DataFrame([["words in text", "median", 7, 7, 7, 7, 8]], columns=made.columns))
+    assert show_counts(private, lengths, ["source", *parts])["source"].tolist() == [7]
+
+
+def test_a_table_that_somebody_added_to_is_not_the_packages(card):
+    made = own(pd.DataFrame({"value": {"pairs": 168}}).rename_axis("pairs audit"))
+    assert hasattr(show_counts(card, made), "_repr_mimebundle_")
+    made.loc["Isolation Verbena"] = 12
+    assert not hasattr(show_counts(card, made), "_repr_mimebundle_")
 
 
 def test_wording_of_one_patient_is_no_leak_and_of_private_sources_not_shown(card):

@@ -174,8 +174,31 @@ def test_small_counts_of_a_private_source_are_told_by_no_share_and_no_contrast()
     assert (row["high"] - row["low"]) / 2 == pytest.approx(0.07 * 2.0227, rel=1e-3)
     assert row["p"] == pytest.approx(2 * t.sf(0.125 / 0.07, 39), rel=1e-4)
     assert values_table(metrics).loc["sft", "unparsed"] == "< 0.275"
+    read = metrics["sft"]["accuracy_parsed"]  # its n would tell the 5 that were not read
+    assert (read["value"], read["n"]) == (None, 40) and metrics["dpo"]["accuracy_parsed"]["n"] == 40
     private.attrs["shareable"] = True
     assert contrast(run(private)[1], "dpo-sft", "unparsed")["lost"] == 5
+
+
+@pytest.mark.parametrize("positives", [5, 15])
+def test_few_positives_of_a_private_source_are_told_by_no_auroc(positives: int) -> None:
+    gold = ["a"] * positives + ["b"] * (40 - positives)
+    table = labelled("label", gold, gold, "sft").assign(score_p_positive=[i / 40 for i in range(40)])
+    table.attrs["shareable"] = False
+    cell = evaluate(table, "text_classification", {"label": ["a", "b"]}, "a")[0]["sft"]["auroc"]
+    assert (cell["value"] is None) == (positives == 5)
+
+
+def test_answers_that_differ_in_one_seed_of_a_private_source_are_counted_seed_by_seed() -> None:
+    """Together 16 gained and 14 lost, which are 9 and 7 patients of one training."""
+    gold, tables = ["a"] * 40, []
+    for gained, lost in ((8, 7), (8, 7)):
+        said = {"sft": ["a"] * (40 - gained) + ["b"] * gained, "dpo": ["b"] * lost + ["a"] * (40 - lost)}
+        tables.append(pd.concat([labelled("label", gold, answers, arm) for arm, answers in said.items()]))
+        tables[-1].attrs["shareable"] = False
+    accuracy = next(m for m in measured(*tables) if m.metric.name == "accuracy")
+    row = replace(accuracy, answers=replace(accuracy.answers, shareable=False)).row(("dpo", "sft"))
+    assert "gained" not in row and row["test"].endswith("error rounded up")
 
 
 def test_a_mean_over_seeds_gives_no_small_count_of_one_seed_away():
