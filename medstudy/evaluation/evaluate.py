@@ -141,25 +141,31 @@ class Measured:
         note = {} if np.isfinite(limits).all() else {"note": "no case is counted, or one group: no interval"}
         return {"value": _number(estimate.value)} | self._within(limits, 0.0) | {"n": n} | note
 
+    def changed(self, pair: Pair) -> list[tuple[int, int]]:
+        """Cases that the first arm gained and lost, training by training; of a share alone."""
+        terms = zip(*(self.terms[arm] for arm in pair), strict=True) if self.metric.kind == "share" else ()
+        more = [first[:, 0, 0] - second[:, 0, 0] for first, second in terms]
+        return [(int((x > 0).sum()), int((x < 0).sum())) for x in more]
+
+    def few_differ(self, pair: Pair) -> bool:
+        """Whether, of a private source, few answers differ in a training: an exact error would tell how many."""
+        told = (n for gained, lost in self.changed(pair) for n in (gained, lost, gained + lost))
+        return not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in told)
+
     def row(self, pair: Pair, estimate: Estimate | None = None) -> dict[str, Any]:
         """One row of contrasts.json; without an estimate by this model and task alone.
 
-        From the error of one training the answers that differ could be counted: that of a private source is rounded
-        up, as in the comparison, and so are p and the limits that come from it. Few differing answers are not told.
+        From the error the answers that differ could be counted: that of a private source is rounded up where it is of
+        one training or few differ, and so are p and the limits that come from it. Few differing answers are not told.
         """
         line, seeds = self.line(pair), len(self.answers.frames)
         estimate = estimate or estimates([line])[0]
         counts: dict[str, int] = {}
-        told: list[bool] = []
         if self.metric.kind == "share" and np.isfinite(estimate.value):
-            terms = zip(*(self.terms[arm] for arm in pair), strict=True)
-            more = [first[:, 0, 0] - second[:, 0, 0] for first, second in terms]
-            by_seed = [(int((x > 0).sum()), int((x < 0).sum())) for x in more]
-            gained, lost = map(sum, zip(*by_seed, strict=True))
+            gained, lost = map(sum, zip(*self.changed(pair), strict=True))
             counts = {"discordant": gained + lost, "gained": gained, "lost": lost}
-            told = [0 < n < SMALLEST_COUNT for each in by_seed for n in (*each, sum(each))]
         test, p, rounded = ("t over cases" if seeds == 1 else "t over seeds and cases"), None, ""
-        few = not self.answers.shareable and any(told)
+        few = self.few_differ(pair)
         if few or (seeds == 1 and not self.answers.shareable):
             estimate, counts, rounded = estimate.coarse(), {} if few else counts, ", error rounded up"
         if not np.isfinite(estimate.value):

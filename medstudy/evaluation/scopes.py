@@ -127,14 +127,21 @@ def cell_estimates(cells: Sequence[Cell], judged: bool = True) -> dict[tuple[int
     found: dict[tuple[int, str, Pair], Estimate] = {}
     for group in groups.values():
         of_group = estimates([*group.values()], ["-".join(pair) for _, _, pair in group])
-        found |= {key: _fit_to_be_seen(e, [cells[key[0]]]) for key, e in zip(group, of_group, strict=True)}
+        found |= {k: _fit_to_be_seen(e, [cells[k[0]]], *k[1:]) for k, e in zip(group, of_group, strict=True)}
     return found
 
 
-def _fit_to_be_seen(estimate: Estimate, cells: Sequence[Cell]) -> Estimate:
-    """From the exact error of one training the answers that differ could be counted, which may be few patients."""
-    private = any(not cell.measured[0].answers.shareable and len(cell.seeds) == 1 for cell in cells)
-    return estimate.coarse() if private else estimate
+def _fit_to_be_seen(estimate: Estimate, cells: Sequence[Cell], metric: str, pair: Pair) -> Estimate:
+    """From an exact error the answers that differ could be counted, which may be few patients (`Measured.row`)."""
+    return estimate.coarse() if _tells(cells, metric, pair) else estimate
+
+
+def _tells(cells: Sequence[Cell], metric: str, pair: Pair) -> bool:
+    alone = any(not cell.measured[0].answers.shareable and len(cell.seeds) == 1 for cell in cells)
+    of = (
+        m for cell in cells for m in cell.measured if metric == m.metric.name or (metric == MEAN and m.metric.primary)
+    )
+    return alone or any(m.few_differ(pair) for m in of)
 
 
 def _task_lines(cells: Sequence[Cell]) -> dict[tuple[str, str, Pair], tuple[Line, tuple[Cell, ...]]]:
@@ -168,7 +175,7 @@ def _tasks(cells: Sequence[Cell], mean: bool) -> list[Scoped]:
     lines = {key: of for key, of in _task_lines(cells).items() if (key[1] == MEAN) == mean}
     found = estimates([line for line, _ in lines.values()], ["-".join(pair) for _, _, pair in lines])
     return [
-        Scoped("task", *key, _fit_to_be_seen(estimate, of), of[0].n_cases, len(line.by_seed), of)
+        Scoped("task", *key, _fit_to_be_seen(estimate, of, *key[1:]), of[0].n_cases, len(line.by_seed), of)
         for (key, (line, of)), estimate in zip(lines.items(), found, strict=True)
     ]
 
@@ -203,8 +210,9 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
         for scope, lines in (("task", [line]), ("cell", by_model)):
             if lines:
                 spread = [[x.seed_variance for x in lines], [x.own_variance for x in lines]]
-                spread.append([_fit_to_be_seen(estimates([x])[0], of).case for x in lines])
-                deviations = [round(float(np.sqrt(np.mean(found))), 5) for found in spread]
+                spread.append([_fit_to_be_seen(estimates([x])[0], of, outcome, pair).case for x in lines])
+                digits = 2 if _tells(of, outcome, pair) else 5
+                deviations = [round(float(np.sqrt(np.mean(found))), digits) for found in spread]
                 sizes = of[0].n_cases, len(line.by_seed), len(of)
                 rows.append((scope, task, outcome, "-".join(pair), *deviations, *sizes))
     return pd.DataFrame(rows, columns=columns)  # with a header also where every cell failed its gates

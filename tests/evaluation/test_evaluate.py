@@ -13,6 +13,7 @@ from scipy.stats import t
 from medstudy.evaluation.evaluate import evaluate, measure, values
 from medstudy.evaluation.metrics import PredictionsError
 from medstudy.evaluation.predictions import predictions_table
+from medstudy.evaluation.scopes import Cell, variances_table
 from medstudy.evaluation.statistics import estimates
 from medstudy.evaluation.views import contrasts_view, first_look, show_counts, values_table
 from medstudy.tasks import get_task
@@ -199,6 +200,11 @@ def test_answers_that_differ_in_one_seed_of_a_private_source_are_counted_seed_by
     accuracy = next(m for m in measured(*tables) if m.metric.name == "accuracy")
     row = replace(accuracy, answers=replace(accuracy.answers, shareable=False)).row(("dpo", "sft"))
     assert "gained" not in row and row["test"].endswith("error rounded up")
+    made = measure(tables, "clinical_reasoning", {}, None)  # accuracy is its primary outcome
+    for shareable in (False, True):
+        of = [replace(m, answers=replace(m.answers, shareable=shareable)) for m in made]
+        told = variances_table([Cell("clinical_reasoning", "m", of, (0, 1))])[["seed_sd", "own_sd", "case_sd"]]
+        assert told.equals(told.round(2)) is not shareable
 
 
 def test_a_mean_over_seeds_gives_no_small_count_of_one_seed_away():
