@@ -67,8 +67,8 @@ def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) ->
     recorded one, for SFT) of more than ``max_new_tokens`` could never be given whole: that is an error too, or counted.
     """
     kept, truncated, few = [], 0, params.max_new_tokens
-    for case, gold in zip(cases, _answer_tokens(cases, task, chat, params), strict=True):
-        answer, prompt = max(gold, few), len(chat.prompt(task.messages(case)))
+    for case, (prompt, gold) in zip(cases, _tokens(cases, task, chat, params), strict=True):
+        answer = max(gold, few)
         room = chat.context - answer
         if prompt > room and params.overlong == "error":
             name = f"case {case.case_id}" if task.card.shareable else "a case"
@@ -87,12 +87,14 @@ def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) ->
     return fitting, Lengths(prompts, answers, len(cases) - len(kept), truncated, sum(cut))
 
 
-def _answer_tokens(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> list[int]:
-    """Tokens of each case's longest right or recorded answer, with its end token."""
-    sizes, few = [], params.max_new_tokens
+def _tokens(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> list[tuple[int, int]]:
+    """Tokens of each case's prompt, and of its longest right or recorded answer with its end token."""
+    found, few = [], params.max_new_tokens
     for case in cases:
         given = [case, case.recorded()] if case.demonstration else [case]
-        sizes.append(max(len(chat.row(task.messages(one), task.target(one))[1]) for one in given))
+        rows = [chat.row(task.messages(one), task.target(one)) for one in given]
+        found.append((len(rows[0][0]), max(len(answer) for _, answer in rows)))
+    sizes = [answer for _, answer in found]
     longest = max(sizes, default=0)
     if longest > few and params.overlong == "error":
         name = f", that of case {cases[sizes.index(longest)].case_id}," if task.card.shareable else ""
@@ -100,7 +102,7 @@ def _answer_tokens(cases: list[Case], task: Task, chat: Chat, params: RunParams)
             f"{sum(size > few for size in sizes)} of {len(sizes)} gold answers could never be given: the longest{name}"
             f" needs {longest} tokens with its end token, max_new_tokens is {few}; set max_new_tokens = {longest}"
         )
-    return sizes
+    return found
 
 
 def _shorten(case: Case, task: Task, chat: Chat, room: int) -> Case:
