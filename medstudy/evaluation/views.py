@@ -201,7 +201,8 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
     names = [*_CELL, "metric"]
     text = table.assign(text=[value_text(cell) for cell in table.to_dict("records")])
     wide = text.pivot_table("text", names, "arm", aggfunc="first", sort=False).fillna("")
-    return aggregate(wide[[arm for arm in (*ARMS, *BASELINES) if arm in wide]], names)
+    labels = {arm: look.label for arm, look in (ARMS | BASELINES).items() if arm in wide}
+    return aggregate(wide[[*labels]].rename(columns=labels), names)
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:
