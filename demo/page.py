@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 FORESEEN = {"study": 0.02, "task": 0.05}
 _HEAD = """# What the {name} {kind}gave
 
-*Written by `python -m demo.page` from {study}/verdicts.csv: {n} runs of version {commit}, {date},
-{minutes:.0f} minutes of computing on {threads} thread(s) a run. Another machine gives slightly other numbers;
-docs/controls.md says how often a verdict errs.
+*Written by `python -m demo.page` from {study}/verdicts.csv: {n} runs of version {commit},
+{date}, {minutes:.0f} minutes of computing on {threads} thread(s) a run.
+Another machine gives slightly other numbers; docs/controls.md says how often a verdict errs.
 {limit}*
 """
 #: What each page is no evidence of.

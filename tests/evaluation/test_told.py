@@ -79,12 +79,15 @@ def test_the_views_of_a_study_of_one_task_and_model_say_its_sentence_once() -> N
     assert len(views.verdicts(table, "study", "kind", "task")) == 4 and views.verdicts(table, "cell") is None
 
 
-def test_compare_says_the_public_study_in_one_sentence(
+def test_compare_says_a_study_of_one_task_in_one_sentence_and_the_public_study_comes_out_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = shutil.copytree(Path(__file__).resolve().parents[2] / "docs" / "public", tmp_path / "public")
     monkeypatch.chdir(tmp_path)
     assert cli.main(["compare", str(copy)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2 and said[0].startswith("inconclusive: On numeric classification, neither")
-    assert said[1] == "all as the notebooks had it"
+    assert capsys.readouterr().out.splitlines()[-1] == "all as the notebooks had it"
+    for folder in copy.glob("*/text_classification"):
+        shutil.rmtree(folder)
+    cli.main(["compare", str(copy)])
+    said = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("came out otherwise")]
+    assert len(said) == 1 and said[0].startswith("inconclusive: On numeric classification, neither")
