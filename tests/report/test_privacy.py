@@ -369,6 +369,15 @@ def test_a_notebook_that_ran_elsewhere_can_be_shared(tmp_path: Path, params, car
         assert not (tmp_path / "copy.ipynb").exists()
 
 
+def test_words_of_a_cards_missing_values_are_still_a_patients(tmp_path: Path, params, card) -> None:
+    """A remark that init-card put there counted as a word that everybody may read."""
+    run = Run(params.model_copy(update={"results": str(tmp_path / "results")}))
+    columns = card.columns.model_copy(update={"missing": {"label": ["wife of mayor Grabowska called"]}})
+    private = card.model_copy(update={"shareable": False, "columns": columns})
+    run.keep_source(private, [Case("c1", "g1", "Grabowska called again", {"label": "yes"}, {})])
+    assert "rare word of a case" in guard_of([run.folder]).rules_broken("seen: Grabowska")
+
+
 def test_a_private_notebook_is_not_shared_whole_where_its_folder_holds_a_public_run_by_now(
     tmp_path: Path, params, card
 ) -> None:
