@@ -37,9 +37,9 @@ class Section(BaseModel):
     @classmethod
     def _known_keys(cls, values: Any) -> Any:
         allowed = list(cls.model_fields)
-        for key in values if isinstance(values, dict) else ():
-            if key not in allowed:
-                raise ValueError(f"unknown key '{key}'{nearest(str(key), allowed)} (allowed: {', '.join(allowed)})")
+        if isinstance(values, dict) and (unknown := values.keys() - allowed):
+            key = str(min(unknown))
+            raise ValueError(f"unknown key '{key}'{nearest(key, allowed)} (allowed: {', '.join(allowed)})")
         return values
 
 
@@ -67,11 +67,13 @@ class Files(Section):
 
     @model_validator(mode="after")
     def _all_or_no_splits(self) -> Self:
-        given = [f.split for f in self.files if f.split]
-        if given and len(given) < len(self.files):
+        given = {f.split for f in self.files}
+        if None in given and len(given) > 1:
             raise ValueError("some files have a split and some have none; give one to every file, or to none")
-        if given and "train" not in given:
-            raise ValueError(f"no file is for training (splits: {', '.join(given)}); without splits they are drawn")
+        if not given & {None, "train"}:
+            raise ValueError(
+                f"no file is for training (splits: {', '.join(sorted(given))}); without splits they are drawn"
+            )
         return self
 
 
@@ -103,13 +105,10 @@ class Gold(Section):
     column: str
     map: dict[str, str] = {}
 
-    def check(self, where: str, what: str, known: Sequence[str]) -> None:
-        """Refuse a map to an answer that is not ``known``."""
-        for answer in self.map.values():
-            if answer not in known:
-                raise ValueError(
-                    f"columns.{where}.map: '{answer}' is not one of {what} {known}{nearest(answer, known)}"
-                )
+    def check(self, where: str, known: Sequence[str]) -> None:
+        """Refuse a map to what is not ``known``; where nothing is, any answer will do."""
+        if wrong := [answer for answer in self.map.values() if known and answer not in known]:
+            raise ValueError(f"columns.{where}.map: '{wrong[0]}' is none of {known}{nearest(wrong[0], known)}")
 
 
 class FeatureColumn(Gold):
@@ -163,6 +162,10 @@ class Columns(Section):
         others = [self.split.column if self.split else "", self.case_id, self.group_id, *self.missing]
         return [name for name in dict.fromkeys([*self.shown, *self.answers, *others]) if name not in ("", "*")]
 
+    def no_value(self, column: str) -> list[str]:
+        """What means no value in a column."""
+        return [*self.missing.get(column, ()), *self.missing.get("*", ())]
+
     @model_validator(mode="after")
     def _text_and_no_leak(self) -> Self:
         if ("{fields}" in self.text) != bool(self.fields):
@@ -171,10 +174,8 @@ class Columns(Section):
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
         leaks = {*self.exclude, *self.answers}.intersection(self.shown)
         if leaks:
-            raise ValueError(
-                f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details: "
-                "take it out of columns.text, columns.fields and columns.details"
-            )
+            told = f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details"
+            raise ValueError(f"{told}: take it out of columns.text, columns.fields and columns.details")
         return self
 
 
@@ -203,6 +204,11 @@ class DataCard(Section):
         return self._folder
 
     @property
+    def local(self) -> Files | Prepare | None:
+        """How the source is read without network."""
+        return self.load.local if isinstance(self.load, Hub) else self.load
+
+    @property
     def open_outcomes(self) -> frozenset[str]:
         """Outcomes answered in free words; the others choose from `labels`."""
         return frozenset(self.columns.gold) - frozenset(self.labels)
@@ -218,8 +224,8 @@ class DataCard(Section):
             wanted = closed if task.outcomes else "one outcome"
             raise ValueError(f"labels must be for {wanted} in the task {self.task}, not {list(self.labels)}")
         for outcome, names in self.labels.items():
-            if len({n.casefold().strip() for n in names}) < max(2, len(names)):
-                raise ValueError(f"labels.{outcome} needs two labels or more, all different: {names}")
+            if len(names) < 2:
+                raise ValueError(f"labels.{outcome} needs two labels or more: {names}")
             for name in names:
                 if (read := labels_in(name, names)) != [name]:
                     told = f"an answer '{name}' would be read as {' and '.join(read) or 'no label'}"
@@ -231,17 +237,17 @@ class DataCard(Section):
         return self
 
     def _check_columns(self, outcomes: Sequence[str]) -> None:
-        columns, files = self.columns, self.load.files if isinstance(self.load, Files) else []
+        columns = self.columns
         if set(columns.gold) != set(outcomes):
             raise ValueError(f"columns.gold must be for {list(outcomes)}, not {list(columns.gold)}")
         for kind in ("gold", "rejected", "demonstration"):
             for outcome, spec in getattr(columns, kind).items():
                 if outcome not in outcomes:
                     raise ValueError(f"columns.{kind}.{outcome}: no outcome of {self.task} ({', '.join(outcomes)})")
-                spec.check(f"{kind}.{outcome}", f"labels.{outcome}", self.labels.get(outcome, list(spec.map.values())))
+                spec.check(f"{kind}.{outcome}", self.labels.get(outcome, ()))
         if columns.split:
-            columns.split.check("split", "the splits", SPLITS)
-            if isinstance(self.load, Hub) or any(f.split for f in files):
+            columns.split.check("split", SPLITS)
+            if isinstance(self.load, Hub) or isinstance(self.load, Files) and self.load.files[0].split:
                 raise ValueError("columns.split and splits of the source: keep one of the two")
         bare = [f.column for f in columns.fields if not (f.map or f.is_number)]
         if self.task == "numeric_classification" and (bare or not columns.fields and "features" not in columns.details):

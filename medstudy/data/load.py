@@ -155,18 +155,17 @@ def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
     answers = [spec.column for outcome, spec in card.columns.gold.items() if outcome in card.open_outcomes]
     for name in dict.fromkeys([*card.columns.placeholders, *(f.column for f in card.columns.fields), *answers]):
         cells = pd.concat([t.frame[name] for t in tables if name in t.frame], ignore_index=True).dropna().astype(str)
-        none = {value.casefold() for value in (*card.columns.missing.get(name, ()), *card.columns.missing.get("*", ()))}
+        none = {value.casefold() for value in card.columns.no_value(name)}
         empty = cells[cells.str.strip().str.casefold().isin(NO_VALUE - none)].value_counts()
-        if len(empty):
-            said = ", ".join(f"'{value}' ({n})" for value, n in empty.items())
+        if said := ", ".join(f"'{value}' ({n})" for value, n in empty.items()):
             yield f"column '{name}': {said} is shown as it is; if it means no value, see columns.missing"
-        if n := int(cells.str.contains(WRONG_SIGNS, regex=True).sum()):
-            yield f"column '{name}': {n} cells hold signs of a wrong encoding"
-        if n := int(cells.str.len().isin((32767, 65535)).sum()):
-            yield f"column '{name}': {n} cells have just the length at which spreadsheets and databases cut"
         row = rf"\n(?:[^,;\t\n]+[,;\t](?! )){{{max(2, tables[0].frame.shape[1] - 1)}}}[^,;\t\n]*(?:\n|$)"
-        if n := int(cells.str.contains(row, regex=True).sum()):
-            yield f"column '{name}': {n} cells hold a line that looks like a row; is a quote left open?"
+        odd = {
+            "hold signs of a wrong encoding": cells.str.contains(WRONG_SIGNS),
+            "have just the length at which spreadsheets and databases cut": cells.str.len().isin((32767, 65535)),
+            "hold a line that looks like a row; is a quote left open?": cells.str.contains(row),
+        }
+        yield from (f"column '{name}': {there.sum()} cells {what}" for what, there in odd.items() if there.any())
 
 
 def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 import pandas as pd
 
-from medstudy.data.card import SPLITS, DataCard, FeatureColumn, Files, Gold, Hub, code_key
+from medstudy.data.card import SPLITS, DataCard, FeatureColumn, Files, Gold, code_key
 from medstudy.data.cases import Case
 
 #: A number with a sign before it, as laboratories report what is beyond their range.
@@ -36,10 +36,9 @@ class Row:
     @classmethod
     def read(cls, card: DataCard, values: Mapping[str, Any]) -> Self:
         """Cells as text, None where there is no value."""
-        cells, missing = {name: plain(values[name]) for name in card.columns.read}, card.columns.missing
+        cells = {name: plain(values[name]) for name in card.columns.read}
         for name, value in cells.items():
-            none = (*missing.get(name, ()), *missing.get("*", ()))
-            if isinstance(value, str) and code_key(value) in map(code_key, none):
+            if isinstance(value, str) and code_key(value) in map(code_key, card.columns.no_value(name)):
                 cells[name] = None
         return cls(card, cells, values)
 
@@ -49,18 +48,15 @@ class Row:
         It is of use only where `faults` stay empty.
         """
         columns, text = self.card.columns, self._text()
-        group_id = code_key(self._needed(columns.group_id, "group")) if columns.group_id else ""
+        group_id = code_key(self._needed(columns.group_id, "group")) if columns.group_id else f"text-{text_key(text)}"
         gold = {outcome: self._answer("gold", outcome, spec) for outcome, spec in columns.gold.items()}
-        return Case(
-            case_id=code_key(self._needed(columns.case_id, "case id")) if columns.case_id else case_id,
-            group_id=group_id or f"text-{text_key(text)}",
-            text=text,
-            gold=gold,
-            details=self._details(gold) | ({"rejected": worse} if (worse := self._other("rejected", gold)) else {}),
-            split=self._answer("", "split", columns.split) if columns.split else split,
-            open_outcomes=self.card.open_outcomes,
-            demonstration=self._other("demonstration", gold),
-        )
+        case_id = code_key(self._needed(columns.case_id, "case id")) if columns.case_id else case_id
+        if columns.split:
+            self._needed(columns.split.column, "split")
+            allowed = columns.split.map or dict(zip(SPLITS, SPLITS, strict=True))
+            split = self._mapped(columns.split.column, allowed, "columns.split.map")
+        details, shown_to_sft = self._details(gold), self._other("demonstration", gold)
+        return Case(case_id, group_id, text, gold, details, split, self.card.open_outcomes, shown_to_sft)
 
     def _fault(self, column: str, what: str) -> str:
         """Note a fault; what it returns only fills the place."""
@@ -84,9 +80,8 @@ class Row:
     def _text(self) -> str:
         columns = self.card.columns
         parts = {name: self._needed(name, "text") for name in columns.placeholders}
-        parts["fields"] = "\n".join(
-            self._line(field) for field in columns.fields if self.cells[field.column] is not None or field.missing
-        )
+        lines = [self._line(field) for field in columns.fields if field.missing or self.cells[field.column] is not None]
+        parts["fields"] = "\n".join(lines)
         # one pass, so that braces inside a cell stay what they are
         text = re.sub(r"\{([^{}]+)\}", lambda match: parts[match.group(1)], columns.text).strip()
         if not text:
@@ -107,15 +102,10 @@ class Row:
         return f"{wording}: {value} {field.unit}".rstrip()
 
     def _number(self, column: str) -> float:
-        """The cell as a number; of ``<0.3`` the 0.3."""
-        raw, load, decimal = self.raw[column], self.card.load, "."
-        if isinstance(raw, (int, float)) and not isinstance(raw, bool):
-            text = repr(raw)
-        else:
-            load = load.local if isinstance(load, Hub) else load
-            decimal = load.decimal if isinstance(load, Files) else "."
-            text = _BOUND.sub("", str(self.cells[column]), count=1)
-        number = as_number(text, decimal)
+        """The cell as a number; of ``<0.3`` the 0.3. What came as a number needs no decimal sign."""
+        load = self.card.local
+        decimal = load.decimal if isinstance(load, Files) and isinstance(self.raw[column], str) else "."
+        number = as_number(_BOUND.sub("", str(self.cells[column]), count=1), decimal)
         if number is None:
             remedy = f"see load.decimal, or columns.missing.{column} if it means 'no value'"
             self._fault(column, f"is not a number with decimal '{decimal}'; {remedy}")
@@ -124,20 +114,16 @@ class Row:
     def _mapped(self, column: str, mapping: Mapping[str, str], remedy: str) -> str:
         codes = {code_key(key): answer for key, answer in mapping.items()}
         key = code_key(str(self.cells[column]))
+        remedy = f"extend {remedy}, or leave it out by columns.missing.{column}"
         if key in codes:
             return codes[key]
-        leave_out = f"or leave it out by columns.missing.{column}"
-        return self._fault(column, f"is not among the allowed ({', '.join(mapping)}); extend {remedy}, {leave_out}")
+        return self._fault(column, f"is not among the allowed ({', '.join(mapping)}); {remedy}")
 
     def _answer(self, kind: str, outcome: str, spec: Gold) -> str:
-        """The answer of an outcome, or the split, that the row's value means."""
-        where = f"{kind}.{outcome}" if kind else outcome
-        value = self._needed(spec.column, f"answer for '{outcome}'" if kind else outcome)
-        # labels map to themselves, as splits do; an open outcome takes any answer
-        if kind and not spec.map and outcome not in self.card.labels:
-            return value
-        mapping = spec.map or {name: name for name in (self.card.labels[outcome] if kind else SPLITS)}
-        return self._mapped(spec.column, mapping, f"columns.{where}.map")
+        """The answer that the row's value means: labels map to themselves, an open outcome takes any."""
+        value = self._needed(spec.column, f"answer for '{outcome}'")
+        mapping = spec.map or {name: name for name in self.card.labels.get(outcome, ())}
+        return self._mapped(spec.column, mapping, f"columns.{kind}.{outcome}.map") if mapping else value
 
     def _other(self, kind: str, gold: Mapping[str, str]) -> dict[str, str] | None:
         """The answer of another kind that the source holds, whole; None where it is missing or equals gold."""
@@ -159,6 +145,8 @@ class Row:
         if columns.fields:
             details["missing"] = [f.column for f in columns.fields if self.cells[f.column] is None]
             details["features"] = {f.column: self._feature(f) for f in columns.fields if f.map or f.is_number}
+        if worse := self._other("rejected", gold):
+            details["rejected"] = worse
         return details
 
     def _feature(self, field: FeatureColumn) -> float | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from io import BytesIO, StringIO
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
@@ -24,10 +24,8 @@ from medstudy.data.cases import DataError
 from medstudy.files import from_root
 from medstudy.runs import project_root
 
-_READ_ERRORS = (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile)
 
-
-@dataclass(frozen=True)
+@dataclass
 class Table:
     """One file, hub split or frame: its name as errors and case ids show it, our name of the split, its rows."""
 
@@ -39,18 +37,16 @@ class Table:
         frame = self.frame.rename(columns=lambda name: str(name).strip(" \t\r\n\ufeff"))
         # as it was written: 36.6 in four bytes would read 36.599998
         short = dict.fromkeys(frame.columns[frame.dtypes == "float32"], str)
-        object.__setattr__(self, "frame", frame.astype(short).astype(dict.fromkeys(short, float)))
+        self.frame = frame.astype(short).astype(dict.fromkeys(short, float))
 
 
 def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
     """Read every file or split of a card, or raise DataError. With `data_root` no network is used."""
-    load = card.load
-    if isinstance(load, Hub) and data_root:
-        if load.local is None:
-            raise DataError(f"data card '{card.name}' is read from the hub; with data_root it needs load.local")
-        load = load.local
+    load = card.local if data_root else card.load
     if load is None:
-        raise DataError(f"data card '{card.name}' has no load: say where the source lies, or give frame=")
+        hub = "is read from the hub; with data_root it needs load.local"
+        remedy = hub if card.load else "has no load: say where the source lies, or give frame="
+        raise DataError(f"data card '{card.name}' {remedy}")
     if isinstance(load, Prepare):
         yield as_table(card, _prepared(card, load, data_root))
     elif isinstance(load, Hub):
@@ -60,7 +56,7 @@ def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
 
 
 def as_table(card: DataCard, frame: Any) -> Table:
-    """A DataFrame made elsewhere; its rows are told by the card's name and their number."""
+    """A DataFrame made elsewhere."""
     if not isinstance(frame, pd.DataFrame):
         raise DataError(f"data card '{card.name}': the table is a {type(frame).__name__}, not a pandas DataFrame")
     return Table(card.name, None, frame)
@@ -78,7 +74,7 @@ def _prepared(card: DataCard, load: Prepare, data_root: str) -> Any:
             return found(folder)
     except Exception as error:  # noqa: BLE001 (whatever the user's own code raises)
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        at = f"{path.name} line {lines[-1]}" if lines else f"{path.name}"
+        at = f"{path.name} line {lines[-1]}" if lines else path.name
         told = card.shareable or isinstance(error, (OSError, ImportError, NameError))
         text = str(error) if told else f"(not shown: the card is private); see it by {function}(Path('{folder}'))"
         text += "; set data_root to the folder that holds it" if isinstance(error, FileNotFoundError) else ""
@@ -96,8 +92,7 @@ def _data_folder(card: DataCard, data_root: str) -> Path:
 
 def source_files(card: DataCard, data_root: str) -> list[Path]:
     """Local files that the cases are made of, as far as they can be found."""
-    load = card.load.local if isinstance(card.load, Hub) else card.load
-    found: list[Path] = []
+    load, found = card.local, []
     for file in load.files if isinstance(load, Files) else ():
         with contextlib.suppress(DataError):  # said when it is read, with what helps
             found.append(find_file(file.path, data_root, card.folder))
@@ -135,10 +130,10 @@ def _read(file: File, load: Files, card: DataCard, data_root: str) -> Table:
         raise DataError(f"{file.path}: the content is not what the card was written for; correct or remove sha256")
     try:
         frame = table_of(content, file, load)
-    except _READ_ERRORS as error:
+    except (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile) as error:
         raise DataError(f"{file.path} cannot be read as {load.format}: {error}; check format, sep, encoding") from error
-    path = PurePath(file.path)
-    return Table(path.name if path.is_absolute() else file.path, file.split, frame)
+    # of an absolute path, which may name a patient, the last part
+    return Table(Path(file.path).name if Path(file.path).is_absolute() else file.path, file.split, frame)
 
 
 def find_file(path: str, data_root: str, beside: Path) -> Path:
@@ -169,10 +164,8 @@ def unpacked(content: bytes) -> bytes:
 
 def decoded(content: bytes, encoding: str = "utf-8-sig") -> str:
     """Bytes as text. A byte order mark wins over `encoding`; ValueError for what another one must have written."""
-    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-        encoding = "utf-16"
-    elif content.startswith(b"\xef\xbb\xbf"):
-        encoding = "utf-8-sig"
+    marks = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
+    encoding = next((name for mark, name in marks.items() if content.startswith(mark)), encoding)
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError as error:
@@ -205,9 +198,8 @@ def table_of(content: bytes, file: File, load: Files) -> pd.DataFrame:
         cells = pd.read_csv(StringIO(text), sep=load.sep, header=None, skiprows=file.skip_rows, **how)
         return _headed(cells, load.names)
     # not pandas.read_json: it turns texts into dates and refuses long whole numbers
-    lines = [line for line in text.split("\n") if line.strip()]
-    parts = [text] if load.format == "json" else lines
-    rows = [json.loads(part, object_pairs_hook=_once) for part in parts]
+    parts = [text] if load.format == "json" else [line for line in text.split("\n") if line.strip()]
+    rows = [json.loads(part) for part in parts]
     rows = rows[0] if load.format == "json" else rows
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise ValueError("it must be a list of objects (json) or one object a line (jsonl); else load.prepare")
@@ -238,9 +230,3 @@ def _headed(cells: pd.DataFrame, names: list[str]) -> pd.DataFrame:
         raise ValueError(f"load.names has {len(names)} names for {cells.shape[1]} columns")
     header = names or ["" if pd.isna(name) else str(name) for name in cells.iloc[0]]
     return cells.iloc[0 if names else 1 :].reset_index(drop=True).set_axis(header, axis=1)
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) < len(pairs):
-        raise ValueError("an object has a key twice")
-    return dict(pairs)

@@ -95,7 +95,6 @@ REFUSED = {
     "Windows-1252 read as latin-1": ("note,uti\npatient’s,1\n".encode("cp1252"), {}, {"encoding": "latin-1"},
      ["only Windows-1252 prints", "encoding: cp1252"]),
     "UTF-16 without a mark": (PLAIN.encode("utf-16-le"), {}, {}, ["bytes of 0", "utf-16-le"]),
-    "a key twice": ('{"note": "a", "note": "b", "uti": 1}\n', {}, LINES, ["a key twice"]),
     "backslashes before quotes": ('note,uti\n"he said \\"x\\" twice",1\n', {}, {}, ["escapechar"]),
     "UTF-8 read as Windows-1252": ("note,uti\nFièvre,1\n", {}, {"encoding": "cp1252"}, ["it is UTF-8, not cp1252"]),
     "Windows-1252 read as UTF-8": ("note,uti\nFièvre,1\n".encode("cp1252"), {}, {}, ["byte 11 is no utf-8", "cp1252"]),
