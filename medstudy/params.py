@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from medstudy.arms import TRAINED
 
@@ -72,6 +72,25 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
+Resources = Annotated[dict[str, int | str], BeforeValidator(lambda given: given or {})]
+
+
+def _known_model(name: str) -> str:
+    if name.startswith("builtin/") and name not in BUILTIN:
+        raise ValueError(f"no such built-in model{nearest(name, BUILTIN)} (allowed: {', '.join(BUILTIN)})")
+    return name
+
+
+def _fair(candidates: dict[str, Any]) -> dict[str, Any]:
+    for arm, tries in candidates.items():
+        if arm not in SETTINGS:
+            raise ValueError(f"candidates: unknown arm {arm!r} (allowed: {', '.join(SETTINGS)})")
+        if other := {name for one in tries for name in one} - set(SETTINGS[arm]):
+            raise ValueError(f"candidates of {arm}: {min(other)!r} is none of {', '.join(SETTINGS[arm])}")
+    after = {arm: len(candidates.get(arm, [])) for arm in SETTINGS if arm != "sft"}
+    if len(set(after.values())) > 1:
+        raise ValueError(f"candidates: as many for each arm after SFT, or the comparison is not fair; now {after}")
+    return candidates
 
 
 class RunParams(BaseModel):
@@ -81,7 +100,7 @@ class RunParams(BaseModel):
 
     task: TaskName
     study: str = Field(pattern=r"^[\w.-]+$")
-    model: str = Field(min_length=1)
+    model: Annotated[str, Field(min_length=1), AfterValidator(_known_model)]
     seed: Natural
     data: str = Field(min_length=1)
     data_root: str
@@ -112,36 +131,11 @@ class RunParams(BaseModel):
     dpo_learning_rate: Rate
     dpo_epochs: Positive
     dpo_beta: Positive
-    dpo_loss: list[DpoLoss] = Field(min_length=1)
+    dpo_loss: Annotated[list[DpoLoss], Field(min_length=1), BeforeValidator(lambda v: [v] if isinstance(v, str) else v)]
     dpo_loss_weights: list[Positive]
-    candidates: dict[str, list[dict[str, Any]]]
+    candidates: Annotated[dict[str, list[dict[str, Any]]], AfterValidator(_fair)]
     max_new_tokens: Count
     eval_batch_size: Count
-
-    @field_validator("dpo_loss", mode="before")
-    @classmethod
-    def _one_loss_is_a_list(cls, value: Any) -> Any:
-        return [value] if isinstance(value, str) else value
-
-    @field_validator("model")
-    @classmethod
-    def _built_in_models_are_there(cls, name: str) -> str:
-        if name.startswith("builtin/") and name not in BUILTIN:
-            raise ValueError(f"no such built-in model{nearest(name, BUILTIN)} (allowed: {', '.join(BUILTIN)})")
-        return name
-
-    @field_validator("candidates")
-    @classmethod
-    def _candidates_are_settings_and_as_many_for_each(cls, candidates: dict[str, Any]) -> dict[str, Any]:
-        for arm, tries in candidates.items():
-            if arm not in SETTINGS:
-                raise ValueError(f"candidates: unknown arm {arm!r} (allowed: {', '.join(SETTINGS)})")
-            if other := {name for one in tries for name in one} - set(SETTINGS[arm]):
-                raise ValueError(f"candidates of {arm}: {min(other)!r} is none of {', '.join(SETTINGS[arm])}")
-        after = {arm: len(candidates.get(arm, [])) for arm in SETTINGS if arm != "sft"}
-        if len(set(after.values())) > 1:
-            raise ValueError(f"candidates: as many for each arm after SFT, or the comparison is not fair; now {after}")
-        return candidates
 
     @model_validator(mode="after")
     def _pairs_have_their_file_and_losses_their_weights(self) -> RunParams:
@@ -209,16 +203,21 @@ def assigned(source: str, mixed: bool = False) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for line in lines:
         targets = line.targets if isinstance(line, ast.Assign) else [getattr(line, "target", None)]
-        if not isinstance(line, (ast.Assign, ast.AnnAssign)) or not all(isinstance(t, ast.Name) for t in targets):
-            if mixed:
-                continue
+        if isinstance(line, (ast.Assign, ast.AnnAssign)) and all(isinstance(t, ast.Name) for t in targets):
+            try:
+                value = ast.literal_eval(line.value) if line.value else ...
+            except ValueError:
+                value = ...
+            found |= {target.id: value for target in targets}
+        elif not mixed:
             return {}
-        try:
-            value = ast.literal_eval(line.value) if line.value else ...
-        except ValueError:
-            value = ...
-        found |= {target.id: value for target in targets}
     return found
+
+
+def _each_once(values: list[Any]) -> list[Any]:
+    if twice := [value for value in values if values.count(value) > 1]:
+        raise ValueError(f"{twice[0]!r} is given twice: it would be one run, counted as two")
+    return values
 
 
 class StudyParams(BaseModel):
@@ -228,24 +227,17 @@ class StudyParams(BaseModel):
 
     name: str
     question: str = ""
-    models: list[str] = Field(min_length=1)
-    seeds: list[int] = Field(min_length=1)
-    tasks: dict[TaskName, dict[str, int | str]] = Field(min_length=1, description="task -> engine resources")
+    models: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)]
+    seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)]
+    tasks: dict[TaskName, Resources] = Field(min_length=1, description="task -> engine resources")
     margin: float = Field(MARGIN, gt=0, lt=1, description="differences smaller than this do not matter")
     looks: list[Count] = Field([], max_length=5, description="seeds a cell at which results are looked at")
     folder: Path
 
-    @field_validator("seeds", "models")
-    @classmethod
-    def _each_once(cls, values: list[Any]) -> list[Any]:
-        if twice := [value for value in values if values.count(value) > 1]:
-            raise ValueError(f"{twice[0]!r} is given twice: it would be one run, counted as two")
-        return values
-
     @model_validator(mode="after")
     def _seeds_make_a_look(self) -> StudyParams:
-        if self.looks and (self.looks != sorted(set(self.looks)) or len(self.seeds) not in self.looks):
-            now = len(self.seeds)
+        now = len(self.seeds)
+        if self.looks and (self.looks != sorted(set(self.looks)) or now not in self.looks):
             raise ValueError(f"looks = {self.looks}: rising numbers of seeds, one of them {now}, as many as now")
         return self
 
@@ -256,16 +248,15 @@ class StudyParams(BaseModel):
 
     def run(self, task: str, model: str, seed: int) -> RunParams:
         """Parameters of one run: shared.yaml, then <task>.yaml, then model and seed."""
-        shared, own = (read_yaml(self.folder / f"{name}.yaml") for name in ("shared", task))
-        values = shared | own
         fixed = {"task": task, "study": self.name, "model": model, "seed": seed}
+        values, where = {}, dict.fromkeys(fixed, f"{self.folder}/study.yaml")
+        for file in (self.folder / f"{name}.yaml" for name in ("shared", task)):
+            values |= (told := read_yaml(file))
+            where |= dict.fromkeys(told, str(file))
         # shared.yaml may say the study's name, so that plain papermill writes to the same place
-        clash = sorted(name for name, value in fixed.items() if values.get(name, value) != value)
-        if clash:
-            said = ", ".join(f"{name} = {values[name]!r}" for name in clash)
+        if clash := {name: values[name] for name, value in fixed.items() if values.get(name, value) != value}:
+            said = ", ".join(f"{name} = {value!r}" for name, value in clash.items())
             raise ParamsError(f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files")
-        where = dict.fromkeys(fixed, f"{self.folder}/study.yaml")
-        where |= {name: f"{self.folder}/{task if name in own else 'shared'}.yaml" for name in values}
         return resolve(values | fixed, where)
 
     def runs(self) -> list[RunParams]:
@@ -285,8 +276,6 @@ def load_study(folder: str | Path) -> StudyParams:
         found = sorted({file.parent.name for place in places for file in place.glob("*/study.yaml")})
         raise ParamsError(f"{folder}/study.yaml does not exist; studies: {', '.join(found) or 'none'}")
     values = read_yaml(folder / "study.yaml")
-    if isinstance(values.get("tasks"), dict):
-        values["tasks"] = {task: resources or {} for task, resources in values["tasks"].items()}
     where = dict.fromkeys(values, f"{folder}/study.yaml")
     return _validate(StudyParams, values | {"name": folder.name, "folder": folder}, where)
 
@@ -303,10 +292,8 @@ def resolve(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -
 def refuse_missing(params: RunParams) -> None:
     """Raise ParamsError if a run asks for 4-bit weights and the library that reads them is not installed."""
     if params.quantization == "4bit" and importlib.util.find_spec("bitsandbytes") is None:
-        raise ParamsError(
-            "quantization = '4bit' needs bitsandbytes, which is not installed: `pip install -e '.[gpu]'`, or use "
-            "quantization = 'none'"
-        )
+        remedy = "`pip install -e '.[gpu]'`, or use quantization = 'none'"
+        raise ParamsError(f"quantization = '4bit' needs bitsandbytes, which is not installed: {remedy}")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -337,12 +324,11 @@ def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: Mapping[s
 
 def _explain(error: Any, kind: type[BaseModel], files: Mapping[str, str]) -> str:
     name, said = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
-    where = files.get(str(error["loc"][0]) if error["loc"] else "", next(reversed(files.values()), "parameters"))
+    where = files.get(name.partition(".")[0], next(reversed(files.values()), "parameters"))
     if error["type"] == "extra_forbidden":
         allowed = list(kind.model_fields)
         return f"{where}: unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
     if error["type"] == "missing":
         return f"{where}: parameter '{name}' is missing, here and in the notebook"
-    if not name or name.endswith("[key]") or name == "candidates":
-        return f"{where}: {said}"
-    return f"{where}: {name} = {error['input']!r}: {said}"
+    shown = "" if not name or name.endswith("[key]") or name == "candidates" else f"{name} = {error['input']!r}: "
+    return f"{where}: {shown}{said}"
