@@ -10,7 +10,6 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,36 +61,27 @@ def read_json(path: Path) -> Any:
 
 def fingerprint(value: Any) -> str:
     """First 16 hex digits of the SHA-256 of ``value``'s canonical JSON."""
-    text = json.dumps(as_plain(value), sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(as_json(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def as_plain(value: Any) -> Any:
-    """JSON-able form of rows, dataclasses, pydantic models, classes and the libraries' config objects."""
+def as_json(value: Any, sort_keys: bool = False) -> str:
+    """JSON of rows, dataclasses, pydantic models, classes and the libraries' config objects."""
+    return json.dumps(value, sort_keys=sort_keys, ensure_ascii=False, default=_plain)
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, type):
-        return [value.__qualname__, _behaviour(value)]
+        from datasets.fingerprint import Hasher
+
+        # changes with the code of a class, if it stands in the notebook also with that of what it calls there
+        return [value.__qualname__, Hasher.hash(value) if value.__module__ == "__main__" else inspect.getsource(value)]
     if isinstance(value, BaseModel):
-        return as_plain(value.model_dump())
+        return value.model_dump()
     if hasattr(value, "to_dict"):
-        return {k: as_plain(v) for k, v in value.to_dict().items() if k not in COSMETIC}
+        return {k: v for k, v in value.to_dict().items() if k not in COSMETIC}
     if dataclasses.is_dataclass(value):
-        return {f.name: as_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(k): as_plain(v) for k, v in value.items()}
-    if isinstance(value, (set, frozenset)):
-        return sorted(as_plain(v) for v in value)
-    if isinstance(value, (list, tuple)):
-        return [as_plain(v) for v in value]
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
-    return str(getattr(value, "value", value))
-
-
-def _behaviour(made: type) -> str:
-    """Changes with the code of a class, if it stands in the notebook also with that of what it calls there."""
-    from datasets.fingerprint import Hasher
-
-    return Hasher.hash(made) if made.__module__ == "__main__" else inspect.getsource(made)
+        return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    return sorted(value) if isinstance(value, (set, frozenset)) else str(getattr(value, "value", value))
 
 
 def code_fingerprint(modules: tuple[str, ...]) -> str:

@@ -3,7 +3,6 @@
 import importlib.metadata
 import platform
 import resource
-import shutil
 import subprocess
 import sys
 from typing import Any
@@ -36,7 +35,8 @@ def provenance() -> dict[str, Any]:
 
 def _git(*command: str) -> str | None:
     """What git says of the project; None without git or outside a repository."""
-    if shutil.which("git") is None:
+    try:
+        done = subprocess.run(["git", *command], cwd=project_root(), capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
         return None
-    done = subprocess.run(["git", *command], cwd=project_root(), capture_output=True, text=True)
-    return done.stdout.strip() if done.returncode == 0 else None
+    return done.stdout.strip()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import re
 import shutil
@@ -21,15 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import ARMS, BASELINES, CONTRASTS
-from medstudy.files import (
-    as_plain,
-    code_fingerprint,
-    fingerprint,
-    private_folder,
-    read_json,
-    slug,
-    write_json,
-)
+from medstudy.files import as_json, code_fingerprint, fingerprint, private_folder, read_json, slug, write_json
 from medstudy.params import RunParams, project_root
 from medstudy.provenance import provenance
 
@@ -117,7 +108,9 @@ class Run:
 
     def stage(self, name: str, code: tuple[str, ...], start: Stage | None = None, **inputs: Any) -> Stage:
         """Open the stage ``name``, made from ``inputs`` and ``start`` by the package modules ``code``."""
-        _release_memory()  # of the stage before
+        gc.collect()  # trainers of the stage before, which point at one another
+        if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
+            ctypes.CDLL(None).malloc_trim(0)  # what glibc would keep for this process
         key = fingerprint([inputs, start.key if start else None, code_fingerprint(code)])
         stage = self.stages[name] = Stage(self, name, key, start)
         self.status(name, state="reused" if stage.done else "running")
@@ -133,16 +126,10 @@ class Run:
         import pandas as pd
 
         ids = [name for name in ("case_id", "group_id") if getattr(card.columns, name)]
-        rows = [
-            {
-                "case_id": case.case_id,
-                "group_id": case.group_id,
-                "texts": [case.text, *case.gold.values(), *_strings(case.details), *_strings(case.demonstration)],
-                "ids": [getattr(case, name) for name in ids],
-            }
-            for case in cases
-        ]
-        pd.DataFrame(rows).to_parquet(self.private / "cases.parquet")
+        table = pd.DataFrame([vars(case) for case in cases])[["case_id", "group_id"]]
+        table["texts"] = [_strings([case.text, case.gold, case.details, case.demonstration]) for case in cases]
+        table["ids"] = table[ids].to_numpy().tolist()
+        table.to_parquet(self.private / "cases.parquet")
         self._source = {_identity(case) for case in cases}
         self.facts |= {"shareable": card.shareable, "labels": card.labels, "positive": card.positive}
         said = {"card": card.name, "shareable": card.shareable, "known": card.model_dump_json()}
@@ -157,14 +144,11 @@ class Run:
         """
         drawn = {_identity(case) for part in vars(value).values() for case in part} if name == "splits" else set()
         if self._source and not drawn <= self._source:
-            raise RunError(
-                "the splits are not of the cases as they were read last; run from the cell that loads them on"
-            )
-        rows = value if isinstance(value, list) else [value]
-        lines = (json.dumps(as_plain(row), ensure_ascii=False) + "\n" for row in rows)
+            raise RunError("splits are not of the cases as they were read last; run from the cell that loads them on")
+        lines = map(as_json, value if isinstance(value, list) else [value])
         file = self.private / f"{name}.jsonl"
         file.touch(0o600)
-        file.write_text("".join(lines), encoding="utf-8")
+        file.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self.kept[name] = value
 
     def split_of(self, cases: list[Case]) -> str:
@@ -180,8 +164,11 @@ class Run:
 
     def save(self, name: str, value: Any) -> None:
         """Write one of the contract's JSON files beside the notebook."""
-        if not self.facts.get("shareable"):  # a group of one's own may be a handful of patients, or be called after one
-            value = _of_known(name, value)
+        # a group of one's own may be a handful of patients, or be called after one
+        if name in ("metrics", "baselines") and not self.facts.get("shareable"):
+            value = {arm: cells for arm, cells in value.items() if arm in ARMS or arm in BASELINES}
+        if name == "contrasts" and not self.facts.get("shareable"):
+            value = [row for row in value if row["contrast"] in map("-".join, CONTRASTS)]
         write_json(self.folder / f"{name}.json", value)
         self._saved[name] = self._answered()
         if name == "metrics":
@@ -252,12 +239,11 @@ class Run:
         import pandas as pd
 
         files = (self.private / "predictions.parquet", made.folder / "outputs.parquet")
-        if all(file.is_file() for file in files):
-            scored, kept = (pd.read_parquet(file) for file in files)
-            if scored.loc[scored["arm"] == arm, "output"].tolist() != [text for (text,) in kept["outputs"]]:
-                raise RunError(
-                    f"what was scored are not {arm}'s answers as they are now; run from the cell that scores on"
-                )
+        if not all(file.is_file() for file in files):
+            return
+        scored, kept = (pd.read_parquet(file) for file in files)
+        if scored.loc[scored["arm"] == arm, "output"].tolist() != [text for (text,) in kept["outputs"]]:
+            raise RunError(f"what was scored are not {arm}'s answers as they are now; run from the cell that scores on")
 
     def _refuse_other_values(self, training: Stage) -> None:
         chosen = (row["settings"] for row in self.tried.get(training.name, []) if row["chosen"])
@@ -266,14 +252,6 @@ class Run:
             if value != now[name]:
                 was = f"{training.name} was trained with {name} = {value!r}, but the parameters say {now[name]!r}"
                 raise RunError(f"{was}: set it in the parameters cell, and run the notebook from there on")
-
-
-def _of_known(name: str, value: Any) -> Any:
-    """Of metrics, baselines or contrasts what is of the package's arms; anything else as it is."""
-    if name in ("metrics", "baselines"):
-        return {arm: cells for arm, cells in value.items() if arm in ARMS or arm in BASELINES}
-    known = {"-".join(pair) for pair in CONTRASTS}
-    return [row for row in value if row["contrast"] in known] if name == "contrasts" else value
 
 
 def _identity(case: Case) -> str:
@@ -287,10 +265,3 @@ def _strings(value: Any) -> list[str]:
         return [value]
     parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
     return [text for part in parts for text in _strings(part)]
-
-
-def _release_memory() -> None:
-    """Free trainers, which point at one another, and give the system back what glibc would keep for this process."""
-    gc.collect()
-    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "malloc_trim"):
-        ctypes.CDLL(None).malloc_trim(0)

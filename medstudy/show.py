@@ -83,10 +83,7 @@ def _drawn(figure: Figure) -> dict[str, str]:
     figure.savefig(png, format="png", bbox_inches="tight", metadata={"Software": None}, dpi=110)
     figure.stale = False
     written = svg.getvalue()
-    return {
-        "image/svg+xml": written[written.index("<svg") :],
-        "image/png": base64.b64encode(png.getvalue()).decode(),
-    }
+    return {"image/svg+xml": written[written.index("<svg") :], "image/png": base64.b64encode(png.getvalue()).decode()}
 
 
 def _columns_of_text(table: pd.DataFrame, words: Sequence[str]) -> list[str]:
