@@ -73,13 +73,13 @@ def _study(task: str, folder: Path, root: Path) -> Iterator[str]:
     loaded, asked = load_cases(card, root), get_task(task, card)
     longest = max(len(asked.target(case)) for case in loaded.cases)
     sizes = dict.fromkeys(("n_train", "n_prefer", "n_valid", "n_test"), 0) if len(loaded.cases) < 1000 else {}
-    wanted = {"data": str(folder / "card.yaml"), "max_new_tokens": max(8, longest // 2 + 4)}
+    tokens = max(8, longest // 2 + 4)
     _write(folder / "study.yaml", {"models": ["builtin/llama"], "seeds": [0, 1, 2], "tasks": {task: {}}})
     _write(folder / "shared.yaml", {"data_root": str(root)} | sizes)
-    _write(folder / f"{task}.yaml", wanted)
+    _write(folder / f"{task}.yaml", {"data": str(folder / "card.yaml"), "max_new_tokens": tokens})
     if sizes:
         yield "n_train … n_test = 0: a quarter for the test, a tenth for validation, the rest halved; see shared.yaml"
-    yield f"max_new_tokens = {wanted['max_new_tokens']}: the longest answer has {longest} signs"
+    yield f"max_new_tokens = {tokens}: the longest answer has {longest} signs"
     yield f"{loaded.rows_in} rows, {len(loaded.cases)} cases; private (shareable: false) until you say otherwise"
     for case in loaded.cases[:3]:
         yield f"--- as the model reads it:\n{asked.prompt(case)}\n--- the right answer:\n{asked.target(case)}"
@@ -103,7 +103,7 @@ def _read(paths: list[Path], root: Path) -> tuple[dict[str, Any], pd.DataFrame, 
         remedy = "make a table of it in ten lines: load.prepare"
         raise DataError(f"{', '.join(map(str, paths))} cannot be read: {error}; or {remedy}") from error
     frame.columns = frame.columns.map(str).str.strip()
-    frame = frame.loc[:, [bool(name) or bool(frame.iloc[:, i].notna().any()) for i, name in enumerate(frame.columns)]]
+    frame = frame.loc[:, frame.columns != ""]
     if twice := list(frame.columns[frame.columns.duplicated()]):
         raise DataError(f"{paths[0]}: two columns are called {', '.join(twice)}; rename one of them in the file")
     commas, points = (sum(_has_decimals(frame[name].map(str), sign) for name in frame) for sign in ",.")
@@ -114,7 +114,7 @@ def _read(paths: list[Path], root: Path) -> tuple[dict[str, Any], pd.DataFrame, 
 
 
 def _has_decimals(cells: pd.Series, sign: str) -> bool:
-    """Whether numbers of a column have decimals behind ``sign``; three digits in all of them mean thousands."""
+    """Three digits behind the sign in all of a column mean thousands."""
     found = cells[cells.str.fullmatch(rf"-?\d+{re.escape(sign)}\d+")]
     return bool(len(found)) and not found.str.fullmatch(r"-?[1-9]\d{0,2}\D\d{3}").all()
 
@@ -153,7 +153,7 @@ class _Guess:
     def __init__(self, task: str, frame: pd.DataFrame, decimal: str, why: list[str]) -> None:
         self.task, self.decimal, self.why = task, decimal, why
         #: by column the cells that hold a value, as text
-        self.values = {name: frame[name].map(plain).dropna().map(str) for name in frame if name}
+        self.values = {name: frame[name].map(plain).dropna().map(str) for name in frame}
         self.free, self.rows = list(self.values), len(frame)
         self.used: list[str] = []
         self.labels: dict[str, list[str]] = {}
@@ -165,10 +165,9 @@ class _Guess:
         kind = TASK_TYPES[self.task]
         found: dict[str, Any] = {}
         for part in ("group_id", "case_id"):
-            for name in self._named(part):
-                once = len(set(self.values[name])) == self.rows
-                if (part == "group_id" or once) and part not in found:
-                    found[part] = self._take(name, part, "by its name" + ", each there once" * once)
+            once = [name for name in self._named(part) if self.values[name].nunique() == self.rows]
+            for name in (self._named(part) if part == "group_id" else once)[:1]:
+                found[part] = self._take(name, part, "by its name" + ", each there once" * (name in once))
         if "group_id" not in found:
             several = {name: cells.nunique() for name, cells in self.values.items()}
             repeated = [f"'{name}' ({n} values)" for name, n in several.items() if 20 < n < self.rows]
@@ -259,9 +258,7 @@ class _Guess:
             field: dict[str, Any] = {"column": name, "wording": name.replace("_", " ")}
             if len(given) and is_number.mean() > 0.7 and given[~is_number].nunique() <= 5:
                 none += sorted(set(given[~is_number]))
-                field["decimals"] = int(
-                    given[is_number].map(lambda n: len(n.partition(self.decimal)[2])).clip(0, 3).max()
-                )
+                field["decimals"] = min(3, max(len(n.partition(self.decimal)[2]) for n in given[is_number]))
             elif 1 < given.nunique() <= MOST_CODES:
                 field["map"] = {value: value for value in sorted(set(given.map(code_key)))}
             else:

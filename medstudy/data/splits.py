@@ -67,10 +67,8 @@ def split_cases(cases: Sequence[Case], params: RunParams) -> Splits:
     for outcome in sorted(cases[0].gold.keys() - cases[0].open_outcomes):
         for name, split in (("train", train), ("test", test)):
             if len(answers := {case.gold[outcome] for case in split}) == 1:
-                raise DataError(
-                    f"all {len(split)} cases of the {name} split have one {outcome}, '{answers.pop()}';"
-                    f" raise n_{name}, or check the source's own splits"
-                )
+                told = f"all {len(split)} cases of the {name} split have one {outcome}, '{answers.pop()}'"
+                raise DataError(f"{told}; raise n_{name}, or check the source's own splits")
     return Splits(train, prefer, validation, test)
 
 
@@ -98,11 +96,9 @@ def _stratum(cases: list[Case]) -> str:
 def _take(name: str, cases: list[Case], n: int) -> list[Case]:
     name = {"validation": "valid"}.get(name, name)
     if n > len(cases) or not cases:
-        groups = len({c.group_id for c in cases})
-        raise DataError(
-            f"n_{name} = {n}, but there are {len(cases)} cases (in {groups} groups) for it;"
-            f" ask for fewer, here or in a split drawn before (first test, then validation, train, prefer)"
-        )
+        told = f"n_{name} = {n}, but there are {len(cases)} cases (in {len({c.group_id for c in cases})} groups) for it"
+        remedy = "ask for fewer, here or in a split drawn before (first test, then validation, train, prefer)"
+        raise DataError(f"{told}; {remedy}")
     return cases[:n] if n else cases
 
 
