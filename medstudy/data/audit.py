@@ -61,8 +61,7 @@ def _not_known(card: DataCard, loaded: Loaded) -> Iterator[str]:
         middle = values.median()
         for v in {values.min(), values.max()} & _MARKS:
             if v < 0 < middle or abs(v) > 3 * abs(middle):
-                n = int((values == v).sum())
-                times = masked(n, card.shareable, "fewer than")
+                times = masked(int((values == v).sum()), card.shareable, "fewer than")
                 yield f"{spec.column}: does {v:g} ({times} times) mean 'not known'? See columns.missing"
 
 
@@ -70,16 +69,14 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
     """What of a source and its `audit` a reader should look at before training."""
     yield from loaded.notes
     yield from _not_known(card, loaded)
-    hidden: list[int] = []
+    hide = table["topic"].eq("leak?") & table["measure"].str.startswith(WORDING) & (not card.shareable)
+    hidden = table["source"][hide].tolist()
     parts = [name for name in table.columns[3:] if name != "validation" and table[name].notna().any()]
-    for row in table.to_dict("records"):
+    for row in table[~hide].to_dict("records"):
         topic, what, count = row["topic"], row["measure"], row["source"]
         rare = [name for name in parts if topic in loaded.labels and row[name] < RARE]
         if topic == "leak?":
-            if what.startswith(WORDING) and not card.shareable:
-                hidden.append(count)
-            else:
-                yield f"{what}: {count}; does it give the answer away? See columns.exclude"
+            yield f"{what}: {count}; does it give the answer away? See columns.exclude"
         elif topic == "repeats" and count:
             yield f"{what}: {count}; see columns.repeats"
         elif topic == "missing values" and count == len(loaded.cases):
@@ -106,11 +103,13 @@ def _counts(cases: list[Case], loaded: Loaded) -> dict[tuple[str, str], int]:
         found |= {(outcome, label): sum(c.gold[outcome] == label for c in cases) for label in labels}
     free = sorted(loaded.cases[0].open_outcomes)
     found |= {(outcome, "different answers"): len({c.gold[outcome] for c in cases}) for outcome in free}
-    for name in sorted(set().union(*map(_absent, loaded.cases))):
-        found["missing values", name] = sum(name in _absent(c) for c in cases)
+    absent = Counter(name for c in cases for name in _absent(c))
+    found |= {("missing values", name): absent[name] for name in sorted(set().union(*map(_absent, loaded.cases)))}
+    words = [len(c.text.split()) for c in cases] or [0]
     for measure, q in (("median", 0.5), ("95 %", 0.95), ("longest", 1.0)):
-        found["words in text", measure] = _words([c.text for c in cases], q)
-    found |= {(f"words in {outcome}", "median"): _words([c.gold[outcome] for c in cases], 0.5) for outcome in free}
+        found["words in text", measure] = round(np.quantile(words, q))
+    for outcome in free:
+        found[f"words in {outcome}", "median"] = round(np.median([len(c.gold[outcome].split()) for c in cases] or [0]))
     answers = answers_by_text(cases)
     found["repeats", "cases that repeat a text"] = len(cases) - len(answers)
     found["repeats", "texts with different answers"] = sum(len(different) > 1 for different in answers.values())
@@ -120,10 +119,6 @@ def _counts(cases: list[Case], loaded: Loaded) -> dict[tuple[str, str], int]:
 def _absent(case: Case) -> set[str]:
     features = case.details.get("features", {})
     return {*case.details.get("missing", ()), *(name for name, value in features.items() if value is None)}
-
-
-def _words(texts: list[str], q: float) -> int:
-    return 0 if not texts else round(pd.Series([len(text.split()) for text in texts]).quantile(q))
 
 
 def _overlap(drawn: dict[str, list[Case]]) -> Iterator[Line]:

@@ -71,9 +71,7 @@ class Files(Section):
         if None in given and len(given) > 1:
             raise ValueError("some files have a split and some have none; give one to every file, or to none")
         if not given & {None, "train"}:
-            raise ValueError(
-                f"no file is for training (splits: {', '.join(sorted(given))}); without splits they are drawn"
-            )
+            raise ValueError(f"no file is for training (splits: {sorted(given)}); without splits they are drawn")
         return self
 
 
@@ -220,7 +218,7 @@ class DataCard(Section):
         task = TASK_TYPES[self.task]
         outcomes = task.outcomes or tuple(self.labels)[:1]  # a task without its own has the one that the labels name
         closed = [name for name in outcomes if name not in task.open_outcomes]
-        if set(self.labels) != set(closed) or not outcomes:
+        if self.labels.keys() != set(closed) or not outcomes:
             wanted = closed if task.outcomes else "one outcome"
             raise ValueError(f"labels must be for {wanted} in the task {self.task}, not {list(self.labels)}")
         for outcome, names in self.labels.items():

@@ -8,20 +8,17 @@ from pathlib import Path, PurePath
 
 import pandas as pd
 
-from medstudy.data.card import DataCard, load_card
+from medstudy.data.card import SPLITS, DataCard, load_card
 from medstudy.data.cases import SMALLEST_COUNT, Case, DataError
 from medstudy.data.rows import Row, RowDropped, answers_by_text, loose, text_key
 from medstudy.data.tables import Table, as_table, read_tables
 from medstudy.params import nearest
 
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
-#: Where a fault stands, the group of its row, and the value.
-Found = tuple[str, str, str]
 #: What often means no value, and what a text holds whose bytes were read in a wrong way.
 NO_VALUE = frozenset(("nan", "none", "null", "n/a", "#n/a", "na", "<na>", "nat", "-", "--", "?", "??", "unknown", "."))
 WRONG_SIGNS = "\ufffd|Ã[\x80-\xbf]|â€|Â[\xa0-\xbf]"
 HIDDEN = "(not shown: the card is private)"
-_ORDER = {None: 0, "train": 0, "prefer": 1, "validation": 2, "test": 3}
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
     _check_columns(card, tables)
     kept: dict[str, Case] = {}
     dropped: list[Dropped] = []
-    faults: dict[tuple[str, str], list[Found]] = {}
+    faults: dict[tuple[str, str], list[tuple[str, str, str]]] = {}
     for table in tables:
         stem = PurePath(table.name).with_suffix("").as_posix()
         for number, values in enumerate(table.frame.to_dict("records"), start=1):
@@ -84,19 +81,17 @@ def _left_out(card: DataCard, kept: dict[str, Case]) -> Iterator[tuple[str, set[
     if drop:
         answers = answers_by_text(kept.values())
         yield "same text, different answers", {w for w, c in kept.items() if len(answers[text_key(c.text)]) > 1}
-    last: dict[str, int] = {}
-    for case in kept.values():
-        last[case.group_id] = max(last.get(case.group_id, 0), _ORDER[case.split])
+    rows = [(case.group_id, SPLITS.index(case.split or "train"), text_key(case.text)) for case in kept.values()]
+    table = pd.DataFrame(rows, columns=["group", "split", "text"], index=list(kept))
     # test stays whole, training gives way
-    earlier = {where for where, case in kept.items() if _ORDER[case.split] < last[case.group_id]}
-    yield "its group (patient or text) is in a later split too", earlier
+    earlier = table["split"] < table.groupby("group")["split"].transform("max")
+    yield "its group (patient or text) is in a later split too", set(table.index[earlier])
     if drop:
-        texts = pd.Series({where: text_key(case.text) for where, case in kept.items()}, dtype=object)
-        yield "repeats an earlier text", set(texts.index[texts.duplicated()])
+        yield "repeats an earlier text", set(table.index[~earlier][table["text"][~earlier].duplicated()])
 
 
-def _told(card: DataCard, column: str, what: str, found: list[Found]) -> str:
-    """One kind of fault: where it first is, and its values with their counts.
+def _told(card: DataCard, column: str, what: str, found: list[tuple[str, str, str]]) -> str:
+    """One kind of fault (place, group, value): where it first is, and its values with their counts.
 
     Of a private source only values that so many groups have that they are nobody's own.
     """
@@ -135,11 +130,10 @@ def _check_ids(card: DataCard, kept: dict[str, Case]) -> None:
     seen: dict[str, str] = {}
     alike: dict[str, str] = {}
     for where, case in kept.items():
-        if case.case_id in seen:
-            shown, rows = repr(case.case_id) if card.shareable else HIDDEN, f"{seen[case.case_id]} and {where}"
+        if (first := seen.setdefault(case.case_id, where)) != where:
+            shown = repr(case.case_id) if card.shareable else HIDDEN
             remedy = "leave out columns.case_id to number the rows, or use group_id for several rows a patient"
-            raise DataError(f"data card '{card.name}': case id {shown} in {rows}; {remedy}")
-        seen[case.case_id] = where
+            raise DataError(f"data card '{card.name}': case id {shown} in {first} and {where}; {remedy}")
         group, at = case.group_id, f"{where}, column '{card.columns.group_id}'"
         if re.fullmatch(r"\d([.,]\d+)?E\+?\d+", group, re.IGNORECASE):
             raise DataError(f"{at}: the id was cut by a spreadsheet (as in 1.2E+12)")

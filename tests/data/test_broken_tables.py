@@ -29,13 +29,6 @@ def xlsx(**sheets):
         return buffer.getvalue()
 
 
-def parquet(**columns):
-    """A parquet file."""
-    with io.BytesIO() as buffer:
-        pd.DataFrame(columns).to_parquet(buffer)
-        return buffer.getvalue()
-
-
 def told(decimal=".", **file):
     """How a workbook is read."""
     return {"files": [{"path": "ward.csv"} | file], "format": "xlsx", "decimal": decimal}
