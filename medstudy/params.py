@@ -10,7 +10,7 @@ import ast
 import difflib
 import importlib.util
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -319,16 +319,17 @@ def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: Mapping[s
     try:
         return kind(**values)
     except ValidationError as error:
-        raise ParamsError("\n".join(_explain(e, kind, where) for e in error.errors())) from None
+        raise ParamsError("\n".join(explained(error, where, list(kind.model_fields)))) from None
 
 
-def _explain(error: Any, kind: type[BaseModel], files: Mapping[str, str]) -> str:
-    name, said = ".".join(map(str, error["loc"])), error["msg"].removeprefix("Value error, ")
-    where = files.get(name.partition(".")[0], next(reversed(files.values()), "parameters"))
-    if error["type"] == "extra_forbidden":
-        allowed = list(kind.model_fields)
-        return f"{where}: unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
-    if error["type"] == "missing":
-        return f"{where}: parameter '{name}' is missing, here and in the notebook"
-    shown = "" if not name or name.endswith("[key]") or name == "candidates" else f"{name} = {error['input']!r}: "
-    return f"{where}: {shown}{said}"
+def explained(error: ValidationError, where: Mapping[str, str], allowed: Sequence[str] = ()) -> Iterator[str]:
+    """Every fault in a line: the file of its name (the last where none is known), name and value, what is wrong."""
+    for fault in error.errors():
+        name, said = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+        if fault["type"] == "extra_forbidden":
+            said = f"unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
+        elif fault["type"] == "missing":
+            said = f"'{name}' is missing"
+        elif name:  # the content of a whole section is no help
+            said = f"{name}: {said}" if isinstance(fault["input"], dict) else f"{name} = {fault['input']!r}: {said}"
+        yield f"{where.get(name.partition('.')[0], next(reversed(where.values()), 'parameters'))}: {said}"

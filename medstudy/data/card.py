@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from medstudy.data.cases import DataError
 from medstudy.files import from_root
-from medstudy.params import TaskName, nearest
+from medstudy.params import TaskName, explained, nearest
 from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.reading import labels_in
 
@@ -265,7 +265,7 @@ def load_card(name_or_path: str | Path) -> DataCard:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid YAML: {error}") from None
     except ValidationError as error:
-        raise DataError("\n".join(f"{path}: {_explain(e)}" for e in error.errors())) from None
+        raise DataError("\n".join(explained(error, {"": str(path)}))) from None
     card._folder = path.resolve().parent
     return card
 
@@ -279,13 +279,3 @@ class _TextLoader(yaml.BaseLoader):
         if twice is not None:
             raise yaml.MarkedYAMLError(problem=f"key '{twice}' is given twice", problem_mark=node.start_mark)
         return super().construct_mapping(node, deep)
-
-
-def _explain(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"])
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"'{where}' is missing"
-    # a fault of a whole section names what is wrong itself; its content is no help
-    value = "" if isinstance(error["input"], (dict, list)) else f" = {error['input']!r}"
-    return f"{where}{value}: {message}" if where else message

@@ -11,7 +11,7 @@ import pandas as pd
 from medstudy.data.card import SPLITS, DataCard, load_card
 from medstudy.data.cases import SMALLEST_COUNT, Case, DataError
 from medstudy.data.rows import Row, RowDropped, answers_by_text, loose, text_key
-from medstudy.data.tables import Table, as_table, read_tables
+from medstudy.data.tables import Table, read_tables
 from medstudy.params import nearest
 
 __all__ = ["Dropped", "Loaded", "load_card", "load_cases"]
@@ -47,7 +47,7 @@ def load_cases(card: DataCard, data_root: str | Path = "", *, frame: pd.DataFram
     """
     if not isinstance(data_root, (str, Path)):
         raise DataError(f"data_root is a folder, not a {type(data_root).__name__}; a table is given as frame=")
-    tables = list(read_tables(card, str(data_root))) if frame is None else [as_table(card, frame)]
+    tables = list(read_tables(card, str(data_root))) if frame is None else [Table(card.name, None, frame)]
     _check_columns(card, tables)
     kept: dict[str, Case] = {}
     dropped: list[Dropped] = []

@@ -34,6 +34,8 @@ class Table:
     frame: pd.DataFrame
 
     def __post_init__(self) -> None:
+        if not isinstance(self.frame, pd.DataFrame):
+            raise DataError(f"{self.name}: the table is a {type(self.frame).__name__}, not a pandas DataFrame")
         frame = self.frame.rename(columns=lambda name: str(name).strip(" \t\r\n\ufeff"))
         # as it was written: 36.6 in four bytes would read 36.599998
         short = dict.fromkeys(frame.columns[frame.dtypes == "float32"], str)
@@ -48,18 +50,11 @@ def read_tables(card: DataCard, data_root: str = "") -> Iterator[Table]:
         remedy = hub if card.load else "has no load: say where the source lies, or give frame="
         raise DataError(f"data card '{card.name}' {remedy}")
     if isinstance(load, Prepare):
-        yield as_table(card, _prepared(card, load, data_root))
+        yield Table(card.name, None, _prepared(card, load, data_root))
     elif isinstance(load, Hub):
         yield from _from_hub(load)
     else:
         yield from (_read(file, load, card, data_root) for file in load.files)
-
-
-def as_table(card: DataCard, frame: Any) -> Table:
-    """A DataFrame made elsewhere."""
-    if not isinstance(frame, pd.DataFrame):
-        raise DataError(f"data card '{card.name}': the table is a {type(frame).__name__}, not a pandas DataFrame")
-    return Table(card.name, None, frame)
 
 
 def _prepared(card: DataCard, load: Prepare, data_root: str) -> Any:
@@ -193,10 +188,9 @@ def table_of(content: bytes, file: File, load: Files) -> pd.DataFrame:
     if load.format == "csv":
         if re.search(rf'(?<!\\)\\"(?!{re.escape(load.sep)}|\s*(?:\n|$))', text):
             raise ValueError('it has backslashes before quotes (\\"): read it by load.prepare, with escapechar')
-        how: dict[str, Any] = {"dtype": str, "keep_default_na": False, "na_values": [""]}
         # the header is one of the cells, so that no name is changed
-        cells = pd.read_csv(StringIO(text), sep=load.sep, header=None, skiprows=file.skip_rows, **how)
-        return _headed(cells, load.names)
+        how = {"sep": load.sep, "header": None, "skiprows": file.skip_rows, "dtype": str}
+        return _headed(pd.read_csv(StringIO(text), keep_default_na=False, na_values=[""], **how), load.names)
     # not pandas.read_json: it turns texts into dates and refuses long whole numbers
     parts = [text] if load.format == "json" else [line for line in text.split("\n") if line.strip()]
     rows = [json.loads(part) for part in parts]
@@ -219,9 +213,8 @@ def _sheet(content: bytes, file: File) -> pd.DataFrame:
 
 def sheet_cells(content: bytes) -> dict[str, pd.DataFrame]:
     """Sheet -> its cells, of a workbook. NA may be sodium; #N/A and its like are faults of a formula, and no value."""
-    none = ["", "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!"]
-    how: dict[str, Any] = {"dtype": object, "keep_default_na": False, "na_values": none}
-    return pd.read_excel(BytesIO(content), sheet_name=None, header=None, **how)
+    how = {"na_values": ["", "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!"], "dtype": object}
+    return pd.read_excel(BytesIO(content), sheet_name=None, header=None, keep_default_na=False, **how)
 
 
 def _headed(cells: pd.DataFrame, names: list[str]) -> pd.DataFrame:

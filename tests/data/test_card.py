@@ -125,7 +125,7 @@ def test_several_faults_are_all_listed(tmp_path):
     with pytest.raises(DataError) as error:
         load_card(write(tmp_path, edited("shareable", "maybe") | {"title": ["x"]}))
     shareable, title = sorted(str(error.value).splitlines())
-    assert "shareable = 'maybe'" in shareable and "title: " in title
+    assert "shareable = 'maybe'" in shareable and "title = ['x']: " in title
 
 
 def test_a_task_that_has_a_notebook_and_no_class_is_said(tmp_path, monkeypatch):
