@@ -157,14 +157,10 @@ class RunParams(BaseModel):
 
     @classmethod
     def from_notebook(cls, task: str, namespace: Mapping[str, Any] | None = None) -> RunParams:
-        """Collect the parameters that stand as flat variables in the notebook that calls this.
+        """Collect the parameters that stand as flat variables in the notebook that calls this, or in ``namespace``.
 
-        Args:
-            task: the notebook's task.
-            namespace: names and values, with the executed cells as ``In``; None takes the notebook's.
-
-        Raises:
-            ParamsError: a parameters cell gives a value to a name that is no parameter, or a malformed one.
+        ParamsError where a parameters cell (the executed ones are in ``In``) gives a value to a name that is no
+        parameter, or a malformed one.
         """
         if namespace is None:
             from IPython import get_ipython
@@ -177,10 +173,7 @@ class RunParams(BaseModel):
 
 
 def _written(cells: list[str]) -> list[str]:
-    """Names that the parameters cells since the last collection assign.
-
-    Where none was run since, as when a refused cell is run again, those before the last collection count.
-    """
+    """Names that the parameters cells since the last collection assign; if none was run since, those before it."""
     found: list[str] = []
     for text in reversed(cells):
         if found and "from_notebook" in text:
@@ -192,10 +185,7 @@ def _written(cells: list[str]) -> list[str]:
 
 
 def assigned(source: str, mixed: bool = False) -> dict[str, Any]:
-    """Name -> literal, `...` for an expression, of a cell that assigns to names and does nothing else; else empty.
-
-    ``mixed``: of any cell.
-    """
+    """Name -> literal, `...` for an expression, of a cell that only assigns to names; if ``mixed`` of any cell."""
     try:
         lines = ast.parse(source).body
     except SyntaxError:  # a cell with a magic
@@ -265,11 +255,7 @@ class StudyParams(BaseModel):
 
 
 def load_study(folder: str | Path) -> StudyParams:
-    """Read ``<folder>/study.yaml``; the study bears the folder's name.
-
-    Raises:
-        ParamsError: the folder or a file is missing, or a key or value is not allowed.
-    """
+    """Read ``<folder>/study.yaml``; ParamsError where it is missing, or a key or value is not allowed."""
     folder = Path(folder)
     if not (folder / "study.yaml").is_file():
         places = (folder.parent, project_root(folder) / "params")

@@ -98,7 +98,6 @@ class Run:
         self.facts: dict[str, Any] = {}
         self.kept: dict[str, Any] = {}
         self._saved: dict[str, Any] = {}
-        self._arms: list[str] = []
         self.tried: dict[str, list[dict[str, Any]]] = {}
         self._card = "private"  # its name, once it is known
         self._source: set[str] = set()
@@ -137,11 +136,7 @@ class Run:
         self._card = card.name
 
     def keep(self, name: str, value: Any) -> None:
-        """Write the ``splits`` or ``pairs`` of this start into ``private/``, JSON lines.
-
-        Raises:
-            RunError: splits of other cases than those that `keep_source` was given.
-        """
+        """Write ``splits`` (RunError if not of `keep_source`'s cases) or ``pairs`` into ``private/``, JSON lines."""
         drawn = {_identity(case) for part in vars(value).values() for case in part} if name == "splits" else set()
         if self._source and not drawn <= self._source:
             raise RunError("splits are not of the cases as they were read last; run from the cell that loads them on")
@@ -171,15 +166,9 @@ class Run:
             value = [row for row in value if row["contrast"] in map("-".join, CONTRASTS)]
         write_json(self.folder / f"{name}.json", value)
         self._saved[name] = self._answered()
-        if name == "metrics":
-            self._arms = list(value)
 
     def finish(self, **facts: Any) -> dict[str, Any]:
-        """Write run.json, the end marker, and return it.
-
-        Raises:
-            RunError: a table, an arm's answers or a training is not of this start, or not of these parameters.
-        """
+        """Write run.json, the end marker, and return it; RunError if anything is not of this start and parameters."""
         self._refuse_mixtures()
         self.status("finished", state="ok")
         parameters, facts = self.params.model_dump(), self.facts | facts
@@ -222,7 +211,7 @@ class Run:
         for name in ("metrics", "contrasts", "gates"):
             if self._saved.get(name) != self._answered():
                 raise RunError(f"{name}.json is not of the answers as they are now; run the cell that saves it again")
-        for arm in self._arms:
+        for arm in read_json(self.folder / "metrics.json"):
             made = self.stages.get(f"answers_{arm}")
             if made is None:
                 raise RunError(f"the answers of {arm} are of an earlier start; run the cell that makes them again")

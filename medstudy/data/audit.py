@@ -31,11 +31,7 @@ Line = Mapping[str, str | int]
 
 
 def audit(loaded: Loaded, splits: Splits) -> pd.DataFrame:
-    """Count what a reader should know before training.
-
-    Returns:
-        Columns topic, measure, source, train, prefer, validation, test; whole numbers, empty where none applies.
-    """
+    """What a reader should know before training: columns topic, measure, source and the splits; whole numbers or NA."""
     drawn = vars(splits)
     parts = {"source": loaded.cases} | drawn
     rows = {"in the source": loaded.rows_in, "kept": len(loaded.cases)}
@@ -146,10 +142,7 @@ def _near(cases: list[Case], train: list[Case]) -> np.ndarray:
 
 
 def _leaks(loaded: Loaded) -> Iterator[Line]:
-    """Values and words that tell an answer nearly alone, with their balanced accuracy in percent.
-
-    And cases whose text holds the open answer, of four words or more, word for word.
-    """
+    """Values and words that tell an answer nearly alone; open answers of four words or more that the text holds."""
     cases = loaded.cases
     for outcome in sorted(cases[0].open_outcomes):
         told = [(loose(c.gold[outcome]), loose(c.text)) for c in cases]

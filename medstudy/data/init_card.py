@@ -44,9 +44,8 @@ QUESTIONS = {
 def init_card(paths: list[Path], task: str, folder: Path) -> Iterator[str]:
     """Write `folder` with a card and a study of `task`; yields what was guessed, and three cases.
 
-    Raises:
-        DataError: no such task or file, a folder that is there, no column that could be text or answer, or a card
-            that has to be corrected by hand before it can be used (it is written).
+    DataError: no such task or file, a folder that is there, no column that could be text or answer, or a card that
+    has to be corrected by hand before it can be used (it is written).
     """
     if task not in TASK_TYPES:
         raise DataError(f"no task '{task}' (allowed: {', '.join(TASK_TYPES)})")

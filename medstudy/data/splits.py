@@ -44,9 +44,7 @@ def split_cases(cases: Sequence[Case], params: RunParams) -> Splits:
     The test split depends on the cases, `n_test` and `split_seed` only; validation, train and prefer are drawn
     from the rest by `seed`. A smaller split is the beginning of a larger one. 0 asks for all cases there
     are; where the split has first to be carved out, for a quarter (test), a tenth (validation), a half (train).
-
-    Raises:
-        DataError: more cases are asked for than there are, or a split would hold one answer only.
+    DataError where more cases are asked for than there are, or a split would hold one answer only.
     """
     given = {f.name: [c for c in cases if (c.split or "train") == f.name] for f in fields(Splits)}
 
