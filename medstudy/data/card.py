@@ -38,7 +38,7 @@ class Section(BaseModel):
     def _known_keys(cls, values: Any) -> Any:
         allowed = list(cls.model_fields)
         if isinstance(values, dict) and (unknown := values.keys() - allowed):
-            key = str(min(unknown))
+            key = min(map(str, unknown))
             raise ValueError(f"unknown key '{key}'{nearest(key, allowed)} (allowed: {', '.join(allowed)})")
         return values
 

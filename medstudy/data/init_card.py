@@ -156,7 +156,7 @@ class _Guess:
         self.free, self.rows = list(self.values), len(frame)
         self.used: list[str] = []
         self.labels: dict[str, list[str]] = {}
-        #: by column of answers the words in it that mean no value
+        #: by column the words in it that mean no value
         self.missing: dict[str, list[str]] = {}
 
     def columns(self) -> dict[str, Any]:
@@ -175,11 +175,11 @@ class _Guess:
         found["gold"] = {o: self._answer(o, o in kind.open_outcomes) for o in kind.outcomes or ("label",)}
         self.free = [name for name in self.free if not re.search(AFTER, name, re.IGNORECASE)]
         text = self._text() if self.task != "numeric_classification" else ""
-        fields, missing = self._fields() if self.task in ("numeric_classification", "clinical_triage") else ([], {})
+        fields = self._fields() if self.task in ("numeric_classification", "clinical_triage") else []
         found["text"] = "\n".join((["{" + text + "}"] if text else []) + (["{fields}"] if fields else []))
         if not found["text"]:
             raise DataError(f"no column is left for the text (columns: {', '.join(self.values)})")
-        found |= {"fields": fields, "missing": self.missing | missing}
+        found |= {"fields": fields, "missing": self.missing}
         found["exclude"] = [name for name in self.values if name not in self.used]
         self.why.append(f"not shown to the model (exclude): {', '.join(found['exclude']) or 'no column'}")
         return found
@@ -246,10 +246,9 @@ class _Guess:
         found = max(named or long, key=length.__getitem__, default="")
         return self._take(found, "text", "by its name" if named else "the longest texts") if found else ""
 
-    def _fields(self) -> tuple[list[dict[str, Any]], dict[str, list[str]]]:
-        """Columns of numbers and of few codes, and the words in them that mean no value."""
+    def _fields(self) -> list[dict[str, Any]]:
+        """Columns of numbers and of few codes; fills ``missing``."""
         fields: list[dict[str, Any]] = []
-        missing: dict[str, list[str]] = {}
         for name in list(self.free):
             none = sorted({value for value in self.values[name] if value.casefold() in NO_VALUE})
             given = self.values[name][~self.values[name].isin(none)]
@@ -263,6 +262,6 @@ class _Guess:
             else:
                 continue
             fields.append(field)
-            missing |= {name: none} if none else {}
+            self.missing |= {name: none} if none else {}
             self._take(name, "number" if "decimals" in field else "code", f"no value: {none}" if none else "its values")
-        return fields, missing
+        return fields
