@@ -84,12 +84,12 @@ def _known_model(name: str) -> str:
 def _fair(candidates: dict[str, Any]) -> dict[str, Any]:
     for arm, tries in candidates.items():
         if arm not in SETTINGS:
-            raise ValueError(f"candidates: unknown arm {arm!r} (allowed: {', '.join(SETTINGS)})")
+            raise ValueError(f"unknown arm {arm!r} (allowed: {', '.join(SETTINGS)})")
         if other := {name for one in tries for name in one} - set(SETTINGS[arm]):
-            raise ValueError(f"candidates of {arm}: {min(other)!r} is none of {', '.join(SETTINGS[arm])}")
+            raise ValueError(f"{arm}: {min(other)!r} is none of {', '.join(SETTINGS[arm])}")
     after = {arm: len(candidates.get(arm, [])) for arm in SETTINGS if arm != "sft"}
     if len(set(after.values())) > 1:
-        raise ValueError(f"candidates: as many for each arm after SFT, or the comparison is not fair; now {after}")
+        raise ValueError(f"as many for each arm after SFT, or the comparison is not fair; now {after}")
     return candidates
 
 
@@ -311,7 +311,8 @@ def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: Mapping[s
 def explained(error: ValidationError, where: Mapping[str, str], allowed: Sequence[str] = ()) -> Iterator[str]:
     """Every fault in a line: the file of its name (the last where none is known), name and value, what is wrong."""
     for fault in error.errors():
-        name, said = ".".join(map(str, fault["loc"])), fault["msg"].removeprefix("Value error, ")
+        name = ".".join(part for part in map(str, fault["loc"]) if part != "[key]")
+        said = fault["msg"].removeprefix("Value error, ")
         if fault["type"] == "extra_forbidden":
             said = f"unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
         elif fault["type"] == "missing":

@@ -94,8 +94,10 @@ def source_files(card: DataCard, data_root: str) -> list[Path]:
     if isinstance(load, Prepare):
         found.append(card.folder / load.prepare.partition(":")[0])
         with contextlib.suppress(DataError):
-            inside = [p for p in sorted(_data_folder(card, data_root).rglob("*")) if p.suffix not in (".yaml", ".yml")]
-            found += [path for path in inside if not path.parent.name.startswith((".", "__"))]
+            folder = _data_folder(card, data_root)
+            inside = [path for path in sorted(folder.rglob("*")) if path.suffix not in (".yaml", ".yml")]
+            hidden = re.compile(r"(^|/)(\.|__)[^/]*/")  # caches, and what git keeps
+            found += [path for path in inside if not hidden.search(path.relative_to(folder).as_posix())]
     return [path for path in found if path.is_file()]
 
 

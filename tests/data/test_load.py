@@ -279,6 +279,9 @@ def test_a_function_that_makes_no_table_is_named_and_shows_no_cell(tmp_path, how
 
 def test_a_run_depends_on_the_function_and_all_of_the_data_folder(tmp_path):
     card = prepared(tmp_path)
+    kept_by_git = tmp_path / "data" / ".git" / "objects" / "ab"
+    kept_by_git.mkdir(parents=True)
+    (kept_by_git / "cd12").touch()
     names = [path.name for path in source_files(card, tmp_path / "data")]
     assert names == ["mine.py", "stays.csv", "visits.csv"]
     with pytest.raises(DataError, match="all of the project; set it"):
