@@ -104,7 +104,7 @@ def test_a_cancelled_job_is_named_and_only_it_is_redone(cluster: Cluster, root: 
     said = job.communicate(timeout=PATIENCE)
     assert job.returncode == 1, said
     assert f"{asked} mock/a" in said[0] and " failed " in said[0]
-    assert re.search("medstudy run params/tiny .*--profile=slurm.* redoes only what is missing", said[1])
+    assert re.search("medstudy run params/tiny .*--profile slurm.* redoes only what is missing", said[1])
     good = [n for n in runs(root) if record_of(root, n).get("status") == "ok"]
     assert len(good) == 3
     again = start(root)

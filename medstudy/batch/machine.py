@@ -1,4 +1,4 @@
-"""The machine that jobs share: cores, GPUs, locks."""
+"""The machine that jobs share: cores, GPUs, locks; and how a job is told that runs, or has ended."""
 
 import contextlib
 import ctypes
@@ -16,12 +16,13 @@ from itertools import islice
 from pathlib import Path
 from typing import IO
 
+from medstudy.files import read_json, slug
+
 
 def die_with_parent() -> None:
     """Have Linux kill this process when its parent dies, so that no job is orphaned."""
     if sys.platform == "linux":
-        PR_SET_PDEATHSIG = 1
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1: PR_SET_PDEATHSIG
 
 
 def cores() -> int:
@@ -44,8 +45,7 @@ def visible_gpus() -> list[str]:
 def take_gpus(count: int) -> Iterator[list[str]]:
     """Take ``count`` of the visible GPUs that no other job here has taken, waiting for them if need be."""
     names = visible_gpus()
-    if count == len(names):
-        # as many as asked for: the caller, for example Slurm, has chosen already
+    if count == len(names):  # the caller, for example Slurm, has chosen already
         yield names
         return
     while True:
@@ -60,8 +60,7 @@ def take_gpus(count: int) -> Iterator[list[str]]:
 
 def _gpu_lock(name: str) -> IO[str]:
     """A file that all users of the machine lock; one who did not make it can only read it, which is enough."""
-    safe = re.sub(r"\W", "-", name)
-    path = Path(tempfile.gettempdir(), f"medstudy-gpu-{safe}.lock")
+    path = Path(tempfile.gettempdir(), f"medstudy-gpu-{slug(name)}.lock")
     if not path.exists():
         path.touch(0o644)
     return path.open()
@@ -82,3 +81,13 @@ def is_locked(path: Path) -> bool:
         return False
     with path.open() as file:
         return not try_lock(file)
+
+
+def lock_of(output: Path) -> Path:
+    """The file that is locked for as long as ``output`` is being executed."""
+    return output.with_name(f".{output.name}.lock")
+
+
+def finished(marker: Path) -> bool:
+    """Whether an end marker is there and says ok."""
+    return read_json(marker).get("status") == "ok"

@@ -21,9 +21,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medstudy.batch.machine import die_with_parent, take_gpus, visible_gpus
-from medstudy.files import private_folder, read_json, write_json, write_whole
-from medstudy.params import ParamsError, load_study, nearest, read_yaml
+import nbformat
+import papermill
+from huggingface_hub import constants
+from jupyter_client.kernelspec import KernelSpec
+from jupyter_client.manager import AsyncKernelManager
+from papermill.exceptions import PapermillExecutionError
+
+from medstudy.batch.machine import die_with_parent, finished, lock_of, take_gpus, visible_gpus
+from medstudy.data.card import load_card
+from medstudy.data.cases import DataError
+from medstudy.files import private_folder, write_json, write_whole
+from medstudy.params import ParamsError, assigned, load_study, nearest, read_yaml
+from medstudy.report.privacy import is_private, release, run_folders, ships
 
 #: Figures of executed notebooks: SVG for the pages, and PNG, as JupyterLab shows no SVG of a notebook that it did not
 #: run itself. The same figure gives the same bytes.
@@ -47,11 +57,16 @@ class NotebookError(RuntimeError):
 def main(argv: list[str] | None = None) -> int:
     """Run one notebook; 0 if it finished, else 1 with ``FAILED name: why`` on the last line of stderr."""
     die_with_parent()
-    args = _arguments(argv)
+    args, started = _arguments(argv), time.time()
     marker = args.output.parent / "run.json" if args.run else None
-    started = time.time()
     try:
-        _run_alone(args, marker)
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        with lock_of(args.output).open("w") as lock:  # a second one waits, and `medstudy status` sees the first
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for old in filter(None, (args.output, marker)):
+                old.unlink(missing_ok=True)
+            parameters = run_parameters(*args.run) if args.run else dict(args.set)
+            execute(args.notebook, args.output, parameters, args.threads, args.gpus, marker)
     except (NotebookError, ParamsError, OSError) as error:
         message = re.sub(r"\s*\n\s*", "; ", str(error).strip())
         with contextlib.suppress(OSError):  # on a full disk the last word is the one on stderr
@@ -68,26 +83,17 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("output", type=Path)
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--run", nargs=4, metavar=("STUDY", "TASK", "MODEL", "SEED"), help="parameters of a study's run")
-    what.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="parameters of any other notebook")
+    text = "parameters of any other notebook; a decimal number is a number"
+    what.add_argument("--set", nargs="*", type=_assigned, default=[], metavar="NAME=VALUE", help=text)
     parser.add_argument("--name", default="notebook", help="what the job is called in logs")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--gpus", type=int, default=0)
     return parser.parse_args(argv)
 
 
-def _run_alone(args: argparse.Namespace, marker: Path | None) -> None:
-    """Run the job under the lock of its output: a second one waits, and `medstudy status` sees the first."""
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    with lock_of(args.output).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for old in filter(None, (args.output, marker)):
-            old.unlink(missing_ok=True)
-        if args.run:
-            parameters = run_parameters(*args.run)
-        else:  # a decimal number is a number; whole ones may be names
-            named = (item.partition("=")[::2] for item in args.set)
-            parameters = {name: float(text) if re.fullmatch(r"\d*\.\d+", text) else text for name, text in named}
-        execute(args.notebook, args.output, parameters, args.threads, args.gpus, marker)
+def _assigned(text: str) -> tuple[str, str | float]:
+    name, _, value = text.partition("=")
+    return name, float(value) if re.fullmatch(r"\d*\.\d+", value) else value  # a whole number may be a name
 
 
 def run_parameters(study: str, task: str, model: str, seed: str) -> dict[str, Any]:
@@ -113,8 +119,6 @@ def execute(
     Raises:
         NotebookError: an unknown parameter, a cell raised, the kernel died, or the end marker is missing.
     """
-    from medstudy.report.privacy import is_private, release, run_folders
-
     runs = [output.parent] if marker else run_folders(output.parent)
     hidden = _is_private(parameters) if marker else any(map(is_private, runs))
     private = private_folder(output.parent / "private") if hidden or marker else None
@@ -152,18 +156,8 @@ def _refuse_cpu(gpus: int) -> None:
 
 
 def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], folder: Path, hidden: bool) -> None:
-    # on import jsonschema compiles a grammar of web addresses, 0.9 s a job, that no notebook needs
-    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
-    import nbformat
-    import papermill
-    from papermill.exceptions import PapermillExecutionError
-    from papermill.translators import PythonTranslator
-
-    from medstudy.report.privacy import ships
-
-    cells = nbformat.read(notebook, as_version=4).cells
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    known = [parameter.name for cell in tagged for parameter in PythonTranslator.inspect(cell)]
+    tagged = [c for c in nbformat.read(notebook, as_version=4).cells if "parameters" in c.metadata.get("tags", [])]
+    known = [name for cell in tagged for name in assigned(cell.source)]
     for name in set(parameters) - set(known):  # papermill itself only warns, and runs the default
         allowed = f"(allowed: {', '.join(known)})"
         raise NotebookError(f"{notebook.name} has no parameter '{name}'{nearest(name, known)} {allowed}")
@@ -197,9 +191,6 @@ def _remedy(text: str) -> str:
 
 def _is_private(parameters: Mapping[str, Any]) -> bool:
     """Whether the run's cases may not be shown; so too where the data card cannot be read."""
-    from medstudy.data.card import load_card
-    from medstudy.data.cases import DataError
-
     try:
         return not load_card(parameters["data"]).shareable
     except (DataError, KeyError):
@@ -207,12 +198,7 @@ def _is_private(parameters: Mapping[str, Any]) -> bool:
 
 
 def _kernel_manager(folder: Path) -> type:
-    """A class for kernels of this interpreter that die with the job.
-
-    They talk over sockets in ``folder``: TCP ports are raced for when many kernels start.
-    """
-    from jupyter_client.kernelspec import KernelSpec
-    from jupyter_client.manager import AsyncKernelManager
+    """A class for kernels of this interpreter, with sockets in ``folder``: many that start race for TCP ports."""
 
     class LocalKernelManager(AsyncKernelManager):
         def __init__(self, **kwargs: Any) -> None:
@@ -222,16 +208,11 @@ def _kernel_manager(folder: Path) -> type:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             self._kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
 
-        async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
-            await super()._async_launch_kernel(kernel_cmd, preexec_fn=die_with_parent, **options)
-
     return LocalKernelManager
 
 
 def job_environment(scratch: Path, private: Path, threads: int, devices: list[str]) -> dict[str, str]:
     """Environment of the kernel. Caches may hold case text and go to ``private``; weights stay shared."""
-    from huggingface_hub import constants  # it knows which variable of several says where weights and token are
-
     cache = private.absolute() / "cache"
     profile = scratch / "ipython" / "profile_default" / "ipython_kernel_config.py"
     profile.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +229,7 @@ def job_environment(scratch: Path, private: Path, threads: int, devices: list[st
         "TQDM_DISABLE": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_CACHE": constants.HF_HUB_CACHE,
+        "HF_HUB_CACHE": constants.HF_HUB_CACHE,  # it knows which variable of several says where they are
         "HF_TOKEN_PATH": constants.HF_TOKEN_PATH,
         "HF_HOME": str(cache),
         "HF_DATASETS_CACHE": str(cache / "datasets"),
@@ -257,20 +238,8 @@ def job_environment(scratch: Path, private: Path, threads: int, devices: list[st
     }
 
 
-def lock_of(output: Path) -> Path:
-    """The file that is locked for as long as ``output`` is being executed."""
-    return output.with_name(f".{output.name}.lock")
-
-
-def finished(marker: Path) -> bool:
-    """Whether an end marker is there and says ok."""
-    return read_json(marker).get("status") == "ok"
-
-
 def _tidy(output: Path) -> None:
     """Take machine paths and widget state out of an executed notebook; it is replaced whole."""
-    import nbformat
-
     notebook = nbformat.read(output, as_version=4)
     notebook.metadata.pop("widgets", None)
     for data in (made.data for cell in notebook.cells for made in cell.get("outputs", []) if "data" in made):

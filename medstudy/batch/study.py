@@ -12,9 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import medstudy
-from medstudy.batch.machine import cores, die_with_parent, is_locked, try_lock, visible_gpus
-from medstudy.batch.run_notebook import finished, lock_of
-from medstudy.files import fingerprint, private_folder, read_json
+from medstudy.batch.machine import cores, die_with_parent, finished, is_locked, lock_of, try_lock, visible_gpus
+from medstudy.files import fingerprint, from_root, private_folder, read_json
 from medstudy.params import RunParams, StudyParams, load_study, read_yaml, refuse_missing
 from medstudy.runs import project_root, run_folder, without_paths
 
@@ -46,9 +45,9 @@ def enter(folder: str | Path) -> Path:
         raise BatchError(f"no Snakefile above {folder}: install medstudy with `pip install -e .` in its checkout")
     os.chdir(root)
     own = root / "params" / folder.name
-    if (folder / "study.yaml").is_file() and (own / "study.yaml").is_file() and not own.samefile(folder):
-        raise BatchError(f"{folder} and {own} would share results/{folder.name}: give one another name")
-    if not (folder / "study.yaml").is_file() and (own / "study.yaml").is_file():
+    if (own / "study.yaml").is_file():
+        if (folder / "study.yaml").is_file() and not own.samefile(folder):
+            raise BatchError(f"{folder} and {own} would share results/{folder.name}: give one another name")
         folder = own
     return folder.relative_to(root) if folder.is_relative_to(root) else folder
 
@@ -57,10 +56,11 @@ def enter_results(folder: str | Path) -> Path:
     """As `enter`, but return the results folder: the given one where it holds runs, whatever study bears its name."""
     given = Path(folder).resolve()
     entered = enter(folder)
-    if any(given.glob("*/*/seed*/run.json")) and not (given / "study.yaml").is_file():
+    of_results = given.is_dir() and not (given / "study.yaml").is_file()
+    if of_results and any(given.glob("*/*/seed*/run.json")):
         return given.relative_to(Path.cwd()) if given.is_relative_to(Path.cwd()) else given
     results = results_of(load_study(entered))
-    if given.is_dir() and not (given / "study.yaml").is_file() and given != results.resolve():
+    if of_results and given != results.resolve():
         raise BatchError(f"{given} holds no finished run; the study of that name has its results in {results}")
     return results
 
@@ -75,9 +75,8 @@ def results_of(study: StudyParams) -> Path:
 
 def code_files() -> list[str]:
     """Files of the package that a notebook may use: all but those that only start notebooks."""
-    package = Path(medstudy.__file__).parent
-    found = (path for path in package.rglob("*.py") if path.parent != Path(__file__).parent)
-    return sorted(os.path.relpath(path) for path in found)
+    found = Path(medstudy.__file__).parent.rglob("*.py")
+    return sorted(os.path.relpath(path) for path in found if path.parent != Path(__file__).parent)
 
 
 def keys(run: RunParams | None, notebook: str) -> list[str]:
@@ -87,9 +86,8 @@ def keys(run: RunParams | None, notebook: str) -> list[str]:
     file of pairs; their names may name a patient, and Snakemake would keep those of inputs in a folder of its own.
     """
     cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    code = [
-        c["source"] for c in cells if c["cell_type"] == "code" and "parameters" not in c["metadata"].get("tags", [])
-    ]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    code = [cell["source"] for cell in code if "parameters" not in cell["metadata"].get("tags", [])]
     found = [f"code cells:{fingerprint(code)}"]
     if run is None:
         return found
@@ -97,9 +95,8 @@ def keys(run: RunParams | None, notebook: str) -> list[str]:
     from medstudy.data.tables import source_files  # with pandas, which most commands do not need
 
     card = load_card(run.data)
-    files = [*([Path(run.pair_file)] if run.pair_file else []), *source_files(card, run.data_root)]
-    there = [(str(file), file.stat()) for file in files if file.is_file()]
-    data = [card, [(name, stat.st_size, stat.st_mtime_ns) for name, stat in there]]
+    files = [*([from_root(run.pair_file)] if run.pair_file else []), *source_files(card, run.data_root)]
+    data = [card, [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files if file.is_file()]]
     return [*found, f"parameters:{fingerprint(run)}", f"data:{fingerprint(data)}"]
 
 
@@ -119,9 +116,6 @@ def run(
         BatchError, ParamsError: found before any notebook starts.
     """
     study = load_study(folder)
-    words = [f"--{name}={value}" for name, value in (("jobs", jobs), ("threads", threads)) if value]
-    words += [f"--profile={profile}"] * (profile != "default") + ["--", *extra] * bool(extra)
-    again = shlex.join(["medstudy", "run", str(folder), *words])
     for params in study.runs():
         refuse_missing(params)
     if not Path("profiles", profile).is_dir():
@@ -135,38 +129,37 @@ def run(
         # Snakemake grants `cores` in all, and each job asks for `threads` of them
         command += ["--cores", str(jobs * threads), "--resources", f"gpu={gpus}"]
     else:
-        _refuse_wide(threads or CLUSTER_THREADS)
-        command += ["--jobs", str(jobs)] if jobs else []
-        command += _ask_squeue(profile, extra)
+        threads = threads or CLUSTER_THREADS
+        _refuse_wide(threads)
+        command += (["--jobs", str(jobs)] if jobs else []) + _ask_squeue(profile, extra)
     dry = any(re.fullmatch(r"--dry.*|-\w*n\w*", word) for word in extra)
     # its own list names every file of the package as an input of every job
     command += ["--quiet", "host", "progress", "rules"] if dry else []
-    command += ["--config", f"run={folder}", f"threads={threads or CLUSTER_THREADS}", f"dry={dry}", *extra]
+    command += ["--config", f"run={folder}", f"threads={threads}", f"dry={dry}", *extra]
     results = results_of(study)
     private = private_folder(results / "private")
     with (private / ".lock").open("w") as lock:
         if not try_lock(lock):
             print(f"{study.name} is running already; see: medstudy status {results}", file=sys.stderr)
             return BUSY
-        _redo_others(study, keep=dry)
-        for params in study.runs():
-            if not finished(run_folder(params) / "run.json"):
-                # metrics without an end marker, however they came about, are not to be taken for a result
-                (run_folder(params) / "metrics.json").unlink(missing_ok=True)
+        _unmark(study, dry)
         code = _supervise(command, private / "engine.log")
     if code or not dry:
-        _print_end(code, study, again, results)
+        _print_end(code, study, results)
     return code
 
 
-def _redo_others(study: StudyParams, keep: bool) -> None:
-    """Say which finished runs have other values, as one made by hand may, and unmark them as done, unless ``keep``."""
+def _unmark(study: StudyParams, dry: bool) -> None:
+    """Take nothing for done that has other values, as a run made by hand may, which is said, or no end marker."""
     for params, state, values in statuses(study):
+        marker = run_folder(params) / "run.json"
         if state == OTHER:
             where = f"{params.task} {params.model} seed {params.seed}"
             print(f"{where}: made with {values}, unlike the study, so it is done again", file=sys.stderr)
-            for name in () if keep else ("run.json", "metrics.json"):
-                (run_folder(params) / name).unlink(missing_ok=True)
+            if not dry:
+                marker.unlink()
+        if not finished(marker):
+            marker.with_name("metrics.json").unlink(missing_ok=True)
 
 
 def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
@@ -183,21 +176,18 @@ def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:
         elif record.get("status") == "ok" and (values := _other_values(params, folder)):
             yield params, OTHER, values
         elif record:
-            yield params, str(record["status"]), str(record.get("message", "")) or _failed_gates(folder)
+            failed = [gate["gate"] for gate in read_json(folder / "gates.json") if not gate["passed"]]
+            gates = f"{len(failed)} gate{'s' * (len(failed) > 1)} failed: {', '.join(failed)}" if failed else ""
+            yield params, str(record["status"]), str(record.get("message", "")) or gates
         else:
             yield params, "stopped" if progress else "not started", stage
 
 
 def _other_values(params: RunParams, folder: Path) -> str:
     """What a finished run was made with, by hand or before a change, where the study says otherwise; else empty."""
-    made, now = read_json(folder / "private" / "parameters.json"), json.loads(params.model_dump_json())
-    other = [name for name in now if name in made and name != "results" and made[name] != now[name]]
-    return ", ".join(f"{name} = {without_paths(made)[name]!r}" for name in other)
-
-
-def _failed_gates(folder: Path) -> str:
-    failed = [gate["gate"] for gate in read_json(folder / "gates.json") if not gate["passed"]]
-    return f"{len(failed)} gate{'s' * (len(failed) > 1)} failed: {', '.join(failed)}" if failed else ""
+    made, now = read_json(folder / "private" / "parameters.json"), params.model_dump(mode="json", exclude={"results"})
+    shown = without_paths(made)
+    return ", ".join(f"{name} = {shown[name]!r}" for name in now if name in made and made[name] != now[name])
 
 
 def wanted_gpus(study: StudyParams) -> int:
@@ -241,18 +231,12 @@ def _ask_squeue(profile: str, extra: Sequence[str]) -> list[str]:
     return ["--slurm-status-command", "squeue"]
 
 
-def _empty_queue(log: Path) -> None:
-    """Cancel what an interrupted engine left in Slurm's queue: it forgets jobs that have not started."""
-    named = re.findall(r"SLURM run ID: (\S+)", log.read_text(encoding="utf-8", errors="replace"))
-    if named and shutil.which("scancel"):
-        subprocess.run(["scancel", f"--name={named[-1]}"])
-
-
 def _supervise(command: list[str], log: Path) -> int:
     """Run Snakemake with its chatter in ``log``; its lines of progress are those of `medstudy.batch.progress`."""
     for number in (signal.SIGTERM, signal.SIGHUP):
-        # as Ctrl-C, so that the engine can cancel what it has started
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            # as Ctrl-C, so that the engine can cancel what it has started
+            signal.signal(number, signal.default_int_handler)
     from huggingface_hub import constants
 
     # caches stand in the checkout, as a home may not be writable; weights and token stay where they are
@@ -269,8 +253,10 @@ def _supervise(command: list[str], log: Path) -> int:
             os.killpg(engine.pid, signal.SIGINT)
             try:
                 engine.wait()
-            finally:  # also where somebody could not wait
-                _empty_queue(log)
+            finally:  # also where somebody could not wait; in Slurm's queue it forgets jobs that have not started
+                named = re.findall(r"SLURM run ID: (\S+)", log.read_text(encoding="utf-8", errors="replace"))
+                if named and shutil.which("scancel"):
+                    subprocess.run(["scancel", f"--name={named[-1]}"])
             return INTERRUPTED
 
 
@@ -281,7 +267,7 @@ def _engine_begins() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _print_end(code: int, study: StudyParams, again: str, results: Path) -> None:
+def _print_end(code: int, study: StudyParams, results: Path) -> None:
     log = results / "private" / "engine.log"
     if code == INTERRUPTED:
         print("interrupted; what has finished is kept", file=sys.stderr)
@@ -289,6 +275,7 @@ def _print_end(code: int, study: StudyParams, again: str, results: Path) -> None
         told = log.read_text(encoding="utf-8", errors="replace")
         if "Error in rule" not in told:  # no notebook failed, which a line above would say: the engine did
             print(told[-3000:].strip(), file=sys.stderr)
+        again = shlex.join(["medstudy", *sys.argv[1:]])
         print(f"`{again}` redoes only what is missing; log: {log}", file=sys.stderr)
     else:
         if failed := sum(bool(remark) for _, state, remark in statuses(study) if state == "ok"):

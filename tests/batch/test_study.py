@@ -184,7 +184,7 @@ def test_failures_are_kept_and_named_and_the_others_go_on(tmp_path: Path) -> Non
     mock_study.task_notebook(root, "clinical_triage", "if seed: os.kill(os.getpid(), signal.SIGKILL)")
     done = medstudy(root, "run", "params/tiny", "--threads", "1", *NO_REPORT)
     assert done.returncode == 1
-    assert f"`medstudy run params/tiny --threads=1 {' '.join(NO_REPORT)}` redoes only what is missing" in done.stderr
+    assert f"`medstudy run params/tiny --threads 1 {' '.join(NO_REPORT)}` redoes only what is missing" in done.stderr
     for task, why in (("text_classification", "cell 4: ValueError: no such ward"), ("clinical_triage", "DeadKernel")):
         [line] = [line for line in done.stdout.splitlines() if f"{task} mock/a seed 1 failed" in line]
         assert why in line
