@@ -1,7 +1,5 @@
 """`medstudy check`: everything about a study that can be found out without loading a model's weights."""
 
-from __future__ import annotations
-
 import math
 import statistics
 import sys
@@ -9,9 +7,11 @@ from collections import Counter
 from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from huggingface_hub import constants, get_session, try_to_load_from_cache
 
 from medstudy.arms import TRAINED
+from medstudy.batch import forecast
 from medstudy.batch import study as batch
 from medstudy.batch.machine import visible_gpus
 from medstudy.data import audit
@@ -19,14 +19,15 @@ from medstudy.data.card import DataCard, Hub, load_card
 from medstudy.data.cases import Case, DataError
 from medstudy.data.load import Loaded, load_cases
 from medstudy.data.splits import Splits, split_cases
+from medstudy.evaluation.views import show_counts
 from medstudy.files import from_root
 from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
-
-if TYPE_CHECKING:
-    from medstudy.training.chat import Chat
-    from medstudy.training.prompts import Lengths
+from medstudy.training.chat import Chat, load_chat
+from medstudy.training.checkpoint import ModelError
+from medstudy.training.preferences import too_few
+from medstudy.training.prompts import fit_context, unknown_words, worked_examples
 
 
 def report_study(folder: Path) -> int:
@@ -58,8 +59,7 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
     try:
         runs = {model: [study.run(name, model, seed) for seed in study.seeds] for model in study.models}
     except ParamsError as error:
-        _add(faults, name, error)
-        return
+        return _add(faults, name, error)
     first = runs[study.models[0]][0]
     try:
         refuse_missing(first)
@@ -71,12 +71,15 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
         if isinstance(card.load, Hub) and not first.data_root:
             _hub_is_reached()
         task, loaded = get_task(name, card), load_cases(card, first.data_root)
-        _check_pairs(first, card)
+        # what `pair_source` needs is there: said here, as the notebook would only after SFT
+        if first.pair_file and not from_root(first.pair_file).is_file():
+            raise DataError(f"pair_file = '{first.pair_file}' does not exist (looked for in {Path.cwd()})")
+        if first.pair_source == "card" and not card.columns.rejected:
+            raise DataError(f"pair_source = 'card', but data card '{card.name}' has no columns.rejected")
         for arm in TRAINED:  # raises where a candidate is out of range
             first.tries(arm)
     except (DataError, ParamsError) as error:
-        _add(faults, name, error)
-        return
+        return _add(faults, name, error)
     yield f"{name}: {card.title} ({first.data})"
     yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
     if "urgency" in card.labels:
@@ -98,9 +101,6 @@ def _add(faults: list[str], name: str, error: Exception) -> None:
 
 def _chat_of(run: RunParams, faults: list[str]) -> Chat | None:
     """The model's renderer; None of a model that is not here, for which the hub is asked, or which is a fault."""
-    from medstudy.training.chat import load_chat
-    from medstudy.training.checkpoint import ModelError
-
     try:
         if _is_here(run.model):
             return load_chat(run)
@@ -118,27 +118,28 @@ def _check_model(
     runs: list[RunParams], task: Task, cases: list[Case], chat: Chat | None, gpus: int, faults: list[str]
 ) -> Generator[str, None, Splits | None]:
     """Lines about one model of a task, of which ``runs`` are the seeds; returns the splits of the first."""
-    from medstudy.training.checkpoint import ModelError
-    from medstudy.training.prompts import fit_context, unknown_words, worked_examples
-
-    run, where, lengths = runs[0], f"{runs[0].task}, {runs[0].model}: ", None
+    run, lengths = runs[0], None
     try:
         if chat:
             cases, lengths = fit_context(cases, task, chat, run)
-    except (DataError, ModelError) as error:
-        faults.append(where + str(error))
+    except DataError as error:
+        faults.append(f"{run.task}, {run.model}: {error}")
     try:
         splits = [split_cases(cases, seed) for seed in runs][0]
         if lengths:  # raises where no worked example fits beside the longest prompt
             worked_examples(splits.train, lengths, task, chat, run)
     except DataError as error:
-        faults.append(where + str(error))
+        faults.append(f"{run.task}, {run.model}: {error}")
         return None
     yield f"  {run.model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in vars(splits).items())
     if not any(run.model in fault for fault in faults) and lengths is None:
         yield "    taken for a hub id, whose files are not on this machine yet: tokens, memory and time are not known"
     if lengths:
-        yield from (f"    {line}" for line in _needs(run, lengths, splits, gpus))
+        yield (
+            f"    {statistics.mean(lengths.prompt):.0f} tokens a prompt, longest {max(lengths.prompt)}, longest answer "
+            f"{max(lengths.answer)}; {lengths.excluded} cases left out, {lengths.truncated} cut (overlong)"
+        )
+        yield "    " + forecast.needs(run, lengths, {part: len(drawn) for part, drawn in vars(splits).items()}, gpus)
         labels = [label for names in task.labels.values() for label in names]
         if run.model in BUILTIN and (words := unknown_words(chat, labels)):
             which = ", ".join(f"'{word}'" for word in words)
@@ -147,25 +148,9 @@ def _check_model(
     return splits
 
 
-def _needs(run: RunParams, lengths: Lengths, splits: Splits, gpus: int) -> Iterator[str]:
-    """Tokens, and memory and minutes of a run."""
-    from medstudy.batch import forecast
-
-    yield (
-        f"{statistics.mean(lengths.prompt):.0f} tokens a prompt, longest {max(lengths.prompt)}, longest answer "
-        f"{max(lengths.answer)}; {lengths.excluded} cases left out, {lengths.truncated} cut (overlong)"
-    )
-    try:
-        yield forecast.needs(run, lengths, {part: len(drawn) for part, drawn in vars(splits).items()}, gpus)
-    except (OSError, ValueError, AttributeError) as error:
-        yield f"memory and time are not foretold for a model of this kind ({type(error).__name__})"
-
-
 @cache
 def _hub_is_reached() -> bool:
     """Asked once; where it is not, its client would ask six times in 23 seconds, for each data set and model."""
-    from huggingface_hub import constants, get_session
-
     try:
         get_session().head(constants.ENDPOINT, timeout=10)
     except Exception as error:  # noqa: BLE001  of whichever HTTP library its client uses
@@ -181,8 +166,6 @@ def _is_here(model: str) -> bool:
     Raises:
         DataError: the name is that of a folder, and there is none.
     """
-    from huggingface_hub import try_to_load_from_cache
-
     if model.startswith("builtin/") or from_root(model).exists():
         return True
     path = model.startswith(("/", ".", "~")) or model.count("/") > 1
@@ -197,9 +180,6 @@ def _is_here(model: str) -> bool:
 
 def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> Iterator[str]:
     """Labels in each split, and what to look at before training."""
-    from medstudy.evaluation.views import show_counts
-    from medstudy.training.preferences import too_few
-
     table = audit.audit(loaded, splits)
     shown = show_counts(card, table, list(table.columns[2:]))
     for row in shown[shown["topic"].isin(list(loaded.labels))].to_dict("records"):
@@ -208,11 +188,3 @@ def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> 
     yield from (f"note: {note}" for note in audit.notes(card, loaded, table))
     if few := too_few(run, len(splits.prefer) * run.pairs_per_case):
         yield f"note: at most {few}"
-
-
-def _check_pairs(run: RunParams, card: DataCard) -> None:
-    """What `pair_source` needs is there: said here, as the notebook would only after SFT."""
-    if run.pair_file and not from_root(run.pair_file).is_file():
-        raise DataError(f"pair_file = '{run.pair_file}' does not exist (looked for in {Path.cwd()})")
-    if run.pair_source == "card" and not card.columns.rejected:
-        raise DataError(f"pair_source = 'card', but data card '{card.name}' has no columns.rejected")

@@ -12,12 +12,12 @@ from medstudy.data.cases import DataError
 from medstudy.params import ParamsError, load_study
 from medstudy.runs import project_root
 
-#: Arguments that are given by place, and what they are.
+#: Arguments that are given by place: what they are, and their type.
 ARGUMENTS = {
-    "study": "params/<study> or results/<study>",
-    "notebook": "an executed notebook",
-    "run": "results/<study>/<model>/<task>/seed<k>",
-    "target": "the file to write",
+    "study": ("params/<study> or results/<study>", str),
+    "notebook": ("an executed notebook", Path),
+    "run": ("results/<study>/<model>/<task>/seed<k>", Path),
+    "target": ("the file to write", Path),
 }
 
 
@@ -25,11 +25,11 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of the command `medstudy`."""
     # `medstudy status … | head` ends quietly, as other commands do
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    words = sys.argv[1:] if argv is None else argv
+    words = [*(sys.argv[1:] if argv is None else argv), "--"]
     # what follows `--` is Snakemake's; argparse itself would mix it with our own positional arguments
-    split = words.index("--") if "--" in words else len(words)
+    split = words.index("--")
     args = _parser().parse_args(words[:split])
-    args.extra = words[split + 1 :]
+    args.extra = words[split + 1 : -1]
     try:
         return args.command(args) or 0
     except (batch.BatchError, DataError, ParamsError, OSError) as error:
@@ -38,9 +38,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="medstudy", description="Is DPO worth it after SFT? Runs a study's notebooks."
-    )
+    text = "Is DPO worth it after SFT? Runs a study's notebooks."
+    parser = argparse.ArgumentParser(prog="medstudy", description=text)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     run = _add(commands, "run study", _run, "execute every notebook of a study that is missing or out of date")
     run.add_argument("--jobs", type=_positive, metavar="N", help="notebooks at once (default: by cores, memory, GPUs)")
@@ -82,8 +81,7 @@ def _add(commands: argparse._SubParsersAction, words: str, action: Callable, tex
     name, *places = words.split()
     parser = commands.add_parser(name, help=text, description=text)
     for place in places:
-        kind = Path if place in {"notebook", "run", "target"} else str
-        parser.add_argument(place, type=kind, help=ARGUMENTS[place])
+        parser.add_argument(place, help=ARGUMENTS[place][0], type=ARGUMENTS[place][1])
     parser.set_defaults(command=action)
     return parser
 
@@ -152,9 +150,8 @@ def _plan(args: argparse.Namespace) -> None:
     print("half_width: of the 95 % interval; gain: found with 80 % power over both SFT and SFT with the same labels")
     if shown["gain"].isna().any():
         print("gain -: of one training a cell nothing can be found, as it does not show how far trainings differ")
-    print(
-        f"looks at {', '.join(map(str, looks))} trainings a cell, each at the level {alpha:g}; margin {study.margin:g}"
-    )
+    numbers = ", ".join(map(str, looks))
+    print(f"looks at {numbers} trainings a cell, each at the level {alpha:g}; margin {study.margin:g}")
     if args.freeze:
         frozen = plan.freeze(study, batch.results_of(study))
         print(f"frozen {frozen['frozen']}: {batch.results_of(study) / 'plan.json'}, hash {frozen['hash']}")
@@ -173,18 +170,14 @@ def _share(args: argparse.Namespace) -> None:
         raise DataError(f"{args.notebook} is no notebook, or the copy is to replace it")
     results = args.results or project_root(args.notebook.parent) / "results"
     taken, runs, cases = privacy.share(args.notebook, args.target, results)
-    print("".join(f"{place}\n" for place in taken), end="")
-    print(
-        f"{args.target}: compared with {cases} private cases of {runs} runs in {results}; "
-        "paraphrases and pictures are not seen"
-    )
+    print(*taken, f"{args.target}: compared with {cases} private cases of {runs} runs in {results}", sep="\n", end="; ")
+    print("paraphrases and pictures are not seen")
 
 
 def _export_ratings(args: argparse.Namespace) -> None:
     from medstudy.report import ratings
 
-    for file in ratings.export(args.run, args.raters, args.cases, args.arms):
-        print(file)
+    print(*ratings.export(args.run, args.raters, args.cases, args.arms), sep="\n")
 
 
 def _import_ratings(args: argparse.Namespace) -> None:

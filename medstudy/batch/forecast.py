@@ -7,6 +7,9 @@ gradient checkpointing. How near it came to what was measured is told in docs/ru
 import statistics
 from typing import Any
 
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
 from medstudy.arms import ARMS, TRAINED
 from medstudy.params import RunParams
 from medstudy.training.checkpoint import locate
@@ -16,14 +19,14 @@ from medstudy.training.prompts import Lengths
 
 
 def needs(run: RunParams, lengths: Lengths, cases: dict[str, int], gpus: int) -> str:
-    """A line; ``cases`` in each split. OSError or ValueError where transformers cannot lay out the model."""
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(locate(run)))
-    weights = model.num_parameters()
-    gb = gigabytes(run, model.config, weights, lengths, gpus > 0) / max(1, gpus)
+    """A line; ``cases`` in each split."""
+    try:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(locate(run)))
+        weights = model.num_parameters()
+        gb = gigabytes(run, model.config, weights, lengths, gpus > 0) / max(1, gpus)
+    except (OSError, ValueError, AttributeError) as error:
+        return f"memory and time are not foretold for a model of this kind ({type(error).__name__})"
     # operations a second: of a core measured (LoRA on a 135M model, fp32), of a GPU supposed
     minutes = max(1, seconds(run, weights, lengths, cases, rate=100e12 if gpus else 60e9) / 60)
     time = f"{minutes:.0f} min" if minutes < 100 else f"{minutes / 60:.0f} h"

@@ -109,11 +109,7 @@ def run(
 ) -> int:
     """Execute what is missing or out of date of a study; returns the exit code, 0 if all is well.
 
-    Args:
-        extra: options for Snakemake.
-
-    Raises:
-        BatchError, ParamsError: found before any notebook starts.
+    ``extra`` are options for Snakemake. A BatchError or ParamsError is raised before any notebook starts.
     """
     study = load_study(folder)
     for params in study.runs():
@@ -214,10 +210,7 @@ def _refuse_wide(threads: int) -> None:
         return
     told = subprocess.run(["sinfo", "-h", "-o", "%c"], capture_output=True, text=True).stdout
     if (most := max(map(int, re.findall(r"\d+", told)), default=threads)) < threads:
-        raise BatchError(
-            f"--threads {threads} (default {CLUSTER_THREADS}): no node of this cluster has more than {most}; "
-            f"give --threads {most}"
-        )
+        raise BatchError(f"--threads {threads}: no node of this cluster has more than {most}; give --threads {most}")
 
 
 def _ask_squeue(profile: str, extra: Sequence[str]) -> list[str]:
@@ -242,11 +235,9 @@ def _supervise(command: list[str], log: Path) -> int:
     # caches stand in the checkout, as a home may not be writable; weights and token stay where they are
     caches = {"XDG_CACHE_HOME": str(Path(".snakemake", "cache").absolute())}
     caches |= {"HF_HUB_CACHE": constants.HF_HUB_CACHE, "HF_TOKEN_PATH": constants.HF_TOKEN_PATH}
-    with log.open("w") as chatter:
-        # a session of its own, so that one signal reaches the jobs too; and no jobs without us
-        engine = subprocess.Popen(
-            command, stderr=chatter, env=os.environ | caches, start_new_session=True, preexec_fn=_engine_begins
-        )
+    # a session of its own, so that one signal reaches the jobs too; and no jobs without us
+    own = {"env": os.environ | caches, "start_new_session": True, "preexec_fn": _engine_begins}
+    with log.open("w") as chatter, subprocess.Popen(command, stderr=chatter, **own) as engine:
         try:
             return engine.wait()
         except KeyboardInterrupt:
