@@ -18,6 +18,12 @@ from medstudy.training.models import context_length, load_tokenizer, stop_tokens
 
 Row = dict[str, list[Message]]
 
+
+def turn(text: str) -> list[Message]:
+    """An answer as the turn of a `Row`."""
+    return [{"role": "assistant", "content": text}]
+
+
 #: The day that templates with a date are told: with today's, a run that goes on tomorrow would mix two prompts.
 DAY = date(2024, 7, 26)
 #: Template arguments of all families; a template leaves alone what it does not know. No model thinks aloud.
@@ -28,8 +34,7 @@ _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 #: Templates that were taken apart in this process, by model and its fingerprint.
 _CHATS: dict[tuple[str, str], Chat] = {}
 _ASKED, _ANSWERED = "medstudy asks", "medstudy answers"
-_ASSISTANT = {"role": "assistant", "content": _ANSWERED}
-_TURNS = [{"role": "user", "content": _ASKED}, _ASSISTANT, {"role": "user", "content": "?"}]
+_TURNS = [{"role": "user", "content": _ASKED}, *turn(_ANSWERED), {"role": "user", "content": "?"}]
 #: A long note with signs that a template may escape or cut.
 _NOTE = 'Ärztin & "Co": <38.5>\n\n' + " ".join(map(str, range(2000)))
 
@@ -56,12 +61,12 @@ class Chat:
         before, _, after = row.partition(_ANSWERED)
         same = len(commonprefix([asked, before]))
         unasked, untrained = before[same:], asked[same:]
-        self._cut = "" if untrained.strip() else untrained
         if not re.fullmatch(r"\s*(<think(ing)?>)?\s*(</think(ing)?>)?\s*", untrained):
             reason = f"it asks for an answer with {untrained!r}, which none of its rows holds"
             raise self.refused(reason, "make both the same there")
+        self._cut = untrained
         if untrained.strip():
-            unasked = ""  # rows without the thought that prompts begin: it stays, and stays empty
+            self._cut = unasked = ""  # rows without the thought that prompts begin: it stays, and stays empty
         self.added = unasked.rstrip(" ")
         self._lead = unasked[len(self.added) :]  # to most tokenizers a blank is part of the word behind it
         thought = re.search(r"<(think(?:ing)?)>\s*$", asked.removesuffix(self._cut) + self.added)
@@ -111,10 +116,9 @@ class Chat:
 
     def _render(self, messages: list[Message], **how: Any) -> str:
         messages = [turn | {"content": self._harmless(turn["content"])} for turn in messages]
+        how |= {"chat_template": self._template, "tokenize": False, **ARGUMENTS}
         try:
-            return self.tokenizer.apply_chat_template(
-                messages, chat_template=self._template, tokenize=False, **ARGUMENTS, **how
-            )
+            return self.tokenizer.apply_chat_template(messages, **how)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise self.refused(f"it fails on turns of user and assistant ({error})", "mend it") from None
 
@@ -136,7 +140,7 @@ class Chat:
         asked, row = self._render(_TURNS[:1], add_generation_prompt=True), self._render(_TURNS[:2])
         if _ASKED not in asked or row.count(_ANSWERED) != 1:
             raise self.refused("it leaves out what is asked or answered", "mend it")
-        said = self._render([{"role": "user", "content": _NOTE}, _ASSISTANT, _TURNS[0]], add_generation_prompt=True)
+        said = self._render([{"role": "user", "content": _NOTE}, *_TURNS[1::-1]], add_generation_prompt=True)
         if not re.search(f"{re.escape(_NOTE)}.*{_ANSWERED}.*{_ASKED}", said, re.DOTALL):
             raise self.refused("it cuts or changes a long text, or leaves out the turns before the last", "mend it")
         return asked, row

@@ -41,14 +41,13 @@ Judged = tuple[Any, Any]
 CHECKS: dict[str, tuple[str, tuple[str, ...], Callable[[Seen], Judged]]] = {}
 
 
-def gate(name: str, expected: str, *stages: str) -> Callable[[Any], Any]:
+def gate(name: str, expected: str, *stages: str) -> Callable[[Callable[[Seen], Judged]], None]:
     """Enter a check in `CHECKS`."""
+    return lambda check: CHECKS.update({name: (expected, stages, check)})
 
-    def enter(check: Callable[[Seen], Judged]) -> Callable[[Seen], Judged]:
-        CHECKS[name] = expected, stages, check
-        return check
 
-    return enter
+def _sum(measured: dict[str, dict[str, Any]], fact: str) -> int:
+    return sum(facts[fact] for facts in measured.values())
 
 
 @gate("reference is the SFT model", "no difference (in plain DPO a loss of ln 2 = 0.6931)", "dpo")
@@ -69,9 +68,7 @@ def _reference(seen: Seen) -> Judged:
 def _tokens(seen: Seen) -> Judged:
     """Rows begin twice (leave the BOS to the template), or the model never learns to stop (no loss on their end)."""
     bos = max(facts["bos_at_start"] for facts in seen.trained.values())
-    ends, rows = (
-        sum(facts[name] for facts in seen.trained.values()) for name in ("rows_ending_with_stop", "sequences")
-    )
+    ends, rows = _sum(seen.trained, "rows_ending_with_stop"), _sum(seen.trained, "sequences")
     value = {"BOS at the start of a row": bos, "rows ending with the end token": f"{ends} of {rows}"}
     return bos <= 1 and ends == rows, value
 
@@ -85,9 +82,8 @@ def _asked(seen: Seen) -> Judged:
     test = [seen.prompt[case.case_id] for case in seen.splits.test]
     # few-shot prompts hold examples besides
     lists = {f"answers of {arm}": (read, test) for arm, read in seen.asked.items() if arm != "few_shot"}
-    for arm in seen.trained:
-        wanted = [seen.prompt[case.case_id] for case, _ in seen.taught[arm]]
-        lists[arm] = [prompt for prompt, _ in seen.learnt[arm]], wanted
+    for arm, learnt in seen.learnt.items():
+        lists[arm] = [prompt for prompt, _ in learnt], [seen.prompt[case.case_id] for case, _ in seen.taught[arm]]
     return _agree(lists)
 
 
@@ -103,7 +99,7 @@ def _taught(seen: Seen) -> Judged:
 
     Make rows by prompts.sft_row and Pair.row, in the order of the cases.
     """
-    said = {arm: (seen.learnt[arm], seen.taught[arm]) for arm in seen.trained}
+    said = {arm: (rows, seen.taught[arm]) for arm, rows in seen.learnt.items()}
     return _agree({arm: [[normalise(text) for _, text in rows] for rows in both] for arm, both in said.items()})
 
 
@@ -124,13 +120,13 @@ def _weights(seen: Seen) -> Judged:
 
     Leave such layers out of target_modules; a first step is warm-up and moves nothing: train longer.
     """
-    facts = list(seen.trained.values())
-    value = {
-        "frozen tensors changed": sum(f["frozen_changed"] for f in facts),
+    changed = _sum(seen.trained, "frozen_changed")
+    unmoved = sorted({kind for facts in seen.trained.values() for kind in facts["unmoved"]})
+    return not (changed or unmoved), {
+        "frozen tensors changed": changed,
         "adapter tensors moved": _shares(seen, "adapter_changed", "adapter_tensors"),
-        "adapter tensors not moved in any layer": sorted({kind for f in facts for kind in f["unmoved"]})[:5] or "none",
+        "adapter tensors not moved in any layer": unmoved[:5] or "none",
     }
-    return not any(f["frozen_changed"] or f["unmoved"] for f in facts), value
 
 
 @gate("no dropout", "two passes in training are the same", *TRAINED)
@@ -153,19 +149,14 @@ def _controls(seen: Seen) -> Judged:
         if dpo_moved:
             value[arm]["moved as far as DPO"] = f"{facts['moved'] / dpo_moved:.3g} times"
             good &= facts["moved"] / dpo_moved >= MOVED
-        own, sft = (_on_validation(seen, one) for one in (arm, "sft"))
-        if not (own and sft):
+        scored = [row for one in (arm, "sft") for row in seen.tried.get(one, []) if row["chosen"]]
+        if len(scored) < 2 or None in (own := scored[0]["score"], sft := scored[1]["score"]):
             value[arm]["validation"] = "not looked at, as one setting was tried"
         else:
-            value[arm]["validation"] = f"{own['score']:.3f}, SFT {sft['score']:.3f}"
-            error = math.sqrt(sum(row["score"] * (1 - row["score"]) / row["n"] for row in (own, sft)))
-            good &= sft["score"] - own["score"] <= max(MARGIN, 3 * error)
+            value[arm]["validation"] = f"{own:.3f}, SFT {sft:.3f}"
+            error = math.sqrt(sum(row["score"] * (1 - row["score"]) / row["n"] for row in scored))
+            good &= sft - own <= max(MARGIN, 3 * error)
     return good, value
-
-
-def _on_validation(seen: Seen, arm: str) -> dict[str, Any] | None:
-    """What the chosen settings of an arm scored; None where nothing was tried."""
-    return next((row for row in seen.tried.get(arm, []) if row["chosen"] and row["score"] is not None), None)
 
 
 @gate("eval mode, greedy, left padding", "training mode False, greedy True, left or none", *ANSWERED)
@@ -173,8 +164,7 @@ def _decoding(seen: Seen) -> Judged:
     """Answers would be others the next time, or begin behind padding: answer by generation.answer_cases."""
     names = ("training_mode", "greedy", "padding")
     value = {name: sorted({str(facts[name]) for facts in seen.decoded.values()}) for name in names}
-    good = value["training_mode"] == ["False"] and value["greedy"] == ["True"] and "right" not in value["padding"]
-    return good, value
+    return [value["training_mode"], value["greedy"]] == [["False"], ["True"]] and "right" not in value["padding"], value
 
 
 @gate("each arm answers by its own adapter", "the hash of the trained adapter", *TRAINED, *ANSWERED)
@@ -197,7 +187,7 @@ def _reload(seen: Seen) -> Judged:
 @gate("batch size does not matter", f"<= {BATCHING_TOLERANCE:.0%}", *ANSWERED)
 def _batching(seen: Seen) -> Judged:
     """Answers depend on which cases are answered together, as the model reads padding: set eval_batch_size = 1."""
-    changed, n = (sum(facts[name] for facts in seen.decoded.values()) for name in ("changed_by_batching", "rechecked"))
+    changed, n = _sum(seen.decoded, "changed_by_batching"), _sum(seen.decoded, "rechecked")
     return changed <= BATCHING_TOLERANCE * n, f"{changed} of {n} changed"
 
 
@@ -206,9 +196,10 @@ def _samples(seen: Seen) -> Judged:
     """Pairs are not the errors that this model makes, and how often: draw by generation.sample_cases from sft."""
     if "samples" not in seen.facts:
         return True, "none drawn"
-    drawn = seen.facts["samples"]
-    value = {"adapter of SFT": drawn["adapter"] == seen.adapters["sft"], "sampled": not drawn["greedy"]}
-    return value | drawn["drawn"] == DRAWN, value | drawn["drawn"]
+    facts = seen.facts["samples"]
+    own = facts["adapter"] == seen.adapters["sft"]
+    value = {"adapter of SFT": own, "sampled": not facts["greedy"], **facts["drawn"]}
+    return value == DRAWN, value
 
 
 @gate("pairs from preference cases only", "0 of each")
@@ -234,10 +225,9 @@ def _sides(seen: Seen) -> Judged:
         "rejected is no answer": sum(answer.status != "parsed" for answer in read[1::2]),
     }
     if seen.own_errors:
-        no_sample = [normalise(text) not in seen.samples.get(case.case_id, ()) for case, text in said[1::2]]
-        value["rejected is no sample"] = sum(no_sample)
-        wrong = [value[k] for k in ("chosen scored wrong", "rejected scored right", "rejected is no sample")]
-        return not any(wrong), value
+        unlike = sum(normalise(text) not in seen.samples.get(case.case_id, ()) for case, text in said[1::2])
+        wrong = value["chosen scored wrong"] or value["rejected scored right"] or unlike
+        return not wrong, value | {"rejected is no sample": unlike}
     # raters may prefer what is not right, but not more often the other way round, nor set answers against gibberish
     good = max(value["rejected scored right"], value["rejected is no answer"]) <= max(1, len(both)) / 2
     return good and value["the wrong way round"] <= sum(chosen and not other for chosen, other in both), value
@@ -270,10 +260,8 @@ def _hidden(seen: Seen) -> Judged:
     others = [next((c for c in test if c.gold != case.gold), case) for case in test]
     changed = any(task.prompt(a) != task.prompt(replace(a, gold=b.gold)) for a, b in zip(test, others, strict=True))
     told = any(_names_the_answer(seen, outcome) for outcome in (test[0].gold if test else ()))
-    return not (changed or told), {
-        "prompts that change with the answer": changed,
-        "answers that the prompt names": told,
-    }
+    value = {"prompts that change with the answer": changed, "answers that the prompt names": told}
+    return not (changed or told), value
 
 
 def _names_the_answer(seen: Seen, outcome: str) -> bool:

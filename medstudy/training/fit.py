@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 import shutil
 import time
@@ -18,7 +17,7 @@ from peft import LoraConfig
 from transformers import PrinterCallback, TrainerCallback
 from trl import SFTTrainer
 
-from medstudy.files import write_json
+from medstudy.files import read_json, write_json
 from medstudy.runs import Run, Stage
 from medstudy.training.arguments import lora_config, set_arguments
 from medstudy.training.chat import Row, load_chat
@@ -95,8 +94,10 @@ def _trainer(stage: Stage, trainer_class: Any, args: Any, rows: list[Any], lora:
 
 def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
     checkpoints = stage.folder / "checkpoints"
-    kept = _whole_checkpoint(checkpoints)
-    stage.earlier = json.loads((kept / ELAPSED).read_text(encoding="utf-8")) if kept else 0.0
+    whole = {int(path.parent.name.split("-")[1]): path.parent for path in checkpoints.glob(f"checkpoint-*/{ELAPSED}")}
+    step = max(whole, default=0)
+    kept = whole.get(step)
+    stage.earlier = read_json(kept / ELAPSED) if kept else 0.0
     with measured(trainer, load_chat(stage.run.params)) as facts:
         result = trainer.train(resume_from_checkpoint=str(kept) if kept else None)
     write_json(stage.folder / LEARNT, facts.pop("learnt"))
@@ -108,15 +109,14 @@ def _train(stage: Stage, trainer: Any, rows_in: int) -> None:
     first = ["step", "epoch", "loss"]
     log[[*first, *log.columns.drop(first)]].to_csv(stage.folder / LOG, index=False)
     shutil.rmtree(checkpoints, ignore_errors=True)
+    given = {name: str(value) for name, value, *_ in set_arguments(trainer.args) if not name.endswith("hub_token")}
     stage.finish(
         **facts,
         trainer=f"{type(trainer).__module__}.{type(trainer).__qualname__}",
-        arguments={
-            name: str(value) for name, value, *_ in set_arguments(trainer.args) if not name.endswith("hub_token")
-        },
+        arguments=given,
         rows_in=rows_in,
         steps=trainer.state.global_step,
-        resumed_at_step=int(kept.name.split("-")[1]) if kept else 0,
+        resumed_at_step=step,
         train_seconds=round(stage.earlier + result.metrics["train_runtime"], 2),
     )
 
@@ -126,7 +126,7 @@ def beside(stage: Stage, minutes: float) -> Any:
 
     class Beside(TrainerCallback):
         begun = kept = time.monotonic()
-        shown, first, line = 0.0, 0, None
+        shown, first = 0.0, 0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
             self.begun, self.first = time.monotonic(), state.global_step
@@ -152,19 +152,10 @@ def beside(stage: Stage, minutes: float) -> Any:
             left = round((now - self.begun) / max(1, step - self.first) * (steps - step))
             stage.run.status(stage.name, state="running", step=step, steps=steps, loss=logs["loss"], seconds_left=left)
             line = {"text/plain": f"{stage.name}: step {step} of {steps}, loss {float(logs['loss']):.3f}"}
+            display(line, raw=True, display_id=f"{stage.key}-{self.begun}", update=self.shown > 0)
             self.shown = now
-            if self.line is None:
-                self.line = display(line, raw=True, display_id=True)
-            else:
-                self.line.update(line, raw=True)
 
     return Beside()
-
-
-def _whole_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [path.parent for path in folder.glob(f"checkpoint-*/{ELAPSED}")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def training_log(stage: Stage) -> pd.DataFrame:

@@ -3,7 +3,6 @@
 What is merely a result (DPO learnt little, the chosen answers became less likely) is no gate.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +13,7 @@ from pandas.io.formats.style import Styler
 from medstudy.arms import ARMS, TRAINED
 from medstudy.data.audit import near_duplicates
 from medstudy.data.splits import Splits
-from medstudy.files import fingerprint
+from medstudy.files import fingerprint, read_json
 from medstudy.runs import Run
 from medstudy.show import aggregate
 from medstudy.tasks.base import Task
@@ -57,15 +56,13 @@ class Seen:
         stages = {name: stage for name, stage in run.stages.items() if stage.done}
         self.facts = {name: stage.facts for name, stage in stages.items()}
         self.trained = {arm: self.facts[arm] for arm in TRAINED if self.facts.get(arm, {}).get("steps")}
-        answers = {name.removeprefix("answers_"): name for name in stages if name.startswith("answers_")}
-        self.decoded = {arm: self.facts[name] for arm, name in answers.items()}
-        outputs = {arm: pd.read_parquet(stages[name].folder / OUTPUTS) for arm, name in answers.items()}
-        self.asked = {arm: list(table["asked"]) for arm, table in outputs.items()}
+        answers = {name.removeprefix("answers_"): made for name, made in stages.items() if name.startswith("answers_")}
+        self.decoded = {arm: stage.facts for arm, stage in answers.items()}
+        self.asked = {arm: list(pd.read_parquet(made.folder / OUTPUTS)["asked"]) for arm, made in answers.items()}
         drawn = pd.read_parquet(stages["samples"].folder / OUTPUTS)["outputs"] if "samples" in stages else []
         self.samples = {c.case_id: set(map(normalise, t)) for c, t in zip(splits.prefer, drawn, strict=False)}
         self.adapters = {arm: adapter_hash(stages[arm]) for arm in TRAINED if arm in stages}
-        files = {arm: stages[arm].folder / LEARNT for arm in self.trained}
-        self.learnt = {arm: json.loads(file.read_text(encoding="utf-8")) for arm, file in files.items()}
+        self.learnt = {arm: read_json(stages[arm].folder / LEARNT) for arm in self.trained}
         chat, of = load_chat(run.params), {case.case_id: case for case in splits.all()}
         self.prompt = {name: fingerprint(chat.prompt(task.messages(case))) for name, case in of.items()}
         pairs = [(of[pair.case_id], pair) for pair in run.kept.get("pairs", []) if pair.case_id in of]
@@ -86,11 +83,10 @@ def check_gates(
     for name, (expected, needs, check) in CHECKS.items():
         needed = [stage for stage in needs if stage != "samples" or seen.own_errors]
         if lacking := ", ".join(stage for stage in needed if stage not in seen.facts):
-            good, value = False, f"not run: {lacking}"
             reason = f"nothing can be said of it without {lacking}: run these cells, and this one again"
+            good, value = False, f"not run: {lacking}"
         else:
-            good, value = check(seen)
-            reason = " ".join(check.__doc__.split())
+            (good, value), reason = check(seen), " ".join(check.__doc__.split())
         judged.append(Gate(name, bool(good), value, expected, "" if good else reason))
     return judged
 
@@ -103,9 +99,7 @@ def gates_table(gates: Sequence[Gate]) -> Styler:
             return "; ".join(f"{name}: {words(one)}" for name, one in value.items())
         return ", ".join(map(words, value)) if isinstance(value, list) else str(value)
 
-    rows = [
-        (g.gate, "passed" if g.passed else "FAILED", words(g.value) + f" ({g.reason})" * bool(g.reason), g.expected)
-        for g in gates
-    ]
-    table = pd.DataFrame(rows, columns=["gate", "passed", "seen", "must hold"])
+    table = pd.DataFrame(map(vars, gates)).rename(columns={"value": "seen", "expected": "must hold"})
+    table["passed"] = table["passed"].map({True: "passed", False: "FAILED"})
+    table["seen"] = table["seen"].map(words) + table.pop("reason").map(lambda why: f" ({why})" if why else "")
     return aggregate(table.style.hide(axis="index"), ["", *table])  # unlike a plain table, it cuts no text off

@@ -47,13 +47,10 @@ def measured(trainer: Any, chat: Chat) -> Iterator[dict[str, Any]]:
     moved = {name for name, distance in far.items() if distance > 0}
     facts["frozen_changed"] = sum(frozen_after[name] != value for name, value in frozen.items())
     facts |= {"adapter_changed": len(moved), "adapter_tensors": len(far), "moved": math.hypot(*far.values())}
-    facts["unmoved"] = sorted(set(map(_kind, far)) - set(map(_kind, moved)))
+    # names of weights without the number of their layer
+    kinds, others = ({re.sub(r"\.\d+(?=\.)", ".*", name) for name in names} for names in (far, moved))
+    facts["unmoved"] = sorted(kinds - others)
     trainer.model.eval()
-
-
-def _kind(name: str) -> str:
-    """The name of a weight without the number of its layer."""
-    return re.sub(r"\.\d+(?=\.)", ".*", name)
 
 
 def score_labels_only() -> None:
@@ -119,10 +116,9 @@ def means(trainer: Any, rows: int, *metrics: str) -> list[float]:
     total = [0.0] * (1 + len(metrics))
     for start in range(0, len(data), size):
         batch = data[start : start + size]
-        inputs = trainer._prepare_inputs(trainer.data_collator(batch))
         with torch.no_grad(), trainer.compute_loss_context_manager():
-            found = [float(trainer.compute_loss(trainer.model, inputs))]
-        found += [trainer._metrics["train"][name][-1] for name in metrics]
+            loss = float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(batch))))
+        found = [loss, *(trainer._metrics["train"][name][-1] for name in metrics)]
         total = [old + len(batch) / len(data) * new for old, new in zip(total, found, strict=True)]
     trainer.loss_types, trainer.loss_weights = trained
     trainer._metrics["train"].clear()

@@ -10,6 +10,7 @@ from typing import Any
 
 import datasets
 import torch
+from peft import PeftModel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -63,7 +64,7 @@ def load_model(
         # costs a factor of twenty as soon as anything else runs, because waiting threads spin
         torch.set_num_threads(1)
     check_files(locate(params))
-    config = _load_config(params)
+    config = _load(params, AutoConfig.from_pretrained)
     _prepare(config)
     # a multimodal checkpoint without a text-only class (MedGemma) is loaded whole
     auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
@@ -73,8 +74,6 @@ def load_model(
         raise ModelError(f"model = {params.model!r}: {wrong}")
     made.config.use_cache = True
     if adapter is not None:
-        from peft import PeftModel
-
         made = PeftModel.from_pretrained(made, str(adapter), is_trainable=trainable)
         if merged and compute_dtype(params) == torch.float32 and params.quantization == "none":
             made = made.merge_and_unload()
@@ -83,8 +82,7 @@ def load_model(
 
 def context_length(params: RunParams, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that the model can hold, prompt and answer together; a ModelError where nothing says so."""
-    named = getattr(_load_config(params).get_text_config(), "max_position_embeddings", None)
-    for length in (named, tokenizer.model_max_length):
+    for length in (getattr(_text_config(params), "max_position_embeddings", None), tokenizer.model_max_length):
         if isinstance(length, int) and length < 1e9:  # a tokenizer that does not know says 1e30
             return length
     raise ModelError(
@@ -95,7 +93,7 @@ def context_length(params: RunParams, tokenizer: PreTrainedTokenizerBase) -> int
 
 def vocabulary(params: RunParams) -> int:
     """How many tokens the model has embeddings for."""
-    return int(_load_config(params).get_text_config().vocab_size)
+    return int(_text_config(params).vocab_size)
 
 
 def stop_tokens(params: RunParams) -> tuple[int, ...]:
@@ -103,7 +101,7 @@ def stop_tokens(params: RunParams) -> tuple[int, ...]:
     try:
         listed = GenerationConfig.from_pretrained(locate(params), revision=revision(params)).eos_token_id
     except OSError:
-        listed = _load_config(params).get_text_config().eos_token_id
+        listed = _text_config(params).eos_token_id
     return tuple([listed] if isinstance(listed, int) else listed or [])
 
 
@@ -163,9 +161,8 @@ def _load_arguments(params: RunParams, config: Any, longest: int) -> dict[str, A
         arguments["attn_implementation"] = "eager"
     if params.quantization == "4bit":
         refuse_missing(params)
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=compute_dtype(params)
-        )
+        how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute_dtype(params)}
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **how)
     return arguments
 
 
@@ -174,8 +171,8 @@ def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
     return reach(params.model, load, locate(params), **commit, **arguments)
 
 
-def _load_config(params: RunParams) -> Any:
-    return _load(params, AutoConfig.from_pretrained)
+def _text_config(params: RunParams) -> Any:
+    return _load(params, AutoConfig.from_pretrained).get_text_config()
 
 
 def _fault(model: Any, missing: set[str]) -> str:
@@ -189,8 +186,8 @@ def _fault(model: Any, missing: set[str]) -> str:
     try:
         with torch.inference_mode():
             model.eval()(input_ids=torch.zeros((1, 3), dtype=torch.long, device=model.device))
-    except torch.OutOfMemoryError:
-        raise
     except MISTAKES as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         return f"it does not run ({error}); see its config.json"
     return ""

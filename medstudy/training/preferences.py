@@ -17,7 +17,7 @@ from medstudy.runs import Run, Stage
 from medstudy.show import ENOUGH_PAIRS, ENOUGH_STEPS, TOO_FEW, own
 from medstudy.tasks.base import Task
 from medstudy.tasks.reading import normalise
-from medstudy.training.chat import Row
+from medstudy.training.chat import Row, turn
 from medstudy.training.generation import sample_cases
 
 
@@ -34,11 +34,11 @@ class Pair:
 
     def row(self) -> Row:
         """The form that `DPOTrainer` reads."""
-        return {"prompt": self.prompt, "chosen": _turn(self.chosen), "rejected": _turn(self.rejected)}
+        return {"prompt": self.prompt, "chosen": turn(self.chosen), "rejected": turn(self.rejected)}
 
     def chosen_row(self) -> Row:
         """The chosen side alone, in the form that `SFTTrainer` reads."""
-        return {"prompt": self.prompt, "completion": _turn(self.chosen)}
+        return {"prompt": self.prompt, "completion": turn(self.chosen)}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Pairs:
     counts: dict[str, int]
 
 
-#: Case id -> its pairs (chosen, rejected, where the chosen one comes from), and what was counted on the way.
+#: What a source finds: case id -> its pairs (chosen, rejected, source of the chosen one), and what was counted.
 Found = tuple[dict[str, list[tuple[str, str, str]]], dict[str, int]]
 
 
@@ -57,8 +57,8 @@ def pairs_of(run: Run, task: Task, cases: list[Case], sft: Stage) -> Pairs:
     """Pairs for the preference cases; whether they are enough to learn from is kept for run.json."""
     own = run.params.pair_source == "own_errors"
     made = make_pairs(run.params, task, cases, sample_cases(run, task, cases, sft) if own else None)
-    run.facts["enough_pairs"] = not too_few(run.params, len(made.pairs))
-    run.facts["paired_cases"] = len({pair.case_id for pair in made.pairs})
+    paired = len({pair.case_id for pair in made.pairs})
+    run.facts |= {"enough_pairs": not too_few(run.params, len(made.pairs)), "paired_cases": paired}
     return made
 
 
@@ -107,8 +107,8 @@ def from_card(params: RunParams, task: Task, cases: list[Case], samples: list[li
     """Gold against the worse answer that the source holds (`Columns.rejected`)."""
     worse = [(c, replace(c, gold=c.details["rejected"])) for c in cases if "rejected" in c.details]
     if not worse:
-        told = f"pair_source = 'card': no preference case of '{task.card.name}' has an answer that is worse than gold"
-        raise DataError(f"{told}; see columns.rejected of the data card")
+        told = f"no preference case of '{task.card.name}' has an answer that is worse than gold"
+        raise DataError(f"pair_source = 'card': {told}; see columns.rejected of the data card")
     return {case.case_id: [(task.target(case), task.target(other), "gold")] for case, other in worse}, {}
 
 
@@ -176,24 +176,18 @@ def audit_pairs(made: Pairs, splits: Splits) -> pd.DataFrame:
         "pairs from other cases": (~pairs["case_id"].isin([c.case_id for c in splits.prefer])).sum(),
         "pairs from groups of other splits": pairs["group_id"].isin(others).sum(),
     }
-    table = pd.DataFrame({"value": facts}).rename_axis("pairs audit")
-    return own(table)
+    return own(pd.DataFrame({"value": facts}).rename_axis("pairs audit"))
 
 
 def too_few(params: RunParams, n: int) -> str:
     """In a sentence, why ``n`` pairs are too few to expect that DPO learns from them; empty where they are not."""
     steps = math.ceil(params.dpo_epochs * math.ceil(n / (params.batch_size * params.gradient_accumulation)))
-    if n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS:
-        return ""
-    return TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
+    enough = n >= ENOUGH_PAIRS and steps >= ENOUGH_STEPS
+    return "" if enough else TOO_FEW.format(n, steps, ENOUGH_PAIRS, ENOUGH_STEPS)
 
 
 def _is_right(task: Task, case: Case, text: str) -> bool:
     return task.score(task.parse(text), case)["correct"] == 1.0
-
-
-def _turn(text: str) -> list[dict[str, str]]:
-    return [{"role": "assistant", "content": text}]
 
 
 def _most_frequent_first(texts: list[str]) -> list[str]:

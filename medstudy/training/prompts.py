@@ -12,13 +12,12 @@ from medstudy.data.cases import Case, DataError
 from medstudy.params import RunParams
 from medstudy.show import own
 from medstudy.tasks.base import Message, Task
-from medstudy.training.chat import Chat, Row
+from medstudy.training.chat import Chat, Row, turn
 
 
 def sft_row(task: Task, case: Case, answer: str = "") -> Row:
     """A prompt/completion row, with loss on the completion: ``answer``, else the recorded one, else gold."""
-    said = answer or task.target(case.recorded())
-    return {"prompt": task.messages(case), "completion": [{"role": "assistant", "content": said}]}
+    return {"prompt": task.messages(case), "completion": turn(answer or task.target(case.recorded()))}
 
 
 def token_table(chat: Chat, messages: list[Message], answer: str) -> pd.DataFrame:
@@ -56,8 +55,7 @@ class Lengths:
         """Quantiles of the token counts, and `counts`."""
         tokens = pd.DataFrame({"prompt tokens": self.prompt, "tokens kept for the answer": self.answer})
         table = tokens.quantile([0.5, 0.95, 1]).astype(int).set_axis(["median", "95 %", "longest"])
-        table = table.T.assign(**self.counts)
-        return own(table)
+        return own(table.T.assign(**self.counts))
 
 
 def fit_context(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> tuple[list[Case], Lengths]:
