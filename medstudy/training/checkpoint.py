@@ -44,8 +44,7 @@ def locate(params: RunParams) -> str:
 
 def revision(params: RunParams) -> str | None:
     """Commit hash of a hub model, the same for the whole process; None for a folder."""
-    source = locate(params)
-    return None if Path(source).is_dir() else _commit(source)
+    return None if Path(source := locate(params)).is_dir() else _commit(source)
 
 
 @cache
@@ -76,12 +75,12 @@ def check_files(source: str) -> None:
     folder = Path(source)
     if not folder.is_dir():
         return
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    configured = (folder / "config.json").is_file()
+    if (folder / "adapter_config.json").is_file() and not configured:
         raise ModelError(f"{folder} is a LoRA adapter, not a model: merge it into its base and give that folder")
-    if (folder / "config.json").is_file() and not any(any(folder.glob(kind)) for kind in WEIGHTS):
-        raise ModelError(
-            f"{folder} holds a config.json but no weights ({', '.join(WEIGHTS)}): download them too (`hf download`)"
-        )
+    if configured and not any(any(folder.glob(kind)) for kind in WEIGHTS):
+        lacking = f"no weights ({', '.join(WEIGHTS)}): download them too (`hf download`)"
+        raise ModelError(f"{folder} holds a config.json but {lacking}")
     for file in folder.glob("*.safetensors"):
         try:
             safe_open(file, "pt")
@@ -96,9 +95,9 @@ def reach(model: str, load: Callable[..., Any], source: str, **arguments: Any) -
     """``load(source)``; what goes wrong is said as a ModelError with its remedy."""
     try:
         return load(source, **arguments)
-    except torch.OutOfMemoryError:
-        raise
     except (*MISTAKES, StrictDataclassError, SafetensorError) as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"model = {model!r} cannot be loaded; {_remedy(error, source)} ({reason})") from None
 

@@ -1,7 +1,5 @@
 """From prompts to answers: batches of similar length, each prompt read once for all its uses."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 from collections.abc import Iterator, Sequence
@@ -96,8 +94,7 @@ def batches(lengths: list[int], how: Decoding) -> Iterator[list[int]]:
             yield part
             part = []
         part.append(place)
-    if part:
-        yield part
+    yield from [part] if part else []
 
 
 def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers: list[list[int]]) -> int:
@@ -108,11 +105,10 @@ def changed_alone(model: Any, chat: Chat, prompts: list[list[Message]], answers:
     """
     changed, exact = 0, model.dtype == torch.float32 and not getattr(model, "is_quantized", False)
     for messages, answer in zip(prompts, answers, strict=True):
-        ids = torch.tensor([chat.prompt(messages) + answer], device=model.device)
+        ids, n = torch.tensor([chat.prompt(messages) + answer], device=model.device), len(answer)
         with torch.inference_mode():
-            logits = _forward(model, ids, torch.ones_like(ids), logits=len(answer) + 1).logits[0].float()
-        logits = logits[-len(answer) - 1 : -1]
-        own = logits.gather(-1, ids[0, -len(answer) :, None])[:, 0]
+            logits = _forward(model, ids, torch.ones_like(ids), logits=n + 1).logits[0, -n - 1 : -1].float()
+        own = logits.gather(-1, ids[0, -n:, None])[:, 0]
         gap = (logits.max(-1).values - own) / logits.abs().max(-1).values
         changed += bool((gap > ROUNDING[not exact]).any())
     return changed
@@ -141,13 +137,9 @@ def _known(model: Any) -> set[str]:
 
 def _forward(model: Any, ids: Any, mask: Any, cache: Any = None, logits: int = 1) -> Any:
     """One pass over ``ids``; ``mask`` covers ``cache`` too. Logits of the last so many, or of all."""
-    given = {
-        "attention_mask": mask,
-        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :],
-        "past_key_values": cache,
-        "use_cache": True,
-        "logits_to_keep": logits,
-    }
+    places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    given = {"attention_mask": mask, "position_ids": places, "past_key_values": cache, "use_cache": True}
+    given |= {"logits_to_keep": logits}
     return model(input_ids=ids, **{name: given[name] for name in given.keys() & _known(model)})
 
 

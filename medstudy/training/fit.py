@@ -1,7 +1,5 @@
 """`fit`: one training, from rows to a saved and measured adapter; after a kill it goes on from its last state."""
 
-from __future__ import annotations
-
 import copy
 import re
 import shutil

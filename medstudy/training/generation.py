@@ -1,7 +1,5 @@
 """Answers that are kept: greedy ones of an arm, and samples of the model's own for preference pairs."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """What is measured of a trainer before and after it trains: the gates read it, and nothing here trains."""
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Iterator

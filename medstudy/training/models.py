@@ -1,7 +1,5 @@
 """Loading: one function for built-in models, local folders and hub ids, the same for every arm."""
 
-from __future__ import annotations
-
 import os
 import re
 import warnings
@@ -10,18 +8,8 @@ from typing import Any
 
 import datasets
 import torch
+import transformers
 from peft import PeftModel
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    GenerationConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import logging
 
 from medstudy.params import BUILTIN, RunParams, refuse_missing
@@ -33,14 +21,14 @@ EAGER_GB = 2
 NO_LORA = re.compile("Mamba|Bamba|H1Mixer|AltUp|PhimoeTopKRouter")
 
 
-def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:
+def load_tokenizer(params: RunParams) -> transformers.PreTrainedTokenizerBase:
     """The model's tokenizer, with an end token and one to pad with; without an end token it is a ModelError."""
     # no progress bars and no deprecation notes of the libraries' own making in executed notebooks
     datasets.disable_progress_bars()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers|trl|peft")
     check_files(locate(params))
-    tokenizer = _load(params, AutoTokenizer.from_pretrained)
+    tokenizer = _load(params, transformers.AutoTokenizer.from_pretrained)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"model = {params.model!r} has no end token, so it would never stop; choose an instruct model")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= vocabulary(params):
@@ -50,7 +38,7 @@ def load_tokenizer(params: RunParams) -> PreTrainedTokenizerBase:
 
 def load_model(
     params: RunParams, adapter: Path | None = None, trainable: bool = False, merged: bool = False, longest: int = 0
-) -> PreTrainedModel:
+) -> transformers.PreTrainedModel:
     """The base model, with a saved LoRA adapter (named ``default``) if one is given, in eval mode unless ``trainable``.
 
     ``merged`` adds the adapter to the weights where they are fp32, which decodes faster; in fewer bits the sum would
@@ -64,10 +52,11 @@ def load_model(
         # costs a factor of twenty as soon as anything else runs, because waiting threads spin
         torch.set_num_threads(1)
     check_files(locate(params))
-    config = _load(params, AutoConfig.from_pretrained)
+    config = _load(params, transformers.AutoConfig.from_pretrained)
     _prepare(config)
     # a multimodal checkpoint without a text-only class (MedGemma) is loaded whole
-    auto = AutoModelForCausalLM if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING else AutoModelForImageTextToText
+    causal = type(config) in transformers.MODEL_FOR_CAUSAL_LM_MAPPING
+    auto = transformers.AutoModelForCausalLM if causal else transformers.AutoModelForImageTextToText
     how = _load_arguments(params, config, longest)
     made, loaded = _load(params, auto.from_pretrained, config=config, output_loading_info=True, **how)
     if wrong := _fault(made, loaded["missing_keys"]):
@@ -80,7 +69,7 @@ def load_model(
     return made.train(trainable)
 
 
-def context_length(params: RunParams, tokenizer: PreTrainedTokenizerBase) -> int:
+def context_length(params: RunParams, tokenizer: transformers.PreTrainedTokenizerBase) -> int:
     """Tokens that the model can hold, prompt and answer together; a ModelError where nothing says so."""
     for length in (getattr(_text_config(params), "max_position_embeddings", None), tokenizer.model_max_length):
         if isinstance(length, int) and length < 1e9:  # a tokenizer that does not know says 1e30
@@ -99,7 +88,7 @@ def vocabulary(params: RunParams) -> int:
 def stop_tokens(params: RunParams) -> tuple[int, ...]:
     """Tokens at which the checkpoint's own settings end generation."""
     try:
-        listed = GenerationConfig.from_pretrained(locate(params), revision=revision(params)).eos_token_id
+        listed = transformers.GenerationConfig.from_pretrained(locate(params), revision=revision(params)).eos_token_id
     except OSError:
         listed = _text_config(params).eos_token_id
     return tuple([listed] if isinstance(listed, int) else listed or [])
@@ -162,7 +151,7 @@ def _load_arguments(params: RunParams, config: Any, longest: int) -> dict[str, A
     if params.quantization == "4bit":
         refuse_missing(params)
         how = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": compute_dtype(params)}
-        arguments["quantization_config"] = BitsAndBytesConfig(load_in_4bit=True, **how)
+        arguments["quantization_config"] = transformers.BitsAndBytesConfig(load_in_4bit=True, **how)
     return arguments
 
 
@@ -172,7 +161,7 @@ def _load(params: RunParams, load: Any, **arguments: Any) -> Any:
 
 
 def _text_config(params: RunParams) -> Any:
-    return _load(params, AutoConfig.from_pretrained).get_text_config()
+    return _load(params, transformers.AutoConfig.from_pretrained).get_text_config()
 
 
 def _fault(model: Any, missing: set[str]) -> str:

@@ -5,8 +5,6 @@ TRL gives the model two rows a pair and so computes every prompt twice. Here the
 looks for them. Loss and metrics stay TRL's; log-probabilities are the same up to rounding, which is checked.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
