@@ -120,7 +120,10 @@ def execute(
         NotebookError: an unknown parameter, a cell raised, the kernel died, or the end marker is missing.
     """
     runs = [output.parent] if marker else run_folders(output.parent)
-    hidden = _is_private(parameters) if marker else any(map(is_private, runs))
+    try:
+        hidden = not load_card(parameters["data"]).shareable if marker else any(map(is_private, runs))
+    except (DataError, KeyError):  # a card that cannot be read is taken for a private one
+        hidden = True
     private = private_folder(output.parent / "private") if hidden or marker else None
     # of a private source nothing is written outside private/ before it has been looked at
     working = private / output.name if private and hidden else output
@@ -187,14 +190,6 @@ def _papermill(notebook: Path, working: Path, parameters: Mapping[str, Any], fol
 def _remedy(text: str) -> str:
     """`; what is wrong: what helps` for an error that is known, else an empty string; repeats nothing of it."""
     return next((f"; {said}" for words, said in REMEDIES.items() if re.search(words, text)), "")
-
-
-def _is_private(parameters: Mapping[str, Any]) -> bool:
-    """Whether the run's cases may not be shown; so too where the data card cannot be read."""
-    try:
-        return not load_card(parameters["data"]).shareable
-    except (DataError, KeyError):
-        return True
 
 
 def _kernel_manager(folder: Path) -> type:

@@ -118,9 +118,8 @@ def means(trainer: Any, rows: int, *metrics: str) -> list[float]:
             loss = float(trainer.compute_loss(trainer.model, trainer._prepare_inputs(trainer.data_collator(batch))))
         found = [loss, *(trainer._metrics["train"][name][-1] for name in metrics)]
         total = [old + len(batch) / len(data) * new for old, new in zip(total, found, strict=True)]
-    trainer.loss_types, trainer.loss_weights = trained
+    trainer.loss_types, trainer.loss_weights, trainer._total_train_tokens = *trained, 0
     trainer._metrics["train"].clear()
-    trainer._total_train_tokens = 0
     return total
 
 
