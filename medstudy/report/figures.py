@@ -1,16 +1,18 @@
 """Figures from saved tables, drawn by seaborn: one style, one look per arm (`medstudy.arms`), one way to save."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from medstudy.arms import ARMS, BASELINES, Arm
 from medstudy.evaluation.metrics import TRIAGE, metric_name, small_count
@@ -20,10 +22,6 @@ from medstudy.evaluation.views import gains, published, told_under, value_text
 from medstudy.params import MARGIN
 from medstudy.show import aggregate
 from medstudy.tasks.labels import ClinicalTriage
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 #: Inches: text width of an A4 page, and of a figure with one column, which is still read on a telephone.
 A4_WIDTH, COLUMN = 7.5, 4.8
@@ -43,9 +41,6 @@ _DPO = [("loss", 1, "-"), ("rewards/margins", 2, "-"), ("logps/chosen", 3, "-"),
 
 def style() -> AbstractContextManager[None]:
     """The one style, as a context: fonts that come with matplotlib, quiet axes, stable file contents."""
-    import matplotlib as mpl
-    import seaborn as sns
-
     look = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "legend.frameon": False}
     look |= {"axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlesize": 9, "grid.color": _FAINT}
     look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888"}
@@ -134,8 +129,6 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
     Points are bins of equally many test cases; on the diagonal an arm means what it says. Of a private source,
     bins with few cases on one side are left out (`metrics.small_count`).
     """
-    import seaborn as sns
-
     shareable = predictions.attrs.get("shareable", False)
     with style():
         figure, [[axis]] = _grid(1, 1, COLUMN, 3.6)
@@ -157,8 +150,6 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
 
 def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Training curves from training/<arm>.csv: SFT loss, and loss, reward margin and log-probabilities of DPO."""
-    import seaborn as sns
-
     with style():
         figure, axes = _grid(2, 2, 6.2, 4.4)
         for axis, title in zip(axes.flat, _PANELS, strict=True):
@@ -190,21 +181,13 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
         return aggregate(figure)
 
 
-def _grid(
-    rows: int, columns: int, width: float, height: float, tall: Sequence[float] | None = None
-) -> tuple[Figure, Any]:
-    import matplotlib.pyplot as plt
-
-    how: dict[str, Any] = {"squeeze": False, "layout": "constrained", "height_ratios": tall}
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), **how)
-    plt.close(figure)  # the caller shows or saves it; left open, a notebook would show it twice
-    return figure, axes
+def _grid(rows: int, columns: int, width: float, height: float, **how: Any) -> tuple[Figure, Any]:
+    figure = Figure((width, height), layout="constrained")  # none of pyplot's: a notebook would show that twice
+    return figure, figure.subplots(rows, columns, squeeze=False, **how)
 
 
 def _draw(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Arm], line: str = "") -> None:
     """Interval, marker and, on the right, text of every row (columns y, value, low, high, look, text)."""
-    import seaborn as sns
-
     edge = {"s": 34, "edgecolor": _INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
     for name, part in rows.groupby("look", sort=False):
         look = looks[name]
@@ -227,7 +210,7 @@ def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
     tall = [0.65 + 0.17 * len(of[title]) for title in titles]
     table = table.assign(text=[_numbers(cell) for cell in table.to_dict("records")], look=table["arm"])
     with style():
-        figure, axes = _grid(len(titles), len(models), width, sum(tall) + 0.6, tall)
+        figure, axes = _grid(len(titles), len(models), width, sum(tall) + 0.6, height_ratios=tall)
         for row, title in zip(axes, titles, strict=True):
             arms = [arm for arm in _LOOKS if arm in of[title]]
             for axis, model in zip(row, models, strict=True):
@@ -269,12 +252,7 @@ def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
     rows = rows.sort_values("contrast", key=lambda contrasts: contrasts.map(_DRAWN.index), kind="stable")
     heading = _SCOPES[scope] if models else _SCOPES[scope].removesuffix(", over models")
     rows = gains(rows).assign(heading=heading, look=rows["contrast"])
-    rows.loc[rows["verdict"] == INVALID, ["difference", "low", "high", "text"]] = (
-        math.nan,
-        math.nan,
-        math.nan,
-        INVALID,
-    )
+    rows.loc[rows["verdict"] == INVALID, ["difference", "low", "high", "text"]] = *[math.nan] * 3, INVALID
     return rows
 
 

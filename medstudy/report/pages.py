@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
+from nbconvert import HTMLExporter
 
 from medstudy.arms import ARMS, BASELINES, TRAINED
 from medstudy.data.cases import SMALLEST_COUNT, DataError
@@ -154,8 +155,6 @@ def _write(target: Path, template: str, **facts: Any) -> None:
 
 
 def _write_page(review: Review, notebook: Path, target: Path, title: str) -> None:
-    from nbconvert import HTMLExporter
-
     plain = {"exclude_input_prompt": True, "exclude_output_prompt": True}
     exporter = HTMLExporter(template_name="page", extra_template_basedirs=[str(TEMPLATES)], **plain)
     exporter.register_filter("figure_words", figure_words)

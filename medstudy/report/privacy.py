@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pandas as pd
 
 from medstudy.arms import ARMS, TRAINED
@@ -67,8 +68,6 @@ def release(working: Path, output: Path, runs: list[Path]) -> list[str]:
     ``runs`` are the folders of the runs whose cases it may hold. If one is not known yet, a crash came before its
     cases were read, and no output leaves. Files in a run's folder that are not the package's are put away, unread.
     """
-    import nbformat
-
     notebook = nbformat.read(working, as_version=4)
     said = Filter(guard_of(runs), nothing=not all(map(_is_known, runs))).notebook(notebook)
     nbformat.write(notebook, output)
@@ -90,8 +89,6 @@ class Review:
 
     def notebook(self, file: Path) -> Any:
         """An executed notebook, without what may not be seen of private runs."""
-        import nbformat
-
         notebook = nbformat.read(file, as_version=4)
         private = any(map(is_private, [file.parent] if file.parent in self.runs else self.runs))
         if private or self.guard.cases:  # a public one is only scanned, for cases of the private ones beside it
@@ -108,8 +105,6 @@ def share(notebook: Path, target: Path, results: Path) -> tuple[list[str], int, 
     Raises:
         DataError: the notebook's own run is not in ``results``, so that there is nothing to compare with.
     """
-    import nbformat
-
     for path in (notebook, target.parent):
         if not path.exists():
             raise DataError(f"{path} does not exist")
@@ -302,8 +297,6 @@ def _said_before(metadata: Any) -> str:
 
 
 def _line(text: str, **metadata: str) -> Any:
-    import nbformat
-
     return nbformat.v4.new_output("display_data", {"text/plain": text}, metadata=metadata)
 
 
