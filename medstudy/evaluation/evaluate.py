@@ -98,10 +98,6 @@ class Measured:
             return []
         return [pair for pair in self.answers.pairs if not any(map(self.masked, pair))]
 
-    def counts(self, arm: str) -> tuple[float, float]:
-        """Hits and cases counted, of a share; over all seeds."""
-        return tuple(self.sums[arm].sum(axis=(0, 1))[0, :2])
-
     def masked(self, arm: str) -> Limits | None:
         """What is shown of a number that tells a small count of a private source; the primary outcome always is.
 
@@ -129,7 +125,7 @@ class Measured:
 
     def entry(self, arm: str, estimate: Estimate) -> dict[str, Any]:
         """One cell of metrics.json."""
-        hits, counted = self.counts(arm)
+        hits, counted = self.sums[arm].sum(axis=(0, 1))[0, :2]  # of a share
         some = self.metric.kind == "share_of_parsed" or (not counted and self.metric.kind in ("share", "mean"))
         n = round(counted / len(self.answers.frames)) if some else self.answers.n_cases
         if masked := self.masked(arm):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from medstudy.arms import ARMS, BASELINES, CONTRASTS
 from medstudy.data.cases import Case
-from medstudy.evaluation.metrics import PredictionsError, single_outcome
+from medstudy.evaluation.metrics import PredictionsError
 from medstudy.tasks.base import Task
 
 COLUMNS = ("case_id", "group_id", "arm", "output", "status", "answer", "gold")
@@ -48,10 +48,8 @@ def predictions_table(
 
 
 def _probability_scores(task: Task, case: Case, probabilities: np.ndarray) -> dict[str, float]:
-    outcome = single_outcome(task.card.labels)
-    if outcome is None:
-        raise PredictionsError(f"probabilities need one outcome with labels; the card has {list(task.card.labels)}")
-    p = dict(zip(task.card.labels[outcome], probabilities, strict=True))
+    [(outcome, labels)] = task.card.labels.items()
+    p = dict(zip(labels, probabilities, strict=True))
     errors = [(value - (label == case.gold[outcome])) ** 2 for label, value in p.items()]
     scores = {"score_brier": sum(errors) / len(errors)}
     return scores | ({"score_p_positive": p[task.card.positive]} if task.card.positive else {})

@@ -27,6 +27,12 @@ BETWEEN = "open-ended minus classification"
 FLOOR, CEILING = 0.02, 0.98
 
 
+def places(cell: str) -> dict[str, str]:
+    """Scope -> the name that a cell, called "task, model", is part of."""
+    task = cell.partition(", ")[0]
+    return {"study": "study", "kind": TASK_TYPES[task].kind, "task": task, "cell": cell}
+
+
 @dataclass(frozen=True)
 class Cell:
     """One task x model of a study: what was measured over its runs, and gates that failed in any of them.
@@ -45,8 +51,7 @@ class Cell:
     @property
     def places(self) -> dict[str, str]:
         """Scope -> the name that this cell is part of."""
-        own = f"{self.task}, {self.model}"
-        return {"study": "study", "kind": TASK_TYPES[self.task].kind, "task": self.task, "cell": own}
+        return places(f"{self.task}, {self.model}")
 
     @property
     def n_cases(self) -> int:

@@ -16,8 +16,8 @@ from medstudy.data.cases import SMALLEST_COUNT, Case, masked
 from medstudy.evaluation.comparison import FinishedRun
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.evaluation.metrics import LOWER_IS_BETTER
+from medstudy.evaluation.scopes import places
 from medstudy.show import NOT_SHOWN, aggregate, is_own
-from medstudy.tasks import TASK_TYPES
 from medstudy.tasks.base import Task
 
 _CELL = ["task", "model"]
@@ -142,7 +142,7 @@ def told_under(table: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
     """
     cells, found = table.loc[table["scope"] == "cell", "name"].unique(), {}
     for (scope, name), rows in table.groupby(["scope", "name"], sort=False):
-        inside = frozenset(cell for cell in cells if _places(cell)[scope] == name) or frozenset([(scope, name)])
+        inside = frozenset(cell for cell in cells if places(cell)[scope] == name) or frozenset([(scope, name)])
         numbers = rows[["contrast", "difference", "low", "high"]].dropna(subset="difference").astype(str)
         found[scope, name] = (inside, rows["verdict"].fillna("").iloc[0]), set(numbers.itertuples(index=False))
     told = {}
@@ -150,11 +150,6 @@ def told_under(table: pd.DataFrame) -> dict[tuple[str, str], tuple[str, str]]:
         same = [other for other, (whose, more) in found.items() if whose == what and numbers <= more]
         told[key] = min(same, key=lambda other: (-len(found[other][1]), _TOLD.index(other[0])))
     return told
-
-
-def _places(cell: str) -> dict[str, str]:
-    task = cell.partition(", ")[0]
-    return {"study": "study", "kind": TASK_TYPES[task].kind, "task": task, "cell": cell}
 
 
 def told_once(table: pd.DataFrame) -> pd.DataFrame:
