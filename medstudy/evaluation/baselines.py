@@ -42,12 +42,12 @@ def baseline_predictions(task: Task, splits: Splits, seed: int) -> pd.DataFrame:
     )
     answers, probabilities = {}, {}
     commonest = Counter(gold).most_common(1)[0][0]
-    models = _models(bool(names), seed, task.card.positive if task.card.positive in gold else None)
+    models = _models(bool(names), seed, task.card.positive)
     for name, label in (("majority", commonest), ("always_positive", task.card.positive)):
         # the F1 of always saying it counts it: of a private source not where few have it, or few have it not
         n = sum(case.gold[outcome] == label for case in splits.test)
-        if min(n, len(splits.test) - n) < (1 if task.card.shareable else SMALLEST_COUNT):
-            models.pop(name, None)
+        if label not in gold or min(n, len(splits.test) - n) < (1 if task.card.shareable else SMALLEST_COUNT):
+            models.pop(name)
     for name, model in models.items():
         found = model.fit(train, gold).predict_proba(test)
         # a label that is not in training has no column, and no chance
@@ -71,8 +71,7 @@ def _models(numeric: bool, seed: int, positive: str | None) -> dict[str, Any]:
     numbers = (SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
     regression = make_pipeline(*(numbers if numeric else words), LogisticRegression(max_iter=1000))
     models = {"majority": DummyClassifier(strategy="prior")}
-    if positive is not None:
-        models["always_positive"] = DummyClassifier(strategy="constant", constant=positive)
+    models["always_positive"] = DummyClassifier(strategy="constant", constant=positive)
     models["logistic_regression"] = regression
     return models | ({"gradient_boosting": HistGradientBoostingClassifier(random_state=seed)} if numeric else {})
 

@@ -12,12 +12,11 @@ from medstudy.data.card import load_card
 from medstudy.data.cases import DataError
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
-from medstudy.evaluation.scopes import KINDS, MEAN, WATCHED
+from medstudy.evaluation.scopes import MEAN, WATCHED, places
 from medstudy.evaluation.statistics import PRIOR_DF, Estimate, combined, smallest_detectable
 from medstudy.evaluation.verdict import ALPHA, RULES
 from medstudy.files import fingerprint, read_json, write_whole
 from medstudy.params import StudyParams
-from medstudy.tasks import TASK_TYPES
 
 #: Pocock's constant: the level of each of so many equally spaced looks, so that all together keep .05.
 POCOCK = {1: ALPHA, 2: 0.0294, 3: 0.0221, 4: 0.0182, 5: 0.0158}
@@ -55,26 +54,17 @@ def shows(
     (found with 80 % power against both SFT and SFT with the same labels, after correction for the names of its scope).
     """
     known = variances[(variances["contrast"] == "dpo-sft_more") & (variances["outcome"] != WATCHED)]
-    found = {
-        scope: {task: _expected(known[known["scope"] == of], task, n, seeds, lines) for task, n in cases.items()}
-        # the mean over the earlier study's models varies less than one model does
-        for scope, of, lines in (
-            ("task", "task" if models > 1 else "cell", len(cases)),
-            ("cell", "cell", len(cases) * models),
-        )
-    }
-    kinds = {kind: [task for task in cases if TASK_TYPES[task].kind == kind] for kind in KINDS}
     rows = []
-    for scope, names, lines in (
-        ("study", {"study": list(cases)}, 1),
-        ("kind", {kind: of for kind, of in kinds.items() if of}, sum(map(bool, kinds.values()))),
-        ("task", {task: [task] for task in cases}, len(cases)),
-        ("cell", {f"{task}, one model": [task] for task in cases}, len(cases) * models),
-    ):
+    for scope in ("study", "kind", "task", "cell"):
+        # the mean over the earlier study's models varies less than one model does
+        like = known[known["scope"] == ("cell" if scope == "cell" or models == 1 else "task")]
+        times, names = models if scope == "cell" else 1, {}
+        for task in cases:
+            names.setdefault(places(f"{task}, one model")[scope], []).append(task)
         for name, members in names.items():
-            parts = [found["cell" if scope == "cell" else "task"][task] for task in members]
-            of = combined(parts, [1 / len(parts)] * len(parts))
-            gain = smallest_detectable(of.error, alpha / 2 / lines, _POWER, of.df) if seeds > 1 else np.nan
+            parts = [_expected(like, task, cases[task], seeds, len(cases) * times) for task in members]
+            of, level = combined(parts, [1 / len(parts)] * len(parts)), alpha / 2 / (len(names) * times)
+            gain = smallest_detectable(of.error, level, _POWER, of.df) if seeds > 1 else np.nan
             row = {"scope": scope, "name": name, "cases": sum(cases[task] for task in members), "seeds": seeds}
             rows.append(row | {"half_width": round(np.ptp(of.interval()) / 2, 3), "gain": round(gain, 3)})
     return pd.DataFrame(rows)

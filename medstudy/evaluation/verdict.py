@@ -1,7 +1,7 @@
 """Was DPO worth it? One verdict, in one sentence, for the study, each kind of task, each task and each cell."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -54,14 +54,12 @@ class Rules:
 
 @dataclass
 class Outcome:
-    """One outcome of a scope: its estimates by contrast, turned so that more is better, and p values after Holm."""
+    """One outcome of a scope: estimates by contrast, turned so that more is better, and p after Holm by verdict."""
 
     name: str
     rows: dict[Pair, Estimate]
     n_seeds: int
-    p_gain: float = 1.0
-    p_harm: float = 1.0
-    p_enough: float = 1.0
+    p: dict[str, float] = field(default_factory=dict)  # none where it is not complete
 
     @property
     def complete(self) -> bool:
@@ -70,22 +68,15 @@ class Outcome:
 
     def label(self, rules: Rules) -> str:
         """The order of the questions is the order of what matters to a patient."""
-        if not self.complete:
-            return UNSURE
-        if self.p_harm < rules.alpha:
-            return HARMS
-        if self.p_gain < rules.alpha:
-            return WORTH
-        return ENOUGH if self.p_enough < rules.alpha else UNSURE
+        return next((said for said in (HARMS, WORTH, ENOUGH) if self.p.get(said, 1.0) < rules.alpha), UNSURE)
 
 
 def verdict_table(cells: Sequence[Cell], rules: Rules) -> pd.DataFrame:
     """verdicts.csv: one line per scope, outcome and contrast; verdict and sentence are those of scope and name."""
     lines = scoped(cells)
     judged, rows = judge(lines, rules), []
-    names = {"study": ["study"]} | {
-        scope: [*dict.fromkeys(cell.places[scope] for cell in cells)] for scope in ("kind", "task", "cell")
-    }
+    scopes = ("study", "kind", "task", "cell")
+    names = {scope: [*dict.fromkeys(cell.places[scope] for cell in cells)] for scope in scopes}
     names["kind"] += [BETWEEN] if any(line.name == BETWEEN for line in lines) else []
     for scope, name in ((scope, name) for scope, of in names.items() for name in of):
         own = [line for line in lines if (line.scope, line.name) == (scope, name)]
@@ -119,6 +110,11 @@ def _limits(estimate: Estimate, most: float = 1.0) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def _numbers(estimate: Estimate, most: float = 1.0) -> str:
+    low, high = _limits(estimate, most)
+    return f"{estimate.value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[Outcome]]:
     """Outcomes of every scope and name; p values after Holm over all outcomes of the scope (cells, tasks, kinds).
 
@@ -140,7 +136,7 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
             raw = zip(*(_p_values(outcome.rows, rules.margin) for outcome in tested), strict=True)
             corrected = [by * multipletests(p, method="holm")[1] for by, p in zip((2, 2, 0.5), raw, strict=True)]
             for outcome, *p in zip(tested, *corrected, strict=True):
-                outcome.p_gain, outcome.p_harm, outcome.p_enough = map(float, p)
+                outcome.p = dict(zip((WORTH, HARMS, ENOUGH), p, strict=True))
     return {key: list(outcomes.values()) for key, outcomes in found.items()}
 
 
@@ -185,12 +181,8 @@ def _claim(label: str, outcomes: Sequence[Outcome]) -> str:
 
 def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
     """Differences of an outcome, and its own claim where that is another than the one ``said`` of all."""
-    texts, label = [], outcome.label(rules)
-    for pair in _EVIDENCE:
-        if pair in outcome.rows:
-            row = outcome.rows[pair]
-            low, high = _limits(row)
-            texts.append(f"{row.value:+.3f} [{low:+.3f}, {high:+.3f}] against {_SAID[pair[1]]}")
+    label, rows = outcome.label(rules), outcome.rows
+    texts = [f"{_numbers(rows[pair])} against {_SAID[pair[1]]}" for pair in _EVIDENCE if pair in rows]
     what = "" if outcome.name == MEAN else metric_name(outcome.name).removesuffix(", lower is better") + " "
     lower = "(+ is better: fewer) " if outcome.name in LOWER_IS_BETTER else ""
     own = f" - {_claim(label, [outcome])}" if label != said else ""
@@ -204,11 +196,10 @@ def _alarm(outcomes: Sequence[Outcome], cells: Sequence[Cell], rules: Rules) -> 
     pair = max(rises, key=rises.__getitem__, default=OVER_SFT)
     if rises.get(pair, 0.0) <= rules.margin:
         return ""
-    of = {arm: [cell.value(WATCHED, arm) for cell in cells] for arm in ("dpo", "sft_more", "sft")}
-    known = {arm: [value for value in values if np.isfinite(value)] for arm, values in of.items()}
-    levels = ", ".join(f"{np.mean(values):.3f} after {_SAID[arm]}" for arm, values in known.items() if values)
-    low, high = _limits(replace(watched[pair], value=rises[pair]))
-    more = f"{rises[pair]:+.3f} [{low:+.3f}, {high:+.3f}] against {_SAID[pair[1]]}"
+    found = {arm: np.array([cell.value(WATCHED, arm) for cell in cells]) for arm in ("dpo", "sft_more", "sft")}
+    known = {arm: of[np.isfinite(of)] for arm, of in found.items()}
+    levels = ", ".join(f"{of.mean():.3f} after {_SAID[arm]}" for arm, of in known.items() if len(of))
+    more = f"{_numbers(replace(watched[pair], value=rises[pair]))} against {_SAID[pair[1]]}"
     return f"Watch under-triage: {levels}; {more} is more than the margin of {rules.margin:g}"
 
 
@@ -250,7 +241,6 @@ def _between(lines: list[Scoped]) -> str:
         value, (low, high) = line.estimate.value, _limits(line.estimate, 2)
         shown = "no difference is shown" if low <= 0 <= high else "the kinds differ"
         gained = f"{abs(value):.3f} {'less' if value < 0 else 'more'}"
-        numbers = f"({value:+.3f} [{low:+.3f}, {high:+.3f}]: {shown})"
-        said.append(f"over {_SAID[line.pair[1]]} {gained} {numbers}")
+        said.append(f"over {_SAID[line.pair[1]]} {gained} ({_numbers(line.estimate, 2)}: {shown})")
     told = " and ".join(said) or "nothing that was compared"
     return f"Open-ended tasks gained from DPO, compared with classification, {told}."

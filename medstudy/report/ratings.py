@@ -74,9 +74,8 @@ def summary(ratings: pd.DataFrame) -> dict[str, Any]:
     Tests are paired on cases, over the mean of the raters; agreement is Cohen's quadratic weighted kappa.
     """
     by_case = ratings.groupby(["case_id", "arm"])["rating"].mean().unstack("arm")
-    found: dict[str, Any] = {"arms": {}, "contrasts": [], "agreement": []}
-    for arm, rating in by_case.items():
-        found["arms"][arm] = {"mean": float(rating.mean()), "n": int(rating.count())}
+    arms = {arm: {"mean": float(rating.mean()), "n": int(rating.count())} for arm, rating in by_case.items()}
+    found: dict[str, Any] = {"arms": arms, "contrasts": [], "agreement": []}
     for first, second in (pair for pair in CONTRASTS if set(pair) <= set(by_case)):
         difference = (by_case[first] - by_case[second]).dropna()
         p = float(wilcoxon(difference).pvalue) if difference.any() else 1.0
