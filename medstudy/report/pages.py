@@ -19,7 +19,6 @@ from medstudy.arms import ARMS, BASELINES, TRAINED
 from medstudy.data.cases import SMALLEST_COUNT, DataError
 from medstudy.evaluation.comparison import FinishedRun, finished_runs, read_tables, rules_of
 from medstudy.evaluation.metrics import TRIAGE, metric_name
-from medstudy.evaluation.scopes import KINDS
 from medstudy.evaluation.verdict import HARMS, INVALID, WORTH
 from medstudy.evaluation.views import gains, told_under, value_text
 from medstudy.files import read_json, slug
@@ -77,6 +76,7 @@ def environment() -> jinja2.Environment:
     made.filters |= {"words": _words, "page": page_of, "slug": slug, "gloss": _gloss, "each": _each}
     made.filters |= {"first_capital": first_capital, "kind": lambda verdict: _KINDS.get(verdict, "plain")}
     made.globals |= {"arms": ARMS, "trained": TRAINED, "blank": "TO BE FILLED IN BY THE AUTHORS"}
+    made.globals |= {"enough": (ENOUGH_PAIRS, ENOUGH_STEPS), "smallest": SMALLEST_COUNT}
     return made
 
 
@@ -103,14 +103,10 @@ def study_facts(study: Path, runs: list[FinishedRun], review: Review) -> dict[st
         "told_first": {cell["name"] for cell in cells if told["cell", cell["name"]] in first},
         "triage": any(outcome["name"] in TRIAGE for cell in cells for outcome in cell["outcomes"]),
         "margin": rules_of(study).margin,
-        "kinds": {kind: [c["task"] for c in cells if TASK_TYPES[c["task"]].kind == kind] for kind in KINDS},
-        "judged": any(run.parameters["pair_source"] not in ("own_errors", "labels") for run in runs),
-        "enough": (ENOUGH_PAIRS, ENOUGH_STEPS),
         "forest": _inline_svg(study / "figures" / "forest.svg", words),
         "scores": _inline_svg(study / "figures" / "study.svg", "Every task, model and arm with 95 % intervals."),
         "plan": read_json(study / "plan.json"),
         "private_cases": len(review.guard.cases),
-        "smallest": SMALLEST_COUNT,
         "kept_back": review.kept_back,
         "cards": list({run.parameters["data"]: card_of(run.folder) for run in runs}.values()),
         "hours": sum(value or 0 for run in runs for value in run.record["seconds"].values()) / 3600,
@@ -137,10 +133,11 @@ def cell_facts(runs: list[FinishedRun], tables: dict[str, pd.DataFrame]) -> dict
         outcomes.append({"name": name, "against": against, "values": shown, "baselines": baselines})
     verdicts = tables["verdicts.csv"]
     judged = verdicts[(verdicts["scope"] == "cell") & (verdicts["name"] == f"{task}, {model}")].iloc[0]
-    facts = {"task": task, "model": model, "name": judged["name"], "runs": runs, "outcomes": outcomes}
+    facts = {"task": task, "kind": TASK_TYPES[task].kind, "model": model, "name": judged["name"], "runs": runs}
     few = [run.record for run in runs if run.record.get("enough_pairs") is False]
     facts["few"] = [f"{record['pairs']} pairs, {record['stages']['dpo'].get('steps', 0)} steps" for record in few]
-    return facts | {"verdict": judged["verdict"], "sentence": judged["sentence"], "card": card_of(runs[0].folder)}
+    facts |= {"verdict": judged["verdict"], "sentence": judged["sentence"], "outcomes": outcomes}
+    return facts | {"card": card_of(runs[0].folder)}
 
 
 def figure_words(svg: str) -> str:
