@@ -21,7 +21,7 @@ from medstudy.data.load import Loaded, load_cases
 from medstudy.data.splits import Splits, split_cases
 from medstudy.evaluation.views import show_counts
 from medstudy.files import from_root
-from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing
+from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing, resolve
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
 from medstudy.training.chat import Chat, load_chat
@@ -145,7 +145,17 @@ def _check_model(
             which = ", ".join(f"'{word}'" for word in words)
             yield f"    note: this model knows the demo's words, not {which}, and may never learn to write them:"
             yield "    map labels to words like yes, no and urgent (columns.gold), or take a real model"
+        yield from (f"    {line}" for line in _rates_of_the_demo(run))
     return splits
+
+
+def _rates_of_the_demo(run: RunParams) -> Iterator[str]:
+    """A note where a real model would be trained as the notebooks train the demo's of two million weights."""
+    usual, rates = resolve({"task": run.task}), [f"{arm}_learning_rate" for arm in TRAINED if arm not in run.candidates]
+    same = [f"{name} = {getattr(run, name):g}" for name in rates if getattr(run, name) == getattr(usual, name)]
+    if same and run.model not in BUILTIN:
+        yield f"note: chosen for the demo's tiny model: {', '.join(same)}. Set them (with LoRA start near 1e-4 for sft,"
+        yield "1e-5 after it), and the epochs; or give candidates, from which each run chooses on validation cases"
 
 
 @cache

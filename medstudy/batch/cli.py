@@ -151,7 +151,8 @@ def _plan(args: argparse.Namespace) -> None:
     if shown["gain"].isna().any():
         print("gain -: of one training a cell nothing can be found, as it does not show how far trainings differ")
     numbers = ", ".join(map(str, looks))
-    print(f"looks at {numbers} trainings a cell, each at the level {alpha:g}; margin {study.margin:g}")
+    level = f"each at the level {alpha:g}" + " once the plan is frozen (--freeze)" * (len(looks) > 1)
+    print(f"looks at {numbers} trainings a cell, {level}; margin {study.margin:g}")
     if args.freeze:
         frozen = plan.freeze(study, batch.results_of(study))
         print(f"frozen {frozen['frozen']}: {batch.results_of(study) / 'plan.json'}, hash {frozen['hash']}")

@@ -203,6 +203,10 @@ def _kernel_manager(folder: Path) -> type:
             argv = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
             self._kernel_spec = KernelSpec(argv=argv, display_name="Python 3", language="python")
 
+        async def _async_launch_kernel(self, kernel_cmd: list[str], **options: Any) -> None:
+            # ipykernel's own watch of its parent does not see a death below a supervisor, as on Slurm
+            await super()._async_launch_kernel(kernel_cmd, preexec_fn=die_with_parent, **options)
+
     return LocalKernelManager
 
 

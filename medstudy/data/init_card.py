@@ -14,6 +14,7 @@ from medstudy.data.cases import DataError
 from medstudy.data.load import NO_VALUE, load_cases
 from medstudy.data.rows import as_number, loose, plain
 from medstudy.data.tables import decoded, sheet_cells, table_of, unpacked
+from medstudy.params import resolve
 from medstudy.tasks import TASK_TYPES, get_task
 
 #: What columns are called, by the part that they play.
@@ -71,7 +72,10 @@ def _study(task: str, folder: Path, root: Path) -> Iterator[str]:
     card = load_card(folder / "card.yaml")
     loaded, asked = load_cases(card, root), get_task(task, card)
     longest = max(len(asked.target(case)) for case in loaded.cases)
-    sizes = dict.fromkeys(("n_train", "n_prefer", "n_valid", "n_test"), 0) if len(loaded.cases) < 1000 else {}
+    names, usual = ("n_train", "n_prefer", "n_valid", "n_test"), resolve({"task": task})
+    # some go lost where a patient's cases would be in two splits
+    few = len(loaded.cases) < 1.1 * sum(getattr(usual, name) for name in names)
+    sizes = dict.fromkeys(names, 0) if few else {}
     tokens = max(8, longest // 2 + 4)
     _write(folder / "study.yaml", {"models": ["builtin/llama"], "seeds": [0, 1, 2], "tasks": {task: {}}})
     _write(folder / "shared.yaml", {"data_root": str(root)} | sizes)

@@ -40,6 +40,7 @@ _CLAIM = {
     UNSURE: "neither a gain from DPO nor its absence is shown",
 }
 _ONE = "of one training of each arm nothing is concluded, as trainings differ"
+_SOME = "as a part was trained only once, nothing is concluded (the interval does not hold how its trainings differ)"
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
         if line.name != BETWEEN and not any(cell.failed_gates for cell in line.cells):
             outcomes = found.setdefault((line.scope, line.name), {})
             outcome = outcomes.setdefault(line.outcome, Outcome(line.outcome, {}, line.n_seeds))
+            outcome.n_seeds = min(outcome.n_seeds, line.n_seeds)  # some contrasts are of some tasks alone
             sign = -1 if line.outcome in LOWER_IS_BETTER else 1
             outcome.rows[line.pair] = replace(line.estimate, value=sign * line.estimate.value)
     for scope in dict.fromkeys(scope for scope, _ in found):
@@ -167,7 +169,9 @@ def _said(outcomes: list[Outcome], watched: list[Outcome], members: Sequence[Cel
     label = over(outcomes, rules)
     parts = [_evidence(outcome, rules, label) for outcome in outcomes]
     notes = [*_notes(label, outcomes, rules), *_left_out(members)]
-    claim = _ONE if any(outcome.n_seeds < 2 for outcome in outcomes) else _claim(label, outcomes)
+    claim = _claim(label, outcomes)
+    if any(outcome.n_seeds < 2 for outcome in outcomes):
+        claim = _ONE if all(len(cell.seeds) < 2 for cell in sound) else _SOME
     alarm = _alarm(watched, sound, rules)
     return label, "; ".join([f"{claim}{alarm and f'. {alarm}. In numbers'}: {'; '.join(parts)}", *notes])
 

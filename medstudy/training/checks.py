@@ -151,7 +151,7 @@ def _controls(seen: Seen) -> Judged:
             good &= facts["moved"] / dpo_moved >= MOVED
         scored = [row for one in (arm, "sft") for row in seen.tried.get(one, []) if row["chosen"]]
         if len(scored) < 2 or None in (own := scored[0]["score"], sft := scored[1]["score"]):
-            value[arm]["validation"] = "not looked at, as one setting was tried"
+            value[arm]["validation"] = "not looked at, as SFT or this arm had one setting"
         else:
             value[arm]["validation"] = f"{own:.3f}, SFT {sft:.3f}"
             error = math.sqrt(sum(row["score"] * (1 - row["score"]) / row["n"] for row in scored))

@@ -16,7 +16,7 @@ from mock_study import medstudy, write
 
 from medstudy.batch import check, cli
 from medstudy.batch import study as batch
-from medstudy.params import load_study
+from medstudy.params import load_study, resolve
 
 CARD = """
 name: fever
@@ -273,3 +273,11 @@ def test_the_documented_study_of_a_large_model_is_one(tmp_path: Path) -> None:
     page = (mock_study.REPOSITORY / "docs" / "running.md").read_text()
     (tmp_path / "llama3" / "study.yaml").write_text(page.split("```yaml\n")[1].split("```")[0])
     assert {run.model for run in load_study(tmp_path / "llama3").runs()} == {"models/Llama-3-8B-Instruct"}
+
+
+def test_a_real_model_with_the_rates_of_the_demos_is_told() -> None:
+    """A large model of one's own would have been trained at 3e-3 and nobody had said so."""
+    for model, given, told in (("a/b", {}, 4), ("a/b", {"sft_learning_rate": 1e-4}, 3), ("builtin/llama", {}, 0)):
+        run = resolve({"task": "clinical_triage", "model": model} | given)
+        assert " ".join(check._rates_of_the_demo(run)).count("_learning_rate = ") == told
+    assert not [*check._rates_of_the_demo(load_study("params/public").run("clinical_triage", "a/b", 0))]

@@ -12,6 +12,7 @@ from medstudy.data.card import load_card
 from medstudy.data.cases import DataError
 from medstudy.data.init_card import init_card
 from medstudy.data.load import load_cases
+from medstudy.data.splits import split_cases
 from medstudy.params import load_study
 
 NOTES = pd.DataFrame(
@@ -155,3 +156,14 @@ def test_what_cannot_be_guessed_is_said(frame: pd.DataFrame, task: str, said: st
     with pytest.raises(DataError, match=said):
         list(init_card([csv(frame)(tmp_path)], task, tmp_path / "mine"))
     assert not (tmp_path / "mine").exists()
+
+
+@pytest.mark.parametrize("n", [999, 1200, 1700])
+def test_a_first_study_asks_for_no_more_cases_than_there_are(tmp_path, n):
+    """From 1,000 rows on it kept the notebook's sizes, which are 1,500 cases."""
+    notes = pd.DataFrame(
+        {"Text": [f"fever, day {i}" for i in range(n)], "Diagnose": ["yes", "no"] * (n // 2) + ["no"] * (n % 2)}
+    )
+    _, cases = guessed(csv(notes)(tmp_path), "text_classification", tmp_path / "study")
+    drawn = split_cases(cases, load_study(tmp_path / "study").runs()[0])
+    assert all(vars(drawn).values())

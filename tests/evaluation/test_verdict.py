@@ -197,6 +197,9 @@ def test_of_one_training_nothing_is_concluded():
     table = verdict_table([one], Rules())
     assert set(table["verdict"]) == {UNSURE}
     assert all("of one training of each arm nothing is concluded" in said for said in table["sentence"])
+    # of a study with tasks trained three times and a task trained once it said so, too
+    study_line = first(verdict_table([cell("clinical_reasoning"), one], Rules()), "study", "study")
+    assert study_line["verdict"] == UNSURE and "as a part was trained only once" in study_line["sentence"]
 
 
 def test_a_verdict_beside_a_model_below_the_majority_says_so():
