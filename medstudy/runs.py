@@ -125,7 +125,7 @@ class Run:
         import pandas as pd
 
         ids = [name for name in ("case_id", "group_id") if getattr(card.columns, name)]
-        table = pd.DataFrame([vars(case) for case in cases])[["case_id", "group_id"]]
+        table = pd.DataFrame({name: [getattr(case, name) for case in cases] for name in ("case_id", "group_id")})
         table["texts"] = [_strings([case.text, case.gold, case.details, case.demonstration]) for case in cases]
         table["ids"] = table[ids].to_numpy().tolist()
         table.to_parquet(self.private / "cases.parquet")

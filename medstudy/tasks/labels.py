@@ -58,7 +58,7 @@ class ClinicalTriage(Task):
     def parse(self, text: str) -> Answer:
         if not said(text):
             return Answer("unparsed")
-        fields = {name: field_of(text, [name], self.outcomes) for name in self.outcomes}
+        fields = {name: field_of(text, name, self.outcomes) for name in self.outcomes}
         # without a line of its own the whole text is read: "see a nurse soon"
         found = {name: labels_in(value or text, self.labels[name]) for name, value in fields.items()}
         if all(len(labels) == 1 for labels in found.values()):

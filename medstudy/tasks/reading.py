@@ -50,8 +50,9 @@ def normalise(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip(" \t\n.,;:!\"'*").casefold()
 
 
-def field_of(text: str, names: Iterable[str], others: Iterable[str] = ()) -> str | None:
-    """What stands behind one of ``names:``, up to the line's end or one of ``others``; None unless it is one thing."""
+def field_of(text: str, names: str | Iterable[str], others: Iterable[str] = ()) -> str | None:
+    """What stands behind ``name:``, up to the line's end or the next of ``others``; None unless it is one thing."""
+    names = [names] if isinstance(names, str) else list(names)
     this, next_ = ("|".join(map(re.escape, words)) for words in (names, [*names, *others]))
     stop = rf"(?=[\s,;|.]*(?<![\w-])(?:{next_})\s*[:=|]|\n|\Z)"
     pattern = rf"(?<![\w-])(?:{this})\s*(?:[:=|]|\s[-–—]\s|is\b:?)\s*([^\n]*?){stop}"
