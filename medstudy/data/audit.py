@@ -25,7 +25,7 @@ NEAR = 0.9
 #: A label with fewer training or test cases than this can hardly be learnt or measured.
 RARE = 10
 #: Numbers that often mean "not known".
-_MARKS = {-1, -9, -99, -999, -9999, 99, 999, 9999, 99999}
+_MARKS = {0, -1, -9, -99, -999, -9999, 99, 999, 9999, 99999}
 _LIKE = f"cases like a training case (cosine of words >= {NEAR})"
 Line = Mapping[str, str | int]
 
@@ -55,8 +55,11 @@ def _not_known(card: DataCard, loaded: Loaded) -> Iterator[str]:
     for spec in (field for field in card.columns.fields if field.is_number):
         values = pd.Series([case.details["features"][spec.column] for case in loaded.cases], dtype=float).dropna()
         middle = values.median()
+        above = values[values > 0]
+        # a pressure of 0 where all others begin far from it; a count may well be 0
+        gap = above.median() > 10 and above.min() > above.median() / 5
         for v in {values.min(), values.max()} & _MARKS:
-            if v < 0 < middle or abs(v) > 3 * abs(middle):
+            if gap if v == 0 else v < 0 < middle or abs(v) > 3 * abs(middle):
                 times = masked(int((values == v).sum()), card.shareable, "fewer than")
                 yield f"{spec.column}: does {v:g} ({times} times) mean 'not known'? See columns.missing"
 

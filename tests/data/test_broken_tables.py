@@ -140,6 +140,8 @@ NOTED = {
                for i, w in enumerate(WORDS)), "id,note,uti"), {}, "looks like a row"),
     "cells that were cut": (table(f"{'x' * 32767 if i == 3 else w},{i % 2}" for i, w in enumerate(WORDS)), {},
      "just the length"),
+    "0 mmHg": (table((f"{w},{i % 2},{0 if i < 3 else 90 + i % 40}" for i, w in enumerate(WORDS)), "note,uti,x"),
+     {"text": "{note}\n{fields}", "fields": NUMBER["fields"]}, "does 0 (3 times) mean 'not known'?"),
     "999 years": (table((f"{w},{i % 2},{999 if i < 3 else 30 + i % 40}" for i, w in enumerate(WORDS)), "note,uti,x"),
      {"text": "{note}\n{fields}", "fields": NUMBER["fields"]}, "does 999 (3 times) mean 'not known'?"),
     "a rare label": (table(f"{w},{int(i % 10 == 0)}" for i, w in enumerate(WORDS)), {}, "label 'yes' is rare"),
