@@ -89,6 +89,16 @@ class Cell:
         return "every arm answers nearly everything right" if min(found) >= CEILING else ""
 
 
+def on_same_cases(cells: Sequence[Cell]) -> list[Cell]:
+    """Of each task the models that answered the test cases of its first one; only these have a mean.
+
+    With ``overlong: exclude`` a tokenizer of its own leaves out cases of its own.
+    """
+    first: dict[str, tuple[list[str], int]] = {}
+    asked = [(cell, (cell.measured[0].answers.groups, cell.n_cases)) for cell in cells if cell.comparable()]
+    return [cell for cell, cases in asked if first.setdefault(cell.task, cases) == cases]
+
+
 def _is_judged(one: Measured) -> bool:
     return one.metric.primary or one.metric.name == WATCHED
 
@@ -110,7 +120,7 @@ class Scoped:
 def scoped(cells: Sequence[Cell]) -> list[Scoped]:
     """Every estimate, in the order study, kinds and their difference, tasks, cells."""
     sound, failed = ([cell for cell in cells if bool(cell.failed_gates) == bad] for bad in (False, True))
-    tasks, means = (_tasks(sound, mean) for mean in (False, True))
+    tasks, means = (_tasks(on_same_cases(sound), mean) for mean in (False, True))
     lines = [*_means(means), *tasks]
     for members in (sound, failed):
         for (i, metric, pair), estimate in cell_estimates(members).items():
@@ -210,7 +220,8 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
     """
     columns = ["scope", "task", "outcome", "contrast", "seed_sd", "own_sd", "case_sd", "n_cases", "n_seeds", "n_models"]
     rows = []
-    for (task, outcome, pair), (line, of) in _task_lines([cell for cell in cells if not cell.failed_gates]).items():
+    sound = on_same_cases([cell for cell in cells if not cell.failed_gates])
+    for (task, outcome, pair), (line, of) in _task_lines(sound).items():
         by_model = [_over_models(outcome, pair, [cell]) for cell in of] if outcome != MEAN else []
         for scope, lines in (("task", [line]), ("cell", by_model)):
             if lines:

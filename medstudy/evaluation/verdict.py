@@ -10,7 +10,7 @@ from statsmodels.stats.multitest import multipletests
 from medstudy.arms import ARMS
 from medstudy.evaluation.metrics import LOWER_IS_BETTER, metric_name
 from medstudy.evaluation.predictions import Pair
-from medstudy.evaluation.scopes import BETWEEN, MEAN, WATCHED, Cell, Scoped, scoped
+from medstudy.evaluation.scopes import BETWEEN, MEAN, WATCHED, Cell, Scoped, on_same_cases, scoped
 from medstudy.evaluation.statistics import Estimate
 from medstudy.params import MARGIN
 
@@ -226,6 +226,7 @@ def _left_out(cells: Sequence[Cell]) -> list[str]:
     sound = [cell for cell in cells if not cell.failed_gates]
     used = [cell for cell in sound if any(m.metric.primary for m in cell.comparable())]
     counts = {"gates failed": len(cells) - len(sound), "nothing to compare": len(sound) - len(used)}
+    counts["other test cases than the first model's"] = len(used) - len(on_same_cases(used))
     notes = [f"{n} of {len(cells)} task x model left out, {why}" for why, n in counts.items() if n]
     poor = 0
     for cell in used:

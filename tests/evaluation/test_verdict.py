@@ -232,3 +232,14 @@ def test_published_values_are_those_of_the_models_family():
         0.36,
     ]
     assert published("clinical_reasoning", "a-local-folder").empty
+
+
+def test_a_mean_over_models_is_of_those_that_answered_the_same_cases():
+    """With other numbers of cases it failed in numpy; with as many it paired different cases and said nothing."""
+    shorter = of_tables([study(SHARES, n=120, seed=s) for s in range(3)], model="b")
+    table = verdict_table([cell(model="a"), shorter], Rules())
+    alone = verdict_table([cell(model="a")], Rules())
+    of_task, of_one = (first(one, "task", "text_classification") for one in (table, alone))
+    assert of_task["difference"] == of_one["difference"] and of_task["n_cases"] == 200
+    assert "1 of 2 task x model left out, other test cases than the first model's" in of_task["sentence"]
+    assert first(table, "cell", "text_classification, b")["n_cases"] == 120
