@@ -145,7 +145,7 @@ def _check_model(
             which = ", ".join(f"'{word}'" for word in words)
             yield f"    note: this model knows the demo's words, not {which}, and may never learn to write them:"
             yield "    map labels to words like yes, no and urgent (columns.gold), or take a real model"
-        yield from (f"    {line}" for line in _rates_of_the_demo(run))
+    yield from (f"    {line}" for line in _rates_of_the_demo(run))
     return splits
 
 

@@ -41,9 +41,14 @@ Judged = tuple[Any, Any]
 CHECKS: dict[str, tuple[str, tuple[str, ...], Callable[[Seen], Judged]]] = {}
 
 
-def gate(name: str, expected: str, *stages: str) -> Callable[[Callable[[Seen], Judged]], None]:
+def gate(name: str, expected: str, *stages: str) -> Callable[[Any], Any]:
     """Enter a check in `CHECKS`."""
-    return lambda check: CHECKS.update({name: (expected, stages, check)})
+
+    def enter(check: Callable[[Seen], Judged]) -> Callable[[Seen], Judged]:
+        CHECKS[name] = expected, stages, check
+        return check
+
+    return enter
 
 
 def _sum(measured: dict[str, dict[str, Any]], fact: str) -> int:
@@ -149,10 +154,12 @@ def _controls(seen: Seen) -> Judged:
         if dpo_moved:
             value[arm]["moved as far as DPO"] = f"{facts['moved'] / dpo_moved:.3g} times"
             good &= facts["moved"] / dpo_moved >= MOVED
-        scored = [row for one in (arm, "sft") for row in seen.tried.get(one, []) if row["chosen"]]
-        if len(scored) < 2 or None in (own := scored[0]["score"], sft := scored[1]["score"]):
+        chosen = [row for one in (arm, "sft") for row in seen.tried.get(one, []) if row["chosen"]]
+        scored = [row for row in chosen if row["score"] is not None]  # of one setting there is no score
+        if len(scored) < 2:
             value[arm]["validation"] = "not looked at, as SFT or this arm had one setting"
         else:
+            own, sft = (row["score"] for row in scored)
             value[arm]["validation"] = f"{own:.3f}, SFT {sft:.3f}"
             error = math.sqrt(sum(row["score"] * (1 - row["score"]) / row["n"] for row in scored))
             good &= sft - own <= max(MARGIN, 3 * error)

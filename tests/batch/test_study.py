@@ -21,7 +21,7 @@ from mock_study import medstudy, record, runs, write
 
 from medstudy.batch import study as batch
 from medstudy.batch.progress import Progress
-from medstudy.params import load_study
+from medstudy.params import load_study, resolve
 
 #: The mock results are nothing to report on.
 NO_REPORT = ("--", "--until", "comparison")
@@ -243,6 +243,30 @@ def test_nothing_outlives_a_start_that_ends_and_the_next_one_finishes(tmp_path: 
     write(root / "params" / "tiny" / "text_classification.yaml", data="synthetic_uti", n_test=19)
     again = medstudy(root, *words)
     assert again.returncode == 0, again.stdout + again.stderr
+
+
+def test_a_terminal_that_closes_does_not_end_a_start_under_nohup(tmp_path: Path) -> None:
+    """Its signal was always taken for Ctrl-C."""
+    engine = "[sys.executable, '-c', 'import pathlib, time; pathlib.Path(\"up\").touch(); time.sleep(2)']"
+    code = f"import sys, pathlib, medstudy.batch.study as s; sys.exit(s._supervise({engine}, pathlib.Path('log')))"
+    for deaf, ends in ((signal.SIG_IGN, 0), (signal.SIG_DFL, batch.INTERRUPTED)):
+        nohup = lambda how=deaf: signal.signal(signal.SIGHUP, how)  # noqa: E731
+        start = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, preexec_fn=nohup)
+        assert wait_for((tmp_path / "up").is_file)
+        (tmp_path / "up").unlink()
+        start.send_signal(signal.SIGHUP)
+        assert start.wait(timeout=30) == ends
+
+
+def test_a_file_of_pairs_in_ones_home_is_one_of_the_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With `~` it was not found, so that another file redid nothing."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    values = {"task": "text_classification", "pair_source": "file", "pair_file": "~/pairs.csv"}
+    found = []
+    for text in ("case_id,chosen,rejected", "case_id,chosen,rejected,source"):
+        (tmp_path / "pairs.csv").write_text(text)
+        found.append(batch.keys(resolve(values), "notebooks/text_classification.ipynb"))
+    assert found[0] != found[1]
 
 
 def test_plain_snakemake_does_the_same(tmp_path: Path) -> None:
