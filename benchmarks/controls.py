@@ -41,6 +41,8 @@ class Design:
     preferences: float = 0.0  # what DPO brings over these
     tasks: int = 5  # how many of the five DPO gains in
     spread: float = 0.1  # SD of a training
+    unlike: float = 0.4  # how much that differs from cell to cell (SD of its logarithm)
+    alike: float = 0.0  # share of cases that all trainings answer by one draw, right or wrong alike
     group: int = 1  # cases of a template
     level: float = 0.5  # of SFT
     looks: tuple[int, ...] = ()  # numbers of seeds at which a claim may be made
@@ -58,12 +60,15 @@ def simulated(rng: np.random.Generator, design: Design) -> list[Cell]:
         hardness = np.sqrt(0.75) * HARDNESS * _clustered(rng, units)
         for model in ("a", "b"):
             own = hardness + np.sqrt(0.25) * HARDNESS * _clustered(rng, units)
-            spread = design.spread * np.exp(rng.normal(0, 0.4))
+            spread = design.spread * np.exp(rng.normal(0, design.unlike))
             sft = design.level + rng.normal(0, spread, design.seeds)
             more = sft + design.labels + rng.normal(0, spread, design.seeds)
             dpo = sft + design.labels + design.effect(number) + rng.normal(0, spread, design.seeds)
+            same, luck = rng.random(design.cases) < design.alike, rng.random(design.cases)
             right = {
-                arm: [(rng.random(design.cases) < _share(at + own)).astype(float) for at in logits]
+                arm: [
+                    (np.where(same, luck, rng.random(design.cases)) < _share(at + own)).astype(float) for at in logits
+                ]
                 for arm, logits in (("sft", sft), ("sft_more", more), ("dpo", dpo))
             }
             answers = Answers([{}] * design.seeds, [units] * design.seeds, list(right), groups, design.cases, True)
@@ -104,7 +109,7 @@ def truth(design: Design, over: str, task: int) -> float:
 
     def mean(logit: float, trainings: int) -> float:
         # the spread of a training is log-normal: a second quadrature
-        spreads = design.spread * np.exp(0.4 * nodes)
+        spreads = design.spread * np.exp(design.unlike * nodes)
         total = np.sqrt(HARDNESS**2 + trainings * spreads**2)
         inner = _share(logit + total[:, None] * nodes) @ weights
         return float(weights @ inner / weights.sum() ** 2)
@@ -162,6 +167,8 @@ DESIGNS = [
     Design("the same, looks at 3 and 5", labels=0.55, seeds=5, looks=(3, 5)),
     Design("the same, trainings alike, 3 x 200", labels=0.55, spread=0.0),
     Design("the same, trainings very unlike (SD .07), 3 x 200", labels=0.55, spread=0.35),
+    Design("the same, trainings of one cell ten times as unlike as of another, 3 x 200", labels=0.55, unlike=1.0),
+    Design("the same, nine of ten cases answered alike, 3 x 200", labels=0.55, alike=0.9),
     Design("the same, 50 templates x 4, 3 seeds", labels=0.55, group=4),
     Design("SFT at .07, no effect, 3 x 200", level=-3.3),
     Design("SFT at .95, no effect, 3 x 200", level=3.7),

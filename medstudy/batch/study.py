@@ -138,24 +138,39 @@ def run(
         if not try_lock(lock):
             print(f"{study.name} is running already; see: medstudy status {results}", file=sys.stderr)
             return BUSY
-        _unmark(study, dry)
-        code = _supervise(command, private / "engine.log")
+        hidden = _unmark(study, dry)
+        try:
+            code = _supervise(command, private / "engine.log")
+        finally:
+            for file in hidden:
+                if not (place := file.parents[1] / file.name).exists():  # else a notebook by hand has written it anew
+                    file.rename(place)
     if code or not dry:
         _print_end(code, study, results)
     return code
 
 
-def _unmark(study: StudyParams, dry: bool) -> None:
-    """Take nothing for done that has other values, as a run made by hand may, which is said, or no end marker."""
+def _unmark(study: StudyParams, dry: bool) -> list[Path]:
+    """Take nothing for done that has other values, as a run made by hand may, which is said, or no end marker.
+
+    What a dry run only hides from Snakemake is returned, to be put back.
+    """
+    hidden = []
     for params, state, values in statuses(study):
         marker = run_folder(params) / "run.json"
         if state == OTHER:
             where = f"{params.task} {params.model} seed {params.seed}"
             print(f"{where}: made with {values}, unlike the study, so it is done again", file=sys.stderr)
-            if not dry:
+        if state != OTHER and finished(marker):
+            continue
+        metrics = marker.with_name("metrics.json")
+        if not dry:
+            metrics.unlink(missing_ok=True)
+            if state == OTHER:  # why another failed stays to be read
                 marker.unlink()
-        if not finished(marker):
-            marker.with_name("metrics.json").unlink(missing_ok=True)
+        elif metrics.is_file():
+            hidden.append(metrics.rename(private_folder(metrics.parent / "private") / metrics.name))
+    return hidden
 
 
 def statuses(study: StudyParams) -> Iterator[tuple[RunParams, str, str]]:

@@ -230,6 +230,9 @@ class _Guess:
             self.missing[column] = none + remarks
             self.why.append(f"{outcome}: TAKEN FOR REMARKS, their rows are left out: {remarks}; see columns.missing")
             counts = counts.drop(remarks)
+        if rare := [value for value, n in counts.items() if n < FEWEST_OF_A_LABEL and not value.isdecimal()]:
+            what = "a label stands in every report; if one is a name or a remark, move it to columns.missing"
+            self.why.append(f"{outcome}: IN ONE OR TWO ROWS ONLY: {rare}; {what}")
         first = {loose(value): value for value in reversed(counts.index)}  # the most frequent spelling stays
         digits = all(value.isdecimal() for value in first)
         kind = "level" if outcome == "urgency" else "class"

@@ -19,6 +19,10 @@ Limits = tuple[float, float]
 _LOWEST = 0.01
 #: Prior degrees of freedom of a variance between seeds, before anything is seen.
 PRIOR_DF = 8.0
+#: A variance below is rounding.
+_NONE = 1e-12
+#: Degrees of freedom for which it counts that no training varies less than its cases make it.
+_ONE_DF = 4.0
 
 
 @dataclass(frozen=True)
@@ -123,20 +127,25 @@ def estimates(lines: Sequence[Line], families: Sequence[str] = ()) -> list[Estim
 def moderated(lines: Sequence[Line], families: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Variances between seeds, each drawn towards its family's, and their degrees of freedom; NaN and 0 of one seed.
 
-    A variance of d degrees of freedom in a family around s0² with d0 prior ones becomes (d0 s0² + d s²) / (d0 + d),
-    known to d0 + d degrees of freedom, and no better than all of its family together.
+    Tasks differ in how many answers a training changes, and in what one is worth in their metric. So variances are
+    shared in units of what other cases change in one seed alone, which is known well. Such a ratio r of d degrees of
+    freedom, in a family around r0 with d0 prior ones, becomes (d0 r0 + d r) / (d0 + d), known to d0 + d degrees of
+    freedom, and no better than all of its family together. r0 is at least 1, so that a smaller one is drawn there.
     """
     raw = np.array([line.seed_variance for line in lines])
+    unit = np.array([line.own_variance for line in lines])
     own = np.array([len(line.by_seed) - 1.0 for line in lines])
-    known = np.isfinite(raw) & (own > 0)
-    # a family that no seed changes, such as the base model, keeps its 0
+    variances, degrees = raw.copy(), np.where(np.isfinite(raw), own, 0.0)
+    # what no seed changes, such as the base model, keeps its 0
+    known = np.isfinite(raw) & (unit > _NONE)
     where = [np.flatnonzero(known & (np.array(families) == family)) for family in dict.fromkeys(families)]
-    learnt = [of for of in where if len(of) and raw[of].any()]
-    prior, centres = _prior([raw[of] for of in learnt], [own[of] for of in learnt])
-    variances, degrees = raw.copy(), np.where(known, own, 0.0)
+    learnt = [of for of in where if len(of)]
+    prior, centres = _prior([raw[of] / unit[of] for of in learnt], [own[of] for of in learnt])
     for of, centre in zip(learnt, centres, strict=True):
-        variances[of] = (prior * centre + own[of] * raw[of]) / (prior + own[of])
-        degrees[of] = np.minimum(prior + own[of], own[of].sum())
+        seen = own[of].sum()
+        centre += max(0.0, 1 - centre) * _ONE_DF / (_ONE_DF + seen)
+        variances[of] = (prior * centre * unit[of] + own[of] * raw[of]) / (prior + own[of])
+        degrees[of] = np.minimum(prior + own[of], seen)
     return variances, degrees
 
 
@@ -147,7 +156,7 @@ def _prior(variances: Sequence[np.ndarray], degrees: Sequence[np.ndarray]) -> tu
     """
     if not variances:
         return 0.0, np.empty(0)
-    means = np.array([np.mean(v) for v in variances])
+    means = np.array([max(_LOWEST, np.mean(v)) for v in variances])
     scaled = np.concatenate([np.maximum(v, _LOWEST * m) / m for v, m in zip(variances, means, strict=True)])
     own, family = np.concatenate(degrees), np.repeat(np.arange(len(means)), [len(v) for v in variances])
 

@@ -129,6 +129,8 @@ def test_a_run_made_by_hand_with_other_values_is_said_and_redone(root: Path, mon
     )
     tried = medstudy(root, *words, "-np")
     assert runs(root) == before and made.with_name("starts.txt").is_file() and record(root, params.task, 1)
+    # a dry run names it, and takes nothing away
+    assert f"{params.task} mock/a seed 1: " in tried.stdout and (made.parents[1] / "metrics.json").is_file()
     done = medstudy(root, *words)
     said = "text_classification mock/a seed 1: made with data_root = 'private', dpo_beta = 0.5, unlike the study"
     assert said in tried.stderr and said in done.stderr and done.returncode == 0

@@ -105,6 +105,9 @@ def test_a_remark_in_the_labels_column_is_no_label(tmp_path: Path) -> None:
     assert {case.gold["label"] for case in cases} == {"yes", "no", "unsure"} and len(cases) == 39
     assert any("TAKEN FOR REMARKS" in line and "Huber" in line for line in said)
     assert load_card(tmp_path / "mine" / "card.yaml").labels == {"label": ["no", "unsure", "yes"]}
+    # one word may be a rare label, or a name: it stays, and is asked about
+    [asked] = [line for line in said if "IN ONE OR TWO ROWS ONLY" in line]
+    assert "['unsure']" in asked and "columns.missing" in asked
 
 
 def test_what_is_written_when_the_answer_is_known_is_not_shown(tmp_path: Path) -> None:
