@@ -43,6 +43,7 @@ class Design:
     spread: float = 0.1  # SD of a training
     unlike: float = 0.4  # how much that differs from cell to cell (SD of its logarithm)
     alike: float = 0.0  # share of cases that all trainings answer by one draw, right or wrong alike
+    sizes: tuple[int, ...] = ()  # cases of each task, where they are not the same
     group: int = 1  # cases of a template
     level: float = 0.5  # of SFT
     looks: tuple[int, ...] = ()  # numbers of seeds at which a claim may be made
@@ -54,9 +55,10 @@ class Design:
 def simulated(rng: np.random.Generator, design: Design) -> list[Cell]:
     """The cells of one study; arms sft, sft_more and dpo."""
     cells = []
-    units = np.arange(design.cases) // design.group
-    groups = [f"g{i:04d}" for i in range(units[-1] + 1)]
     for number, task in enumerate(TASK_TYPES):
+        cases = design.sizes[number] if design.sizes else design.cases
+        units = np.arange(cases) // design.group
+        groups = [f"g{i:04d}" for i in range(units[-1] + 1)]
         hardness = np.sqrt(0.75) * HARDNESS * _clustered(rng, units)
         for model in ("a", "b"):
             own = hardness + np.sqrt(0.25) * HARDNESS * _clustered(rng, units)
@@ -64,14 +66,12 @@ def simulated(rng: np.random.Generator, design: Design) -> list[Cell]:
             sft = design.level + rng.normal(0, spread, design.seeds)
             more = sft + design.labels + rng.normal(0, spread, design.seeds)
             dpo = sft + design.labels + design.effect(number) + rng.normal(0, spread, design.seeds)
-            same, luck = rng.random(design.cases) < design.alike, rng.random(design.cases)
+            same, luck = rng.random(cases) < design.alike, rng.random(cases)
             right = {
-                arm: [
-                    (np.where(same, luck, rng.random(design.cases)) < _share(at + own)).astype(float) for at in logits
-                ]
+                arm: [(np.where(same, luck, rng.random(cases)) < _share(at + own)).astype(float) for at in logits]
                 for arm, logits in (("sft", sft), ("sft_more", more), ("dpo", dpo))
             }
-            answers = Answers([{}] * design.seeds, [units] * design.seeds, list(right), groups, design.cases, True)
+            answers = Answers([{}] * design.seeds, [units] * design.seeds, list(right), groups, cases, True)
             measured = [_measured(ACCURACY, answers, right)]
             measured.append(_measured(UNPARSED, answers, {arm: [0 * x for x in of] for arm, of in right.items()}))
             cells.append(Cell(task, model, measured, tuple(range(design.seeds))))
@@ -169,6 +169,12 @@ DESIGNS = [
     Design("the same, trainings very unlike (SD .07), 3 x 200", labels=0.55, spread=0.35),
     Design("the same, trainings of one cell ten times as unlike as of another, 3 x 200", labels=0.55, unlike=1.0),
     Design("the same, nine of ten cases answered alike, 3 x 200", labels=0.55, alike=0.9),
+    Design(
+        "the same, test sets of 50 to 1,000, trainings very unlike",
+        labels=0.55,
+        spread=0.25,
+        sizes=(50, 1000, 200, 50, 1000),
+    ),
     Design("the same, 50 templates x 4, 3 seeds", labels=0.55, group=4),
     Design("SFT at .07, no effect, 3 x 200", level=-3.3),
     Design("SFT at .95, no effect, 3 x 200", level=3.7),

@@ -53,7 +53,8 @@ def values(measured: Sequence[Measured]) -> Metrics:
     # an untrained arm is the same whatever the seed, or nearly so
     families = ["trained" if arm in TRAINED else arm for arm in found]
     for one in measured:
-        for arm, estimate in zip(found, estimates([one.line(arm) for arm in found], families), strict=True):
+        hidden = [one.masked(arm) is not None for arm in found]
+        for arm, estimate in zip(found, estimates([one.line(arm) for arm in found], families, hidden), strict=True):
             found[arm][one.metric.name] = one.entry(arm, estimate)
     return found
 
@@ -155,13 +156,13 @@ class Measured:
         one training or few differ, and so are p and the limits that come from it. Few differing answers are not told.
         """
         line, seeds = self.line(pair), len(self.answers.frames)
-        estimate = estimate or estimates([line])[0]
+        few = self.few_differ(pair)
+        estimate = estimate or estimates([line], hidden=[few])[0]
         counts: dict[str, int] = {}
         if self.metric.kind == "share" and np.isfinite(estimate.value):
             gained, lost = map(sum, zip(*self.changed(pair), strict=True))
             counts = {"discordant": gained + lost, "gained": gained, "lost": lost}
         test, p, rounded = ("t over cases" if seeds == 1 else "t over seeds and cases"), None, ""
-        few = self.few_differ(pair)
         if few or (seeds == 1 and not self.answers.shareable):
             estimate, counts, rounded = estimate.coarse(), {} if few else counts, ", error rounded up"
         if not np.isfinite(estimate.value):

@@ -80,7 +80,7 @@ def _expected(known: pd.DataFrame, task: str, cases: int, seeds: int, lines: int
     # of what cases change in one training
     units = [float((rows["own_sd"] ** 2 * rows["n_cases"]).mean()) for rows in (known, used)]
     trainings = [float((rows["seed_sd"] ** 2 - rows["own_sd"] ** 2).mean()) for rows in (known, used)]
-    trainings[0] *= units[1] / units[0] if units[0] else 1.0
+    trainings[0] *= units[1] / units[0] if all(units) else 1.0  # 0: too few to be told
     weight = PRIOR_DF / (PRIOR_DF + used["n_seeds"].mean() - 1)
     seed = (max(0.0, weight * trainings[0] + (1 - weight) * trainings[1]) + alone) / seeds
     pooled = max(1.0, lines * (seeds - 1))

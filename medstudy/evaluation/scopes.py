@@ -141,17 +141,14 @@ def cell_estimates(cells: Sequence[Cell], judged: bool = True) -> dict[tuple[int
             group |= {(number, one.metric.name, pair): one.line(pair) for pair in one.pairs}
     found: dict[tuple[int, str, Pair], Estimate] = {}
     for group in groups.values():
-        of_group = estimates([*group.values()], ["-".join(pair) for _, _, pair in group])
-        found |= {k: _fit_to_be_seen(e, [cells[k[0]]], *k[1:]) for k, e in zip(group, of_group, strict=True)}
+        told = {k: _tells([cells[k[0]]], *k[1:]) for k in group}
+        of_group = estimates([*group.values()], ["-".join(pair) for _, _, pair in group], [*told.values()])
+        found |= {k: e.coarse() if told[k] else e for k, e in zip(group, of_group, strict=True)}
     return found
 
 
-def _fit_to_be_seen(estimate: Estimate, cells: Sequence[Cell], metric: str, pair: Pair) -> Estimate:
-    """From an exact error the answers that differ could be counted, which may be few patients (`Measured.row`)."""
-    return estimate.coarse() if _tells(cells, metric, pair) else estimate
-
-
 def _tells(cells: Sequence[Cell], metric: str, pair: Pair) -> bool:
+    """Whether from an exact error the answers that differ could be counted, which may be few patients (`row`)."""
     alone = any(not cell.measured[0].answers.shareable and len(cell.seeds) == 1 for cell in cells)
     of = (
         m for cell in cells for m in cell.measured if metric == m.metric.name or (metric == MEAN and m.metric.primary)
@@ -188,10 +185,12 @@ def _over_models(metric: str, pair: Pair, cells: Sequence[Cell]) -> Line:
 def _tasks(cells: Sequence[Cell], mean: bool) -> list[Scoped]:
     """Outcomes of every task, or their means, which vary less and so are a family of their own."""
     lines = {key: of for key, of in _task_lines(cells).items() if (key[1] == MEAN) == mean}
-    found = estimates([line for line, _ in lines.values()], ["-".join(pair) for _, _, pair in lines])
+    told = [_tells(of, *key[1:]) for key, (_, of) in lines.items()]
+    found = estimates([line for line, _ in lines.values()], ["-".join(pair) for _, _, pair in lines], told)
+    shown = [estimate.coarse() if few else estimate for estimate, few in zip(found, told, strict=True)]
     return [
-        Scoped("task", *key, _fit_to_be_seen(estimate, of, *key[1:]), of[0].n_cases, len(line.by_seed), of)
-        for (key, (line, of)), estimate in zip(lines.items(), found, strict=True)
+        Scoped("task", *key, estimate, of[0].n_cases, len(line.by_seed), of)
+        for (key, (line, of)), estimate in zip(lines.items(), shown, strict=True)
     ]
 
 
@@ -226,9 +225,11 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
         for scope, lines in (("task", [line]), ("cell", by_model)):
             if lines:
                 spread = [[x.seed_variance for x in lines], [x.own_variance for x in lines]]
-                spread.append([_fit_to_be_seen(estimates([x])[0], of, outcome, pair).case for x in lines])
-                digits = 2 if _tells(of, outcome, pair) else 5
-                deviations = [round(float(np.sqrt(np.mean(found))), digits) for found in spread]
+                told = _tells(of, outcome, pair)
+                found = [estimates([x], hidden=[told])[0] for x in lines]
+                spread.append([x.coarse().case if told else x.case for x in found])
+                digits = 2 if told else 5
+                deviations = [round(float(np.sqrt(np.mean(part))), digits) for part in spread]
                 sizes = of[0].n_cases, len(line.by_seed), len(of)
                 rows.append((scope, task, outcome, "-".join(pair), *deviations, *sizes))
     return pd.DataFrame(rows, columns=columns)  # with a header also where every cell failed its gates

@@ -15,14 +15,14 @@ from scipy import optimize, special, stats
 
 Limits = tuple[float, float]
 
-#: A variance between seeds below this share of its family's mean is so low by accident.
+#: A ratio below this share of its family's median is so low by accident.
 _LOWEST = 0.01
 #: Prior degrees of freedom of a variance between seeds, before anything is seen.
 PRIOR_DF = 8.0
 #: A variance below is rounding.
 _NONE = 1e-12
 #: Degrees of freedom for which it counts that no training varies less than its cases make it.
-_ONE_DF = 4.0
+_LEAST_DF = 4.0
 
 
 @dataclass(frozen=True)
@@ -109,14 +109,19 @@ class Estimate:
         return float(2 * special.stdtr(self.df, -abs(self.value) / self.error))
 
 
-def estimates(lines: Sequence[Line], families: Sequence[str] = ()) -> list[Estimate]:
-    """Every line's estimate; variances between seeds are moderated over the lines of a family (default: all)."""
+def estimates(lines: Sequence[Line], families: Sequence[str] = (), hidden: Sequence[bool] = ()) -> list[Estimate]:
+    """Every line's estimate; variances between seeds are moderated over the lines of a family (default: all).
+
+    ``hidden``: lines whose answers may not be counted. They neither give to the others nor take from them, and their
+    variance between seeds is that of their own values.
+    """
     families = families or [""] * len(lines)
-    variances, degrees = moderated(lines, families)
+    variances, degrees = moderated(lines, families, hidden)
     found = []
     for line, family, variance, df in zip(lines, families, variances, degrees, strict=True):
         seeds, units = line.influence.shape
-        pooled = sum(len(x.by_seed) - 1 for x, of in zip(lines, families, strict=True) if of == family)
+        vary = (of for of, one, v in zip(lines, families, variances, strict=True) if one == family and v > 0)
+        pooled = sum(len(of.by_seed) - 1 for of in vary)
         seed, df = (float(variance) / seeds, float(df)) if np.isfinite(variance) else (0.0, 0.0)
         value = float(np.mean(line.by_seed))
         case = line.case_variance if np.isfinite(value) else float("nan")
@@ -124,49 +129,57 @@ def estimates(lines: Sequence[Line], families: Sequence[str] = ()) -> list[Estim
     return found
 
 
-def moderated(lines: Sequence[Line], families: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def moderated(
+    lines: Sequence[Line], families: Sequence[str], hidden: Sequence[bool] = ()
+) -> tuple[np.ndarray, np.ndarray]:
     """Variances between seeds, each drawn towards its family's, and their degrees of freedom; NaN and 0 of one seed.
 
-    Tasks differ in how many answers a training changes, and in what one is worth in their metric. So variances are
-    shared in units of what other cases change in one seed alone, which is known well. Such a ratio r of d degrees of
-    freedom, in a family around r0 with d0 prior ones, becomes (d0 r0 + d r) / (d0 + d), known to d0 + d degrees of
-    freedom, and no better than all of its family together. r0 is at least 1, so that a smaller one is drawn there.
+    Tasks differ in how many answers a training changes, and in what one is worth in their metric; and what cases add to
+    one seed falls with their number, what its training adds does not. So a line of n cases whose own variance is v is
+    expected to vary by v (1 + m n), with one m for its family. A ratio r to that, of d degrees of freedom, in a family
+    around r0 with d0 prior ones becomes (d0 r0 + d r) / (d0 + d), known to d0 + d degrees of freedom, and no better
+    than all of its family together. No training varies by less than v: what is expected below is drawn there.
+    Lines that are ``hidden``, or that no seed changes, stay as they are.
     """
     raw = np.array([line.seed_variance for line in lines])
-    unit = np.array([line.own_variance for line in lines])
-    own = np.array([len(line.by_seed) - 1.0 for line in lines])
+    least = np.array([line.own_variance for line in lines])
+    own, n = (np.array([float(line.influence.shape[axis] - 1 + axis) for line in lines]) for axis in (0, 1))
     variances, degrees = raw.copy(), np.where(np.isfinite(raw), own, 0.0)
-    # what no seed changes, such as the base model, keeps its 0
-    known = np.isfinite(raw) & (unit > _NONE)
-    where = [np.flatnonzero(known & (np.array(families) == family)) for family in dict.fromkeys(families)]
+    fit = np.isfinite(raw) & (least > _NONE) & ~np.array(hidden or [False] * len(lines), dtype=bool)
+    where = [np.flatnonzero(fit & (np.array(families) == family)) for family in dict.fromkeys(families)]
     learnt = [of for of in where if len(of)]
-    prior, centres = _prior([raw[of] / unit[of] for of in learnt], [own[of] for of in learnt])
+    expected = least.copy()
+    for of in learnt:
+        # by the median, so that one training which failed does not make all others uncertain
+        more = (raw[of] / least[of] * own[of] / stats.chi2.median(own[of]) - 1) / n[of]
+        expected[of] *= 1 + max(0.0, float(np.median(more))) * n[of]
+    prior, centres = _prior([raw[of] / expected[of] for of in learnt], [own[of] for of in learnt])
     for of, centre in zip(learnt, centres, strict=True):
-        seen = own[of].sum()
-        centre += max(0.0, 1 - centre) * _ONE_DF / (_ONE_DF + seen)
-        variances[of] = (prior * centre * unit[of] + own[of] * raw[of]) / (prior + own[of])
+        seen, around = own[of].sum(), centre * expected[of]
+        around += np.maximum(0.0, least[of] - around) * _LEAST_DF / (_LEAST_DF + seen)
+        variances[of] = (prior * around + own[of] * raw[of]) / (prior + own[of])
         degrees[of] = np.minimum(prior + own[of], seen)
     return variances, degrees
 
 
-def _prior(variances: Sequence[np.ndarray], degrees: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
-    """Prior degrees of freedom of all families, and each one's s0²: s² / s0² has an F distribution.
+def _prior(ratios: Sequence[np.ndarray], degrees: Sequence[np.ndarray]) -> tuple[float, np.ndarray]:
+    """Prior degrees of freedom of all families, and each one's r0: r / r0 has an F distribution.
 
     The likelihood has a weak prior around `PRIOR_DF`, as a dozen lines alone cannot tell 10 from infinity.
     """
-    if not variances:
+    if not ratios:
         return 0.0, np.empty(0)
-    means = np.array([max(_LOWEST, np.mean(v)) for v in variances])
-    scaled = np.concatenate([np.maximum(v, _LOWEST * m) / m for v, m in zip(variances, means, strict=True)])
-    own, family = np.concatenate(degrees), np.repeat(np.arange(len(means)), [len(v) for v in variances])
+    middles = np.array([max(_LOWEST, np.median(of)) for of in ratios])
+    scaled = np.concatenate([np.maximum(of, _LOWEST * m) / m for of, m in zip(ratios, middles, strict=True)])
+    own, family = np.concatenate(degrees), np.repeat(np.arange(len(middles)), [len(of) for of in ratios])
 
     def loss(at: np.ndarray) -> float:
         fit = stats.f.logpdf(scaled / np.exp(at[family]), own, np.exp(at[-1])) - at[family]
         return float((at[-1] - np.log(PRIOR_DF)) ** 2 / 2 - fit.sum())
 
-    start = np.append(np.zeros(len(means)), np.log(PRIOR_DF))
-    found = optimize.minimize(loss, start, method="L-BFGS-B", bounds=[(-4, 4)] * len(means) + [(-1, 8)])
-    return float(np.exp(found.x[-1])), means * np.exp(found.x[:-1])
+    start = np.append(np.zeros(len(middles)), np.log(PRIOR_DF))
+    found = optimize.minimize(loss, start, method="L-BFGS-B", bounds=[(-4, 4)] * len(middles) + [(-1, 8)])
+    return float(np.exp(found.x[-1])), middles * np.exp(found.x[:-1])
 
 
 def combined(parts: Sequence[Estimate], weights: Sequence[float]) -> Estimate:

@@ -10,11 +10,12 @@ import pytest
 from made_up import labelled, rows, study
 from scipy.stats import t
 
-from medstudy.evaluation.evaluate import evaluate, measure, values
+from medstudy.evaluation.evaluate import Measured, evaluate, measure, values
 from medstudy.evaluation.metrics import PredictionsError
 from medstudy.evaluation.predictions import predictions_table
-from medstudy.evaluation.scopes import Cell, variances_table
+from medstudy.evaluation.scopes import Cell, contrasts_table, variances_table
 from medstudy.evaluation.statistics import estimates
+from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.evaluation.views import contrasts_view, first_look, show_counts, values_table
 from medstudy.tasks import get_task
 
@@ -205,6 +206,29 @@ def test_answers_that_differ_in_one_seed_of_a_private_source_are_counted_seed_by
         of = [replace(m, answers=replace(m.answers, shareable=shareable)) for m in made]
         told = variances_table([Cell("clinical_reasoning", "m", of, (0, 1))])[["seed_sd", "own_sd", "case_sd"]]
         assert told.equals(told.round(2)) is not shareable
+
+
+def test_few_differing_answers_are_told_by_no_interval_of_their_own_nor_of_another_cell() -> None:
+    """The same differences, training by training, from 12, 18 or 30 answers: nothing that is shown may tell which."""
+
+    def made(changes: list[tuple[int, int]]) -> list[Measured]:
+        gold, tables = ["a"] * 200, []
+        for first, (gained, lost) in zip((40, 90, 140), changes, strict=True):  # in each training other cases
+            said = {arm: ["b"] * 40 + ["a"] * 160 for arm in ("sft", "dpo")}
+            said["sft"][first : first + gained] = ["b"] * gained
+            said["dpo"][first + gained : first + gained + lost] = ["b"] * lost
+            said["sft_more"] = said["sft"]
+            tables.append(pd.concat([labelled("label", gold, answers, arm) for arm, answers in said.items()]))
+            tables[-1].attrs["shareable"] = False
+        return measure(tables, "clinical_reasoning", {}, None)
+
+    def shown(more: int) -> list[str]:
+        few, many = [(2 + more, more), (1 + more, more), (3 + more, more)], [(30, 20), (28, 25), (35, 22)]
+        cells = [Cell("clinical_reasoning", name, made(of), (0, 1, 2)) for name, of in (("few", few), ("many", many))]
+        rows = contrasts_table(cells)
+        return [table.to_csv() for table in (rows[rows["metric"] == "accuracy"], verdict_table(cells, Rules()))]
+
+    assert shown(1) == shown(2) == shown(4)
 
 
 def test_a_mean_over_seeds_gives_no_small_count_of_one_seed_away():
