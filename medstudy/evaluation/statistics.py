@@ -143,7 +143,8 @@ def moderated(
     """
     raw = np.array([line.seed_variance for line in lines])
     least = np.array([line.own_variance for line in lines])
-    own, n = (np.array([float(line.influence.shape[axis] - 1 + axis) for line in lines]) for axis in (0, 1))
+    own = np.array([len(line.by_seed) - 1.0 for line in lines])
+    n = np.array([line.influence.shape[1] for line in lines])
     variances, degrees = raw.copy(), np.where(np.isfinite(raw), own, 0.0)
     fit = np.isfinite(raw) & (least > _NONE) & ~np.array(hidden or [False] * len(lines), dtype=bool)
     where = [np.flatnonzero(fit & (np.array(families) == family)) for family in dict.fromkeys(families)]

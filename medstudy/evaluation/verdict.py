@@ -23,7 +23,8 @@ RULES = (
     "DPO harms: dpo-sft below 0, Holm over a scope. "
     "SFT with the same labels is enough: dpo-sft_more below the margin, one-sided at the level of the look, "
     "Holm over a scope. "
-    "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike."
+    "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike. "
+    "Variances between trainings: shared over lines, relative to what is expected of each."
 )
 COLUMNS = ["scope", "name", "contrast", "outcome", "difference", "low", "high", "p", "n_cases", "n_seeds"]
 COLUMNS += ["verdict", "sentence"]
