@@ -11,7 +11,7 @@ from snakemake.logging import logger
 
 from medstudy.batch.progress import Progress
 from medstudy.batch.study import code_files, keys, results_of
-from medstudy.params import load_study
+from medstudy.studies import load_study
 from medstudy.files import private_folder, slug
 
 STUDY = load_study(config.get("run", "params/demo"))

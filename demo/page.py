@@ -93,7 +93,7 @@ def main(results: Path, docs: Path) -> None:
     """Write both files."""
     import pandas as pd
 
-    from medstudy.report.figures import forest_figure
+    from medstudy.report.forest import forest_figure
 
     verdicts = pd.read_csv(results / "verdicts.csv", keep_default_na=False, na_values=["nan"])
     numbers = ["difference", "low", "high", "p"]

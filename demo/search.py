@@ -23,8 +23,9 @@ from medstudy.arms import ARMS
 from medstudy.data.load import load_card, load_cases
 from medstudy.data.splits import split_cases
 from medstudy.evaluation.choose import choose
-from medstudy.params import RunParams, load_study, read_yaml, resolve
+from medstudy.params import RunParams, read_yaml, resolve
 from medstudy.runs import Run, Stage, run_folder
+from medstudy.studies import load_study
 from medstudy.tasks import get_task
 from medstudy.training import arguments, preferences, prompts
 from medstudy.training.chat import Row, load_chat

@@ -72,7 +72,6 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
-Resources = Annotated[dict[str, int | str], BeforeValidator(lambda given: given or {})]
 
 
 def _known_model(name: str) -> str:
@@ -149,7 +148,7 @@ class RunParams(BaseModel):
     def tries(self, arm: str) -> list[RunParams]:
         """The parameters with each of the ``arm``'s candidates, or as they are; ParamsError if one is out of range."""
         tries, plain = self.candidates.get(arm) or [{}], self.model_dump()
-        return [_validate(RunParams, plain | one, dict.fromkeys(one, f"candidates of {arm}")) for one in tries]
+        return [validated(RunParams, plain | one, dict.fromkeys(one, f"candidates of {arm}")) for one in tries]
 
     def settings(self, arm: str) -> dict[str, Any]:
         """What may be chosen for an arm, with its values."""
@@ -204,75 +203,13 @@ def assigned(source: str, mixed: bool = False) -> dict[str, Any]:
     return found
 
 
-def _each_once(values: list[Any]) -> list[Any]:
-    if twice := [value for value in values if values.count(value) > 1]:
-        raise ValueError(f"{twice[0]!r} is given twice: it would be one run, counted as two")
-    return values
-
-
-class StudyParams(BaseModel):
-    """A study: the runs that one ``params/<study>`` folder describes."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    name: str
-    question: str = ""
-    models: Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)]
-    seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)]
-    tasks: dict[TaskName, Resources] = Field(min_length=1, description="task -> engine resources")
-    margin: float = Field(MARGIN, gt=0, lt=1, description="differences smaller than this do not matter")
-    looks: list[Count] = Field([], max_length=5, description="seeds a cell at which results are looked at")
-    folder: Path
-
-    @model_validator(mode="after")
-    def _seeds_make_a_look(self) -> StudyParams:
-        now = len(self.seeds)
-        if self.looks and (self.looks != sorted(set(self.looks)) or now not in self.looks):
-            raise ValueError(f"looks = {self.looks}: rising numbers of seeds, one of them {now}, as many as now")
-        return self
-
-    @property
-    def all_looks(self) -> list[int]:
-        """Numbers of trainings a cell at which results are looked at; the last is all of them."""
-        return self.looks or [len(self.seeds)]
-
-    def run(self, task: str, model: str, seed: int) -> RunParams:
-        """Parameters of one run: shared.yaml, then <task>.yaml, then model and seed."""
-        fixed = {"task": task, "study": self.name, "model": model, "seed": seed}
-        values, where = {}, dict.fromkeys(fixed, f"{self.folder}/study.yaml")
-        for file in (self.folder / f"{name}.yaml" for name in ("shared", task)):
-            values |= (told := read_yaml(file))
-            where |= dict.fromkeys(told, str(file))
-        # shared.yaml may say the study's name, so that plain papermill writes to the same place
-        if clash := {name: values[name] for name, value in fixed.items() if values.get(name, value) != value}:
-            said = ", ".join(f"{name} = {value!r}" for name, value in clash.items())
-            raise ParamsError(f"{self.folder}: {said}, but study.yaml says otherwise; remove it from the task files")
-        return resolve(values | fixed, where)
-
-    def runs(self) -> list[RunParams]:
-        """Every run of the study, in the order task, model, seed."""
-        return [self.run(t, m, s) for t in self.tasks for m in self.models for s in self.seeds]
-
-
-def load_study(folder: str | Path) -> StudyParams:
-    """Read ``<folder>/study.yaml``; ParamsError where it is missing, or a key or value is not allowed."""
-    folder = Path(folder)
-    if not (folder / "study.yaml").is_file():
-        places = (folder.parent, project_root(folder) / "params")
-        found = sorted({file.parent.name for place in places for file in place.glob("*/study.yaml")})
-        raise ParamsError(f"{folder}/study.yaml does not exist; studies: {', '.join(found) or 'none'}")
-    values = read_yaml(folder / "study.yaml")
-    where = dict.fromkeys(values, f"{folder}/study.yaml")
-    return _validate(StudyParams, values | {"name": folder.name, "folder": folder}, where)
-
-
 def resolve(values: Mapping[str, Any], where: Mapping[str, str] | None = None) -> RunParams:
     """Validate one run's values, the rest from its notebook; ``where``, the file of a name, is said in the error."""
     try:
         task = _known_task(str(values.get("task")))
     except ValueError as error:
         raise ParamsError(f"parameters: {error}") from None
-    return _validate(RunParams, _tasks()[task] | values, where or {})
+    return validated(RunParams, _tasks()[task] | values, where or {})
 
 
 def refuse_missing(params: RunParams) -> None:
@@ -301,7 +238,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     return f"; did you mean '{hit[0]}'?" if hit else ""
 
 
-def _validate(kind: type[BaseModel], values: Mapping[str, Any], where: Mapping[str, str]) -> Any:
+def validated(kind: type[BaseModel], values: Mapping[str, Any], where: Mapping[str, str]) -> Any:
+    """A model of ``kind`` from ``values``; ParamsError with every fault and the file that ``where`` has for it."""
     try:
         return kind(**values)
     except ValidationError as error:

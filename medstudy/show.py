@@ -1,6 +1,6 @@
 """What others may see of patients: the package's own tables and figures, tagged when they are made.
 
-Of a private source only tagged outputs leave ``private/`` (`medstudy.report.privacy`). What makes a table or figure of
+Of a private source only tagged outputs leave ``private/`` (`medstudy.report.withhold`). What makes a table or figure of
 counts, shares or tests ends with ``return aggregate(made)``; a slice, a copy, or what was changed later has no tag.
 """
 

@@ -12,7 +12,8 @@ import nbformat
 import papermill
 import pytest
 
-from medstudy.params import ParamsError, RunParams, load_study, read_yaml, refuse_missing, resolve
+from medstudy.params import ParamsError, RunParams, read_yaml, refuse_missing, resolve
+from medstudy.studies import load_study
 from medstudy.tasks import TASK_TYPES
 from medstudy.training.checks import CONTROLS
 

@@ -13,6 +13,7 @@ from huggingface_hub import constants, get_session, try_to_load_from_cache
 from medstudy.arms import TRAINED
 from medstudy.batch import forecast
 from medstudy.batch import study as batch
+from medstudy.batch.engine import wanted_gpus
 from medstudy.batch.machine import visible_gpus
 from medstudy.data import audit
 from medstudy.data.card import DataCard, Hub, load_card
@@ -21,7 +22,8 @@ from medstudy.data.load import Loaded, load_cases
 from medstudy.data.splits import Splits, split_cases
 from medstudy.evaluation.views import show_counts
 from medstudy.files import from_root
-from medstudy.params import BUILTIN, ParamsError, RunParams, StudyParams, load_study, refuse_missing, resolve
+from medstudy.params import BUILTIN, ParamsError, RunParams, refuse_missing, resolve
+from medstudy.studies import StudyParams, load_study
 from medstudy.tasks import get_task
 from medstudy.tasks.base import Task
 from medstudy.training.chat import Chat, load_chat
@@ -47,7 +49,7 @@ def report_study(folder: Path) -> int:
         states = Counter(state for _, state, _ in batch.statuses(study))
         counts = ", ".join(f"{n} {state}" for state, n in states.items())
         print(f"runs: {counts}; results in {batch.results_of(study)}")
-        cluster = " --profile slurm" * (batch.wanted_gpus(study) > len(visible_gpus()))
+        cluster = " --profile slurm" * (wanted_gpus(study) > len(visible_gpus()))
         print(f"what would run, and why: medstudy run {folder}{cluster} -- --dry-run")
     for fault in faults:
         print(f"medstudy: {fault}", file=sys.stderr)

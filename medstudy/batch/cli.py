@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from medstudy.batch import study as batch
+from medstudy.batch.engine import BatchError
 from medstudy.data.cases import DataError
-from medstudy.params import ParamsError, load_study
+from medstudy.params import ParamsError
 from medstudy.runs import project_root
+from medstudy.studies import load_study
 
 #: Arguments that are given by place: what they are, and their type.
 ARGUMENTS = {
@@ -32,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     args.extra = words[split + 1 : -1]
     try:
         return args.command(args) or 0
-    except (batch.BatchError, DataError, ParamsError, OSError) as error:
+    except (BatchError, DataError, ParamsError, OSError) as error:
         print(f"medstudy: {error}", file=sys.stderr)
         return 2
 
@@ -120,11 +122,11 @@ def _status(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> int:
     from medstudy.evaluation import comparison, views
-    from medstudy.report import figures
+    from medstudy.report import forest
 
     study = batch.enter_results(args.study)
     tables, other = comparison.recompute(study)
-    figures.save_study(study, tables, comparison.rules_of(study).margin)
+    forest.save_study(study, tables, comparison.rules_of(study).margin)
     found = views.told_once(tables["verdicts.csv"]).drop_duplicates(["scope", "name"])
     print("\n".join(f"{row.verdict or row.name}: {row.sentence}" for row in found.itertuples(index=False)))
     print("\n".join(f"came out otherwise: {file}" for file in other) or "all as the notebooks had it")

@@ -32,8 +32,10 @@ from medstudy.batch.machine import die_with_parent, finished, lock_of, take_gpus
 from medstudy.data.card import load_card
 from medstudy.data.cases import DataError
 from medstudy.files import private_folder, write_json, write_whole
-from medstudy.params import ParamsError, assigned, load_study, nearest, read_yaml
-from medstudy.report.privacy import is_private, release, run_folders, ships
+from medstudy.params import ParamsError, assigned, nearest, read_yaml
+from medstudy.report.privacy import is_private, release, run_folders
+from medstudy.report.withhold import ships
+from medstudy.studies import load_study
 
 #: Figures of executed notebooks: SVG for the pages, and PNG, as JupyterLab shows no SVG of a notebook that it did not
 #: run itself. The same figure gives the same bytes.

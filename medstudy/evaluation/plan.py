@@ -16,7 +16,7 @@ from medstudy.evaluation.scopes import MEAN, WATCHED, places
 from medstudy.evaluation.statistics import PRIOR_DF, Estimate, combined, smallest_detectable
 from medstudy.evaluation.verdict import ALPHA, RULES
 from medstudy.files import fingerprint, read_json, write_whole
-from medstudy.params import StudyParams
+from medstudy.studies import StudyParams
 
 #: Pocock's constant: the level of each of so many equally spaced looks, so that all together keep .05.
 POCOCK = {1: ALPHA, 2: 0.0294, 3: 0.0221, 4: 0.0182, 5: 0.0158}

@@ -15,23 +15,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medstudy.arms import ARMS, BASELINES, Arm
-from medstudy.evaluation.metrics import TRIAGE, metric_name, small_count
-from medstudy.evaluation.scopes import BETWEEN
-from medstudy.evaluation.verdict import INVALID
-from medstudy.evaluation.views import gains, published, told_under, value_text
-from medstudy.params import MARGIN
+from medstudy.evaluation.metrics import metric_name, small_count
+from medstudy.evaluation.views import value_text
 from medstudy.show import aggregate
-from medstudy.tasks.labels import ClinicalTriage
 
 #: Inches: text width of an A4 page, and of a figure with one column, which is still read on a telephone.
 A4_WIDTH, COLUMN = 7.5, 4.8
-_INK, _FAINT, _SMALL = "#333333", "#E6E6E6", 7.5
+INK, FAINT, SMALL = "#333333", "#E6E6E6", 7.5
 _LOOKS = ARMS | BASELINES
-_OVER = "95 % intervals: what other test cases and, with several seeds, other trainings would give."
-#: Scopes of a forest plot from the top, and its contrasts: those that a verdict rests on, and the control that has
-#: seen the same cases as DPO (not of tasks and cells of several models, which would be more than a page).
-_SCOPES = {"study": "Study", "kind": "Kinds of task", "task": "Tasks, over models", "cell": "Each model"}
-_DRAWN = ["dpo-sft_more", *(f"dpo-{arm}" for arm in ARMS["dpo"].against if arm != "sft_more")]
+OVER = "95 % intervals: what other test cases and, with several seeds, other trainings would give."
 #: Panels of a training figure; and of which the columns of a log are, with their style.
 _PANELS = ("SFT loss, then its controls (log scale)", "DPO loss", "Reward margin, chosen - rejected")
 _PANELS += ("Log-probability of the answers",)
@@ -42,7 +34,7 @@ _DPO = [("loss", 1, "-"), ("rewards/margins", 2, "-"), ("logps/chosen", 3, "-"),
 def style() -> AbstractContextManager[None]:
     """The one style, as a context: fonts that come with matplotlib, quiet axes, stable file contents."""
     look = {"font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"], "legend.frameon": False}
-    look |= {"axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlesize": 9, "grid.color": _FAINT}
+    look |= {"axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlesize": 9, "grid.color": FAINT}
     look |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#888888"}
     look |= {"savefig.dpi": 200, "svg.hashsalt": "medstudy", "pdf.fonttype": 42}
     return mpl.rc_context(sns.axes_style("whitegrid") | sns.plotting_context("paper") | look)
@@ -58,49 +50,6 @@ def save(figure: Figure, path: Path) -> list[Path]:
             figure.savefig(file, metadata=dict.fromkeys(names))
         aggregate(figure)  # saving counts as a change
     return files
-
-
-def save_study(study: Path, tables: Mapping[str, pd.DataFrame], margin: float) -> dict[str, Figure]:
-    """Draw and write the study's figures, ``figures/study`` and ``figures/forest`` (`comparison.study_tables`)."""
-    primary = tables["tables/contrasts.csv"].query("primary")[["task", "metric"]].drop_duplicates()
-    drawn = {"study": study_figure(tables["tables/metrics.csv"].merge(primary))}
-    drawn["forest"] = forest_figure(tables["verdicts.csv"], margin)
-    for name, figure in drawn.items():
-        save(figure, study / "figures" / name)
-    return drawn
-
-
-def forest_figure(verdicts: pd.DataFrame, margin: float = MARGIN) -> Figure:
-    """What DPO adds, from rows of verdicts.csv: study and kinds of task first, then tasks and cells; margin shaded.
-
-    Of outcomes where less is better the sign is turned, so that right is better everywhere. Published differences
-    of the same tasks stand apart, hollow, at the end.
-    """
-    parts = [*(_judged(verdicts, scope) for scope in _SCOPES), _published(verdicts)]
-    rows = pd.concat(parts, ignore_index=True)
-    # one wide interval would press all others together: it runs off the edge, with an arrow; values never do
-    limits, values = rows[["low", "high"]].astype(float).abs().stack(), rows["difference"].astype(float).abs()
-    most = min(1.05 * limits.max(), 3 * limits.quantile(interpolation="higher"))
-    reach = max(2 * margin, most, 1.1 * values.max())
-    looks = {f"dpo-{name}": Arm(f"against {arm.label}", arm.colour, arm.marker) for name, arm in ARMS.items()}
-    looks["published"] = Arm("published, over SFT", "none", "o")
-    with style():
-        figure, [[axis]] = _grid(1, 1, COLUMN, 1)
-        axis.axvspan(-margin, margin, color=_FAINT, zorder=0, label=f"too small to matter (±{margin:g})")
-        axis.axvline(0, color=_INK, linewidth=0.8)
-        rows["y"], height = _placed(axis, rows)
-        for edge, arrow, beyond in ((-reach, "<", rows["low"] < -reach), (reach, ">", rows["high"] > reach)):
-            for line in rows[beyond].itertuples():
-                axis.plot(edge, line.y, arrow, color=looks[line.look].colour, markersize=5, clip_on=False)
-        _draw(axis, rows.assign(value=rows["difference"]), looks)
-        axis.set(xlim=(-reach, reach), ylim=(height, -0.8), yticks=[])
-        axis.set_xlabel("← DPO worse      DPO better →", fontweight="bold")
-        figure.set_size_inches(COLUMN, 0.142 * height + 1.3)
-        figure.legend(loc="outside upper left", ncols=2, columnspacing=1, fontsize=8)
-        seeds = _range(verdicts["n_seeds"])
-        n = f"n = {_range(verdicts['n_cases'])} cases, {seeds} seed{'s' * (seeds != '1')}; both arms answer the same."
-        figure.supxlabel(f"{n}\n{_OVER}", fontsize=_SMALL, x=0.01, ha="left")
-        return aggregate(figure)
 
 
 def arms_figure(metrics: Mapping[str, Mapping[str, Any]], names: Sequence[str]) -> Figure:
@@ -120,7 +69,7 @@ def study_figure(table: pd.DataFrame) -> Figure:
     """
     titles = table["task"].str.replace("_", " ") + ": " + table["metric"].map(metric_name)
     models = table["model"].nunique()
-    return _panels(table.assign(title=titles), COLUMN if models == 1 else max(A4_WIDTH, 1.3 + 3.1 * models), _OVER)
+    return _panels(table.assign(title=titles), COLUMN if models == 1 else max(A4_WIDTH, 1.3 + 3.1 * models), OVER)
 
 
 def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) -> Figure:
@@ -131,8 +80,8 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
     """
     shareable = predictions.attrs.get("shareable", False)
     with style():
-        figure, [[axis]] = _grid(1, 1, COLUMN, 3.6)
-        axis.plot([0, 1], [0, 1], ":", color=_INK, linewidth=0.8)
+        figure, [[axis]] = grid(1, 1, COLUMN, 3.6)
+        axis.plot([0, 1], [0, 1], ":", color=INK, linewidth=0.8)
         for name, rows in predictions.groupby("arm", sort=False):
             said = rows["score_p_positive"]
             right = rows["gold"].map(lambda gold: positive in json.loads(gold).values())
@@ -140,7 +89,7 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
             points = right.groupby(bin_of).agg(["mean", "sum", "size"]).assign(said=said.groupby(bin_of).mean())
             few = [small_count(*counts) is not None for counts in zip(points["sum"], points["size"], strict=True)]
             points = points[[shareable or not masked for masked in few]]
-            look = {"color": ARMS[name].colour, "marker": ARMS[name].marker, "markeredgecolor": _INK}
+            look = {"color": ARMS[name].colour, "marker": ARMS[name].marker, "markeredgecolor": INK}
             sns.lineplot(points, x="said", y="mean", ax=axis, label=ARMS[name].label, legend=False, **look)
         axis.set(xlabel=f"probability given to '{positive}'", ylabel=f"share of cases that are '{positive}'")
         axis.set_title(f"n = {predictions['case_id'].nunique()} test cases, 1/{bins} a point")
@@ -151,7 +100,7 @@ def calibration_figure(predictions: pd.DataFrame, positive: str, bins: int = 5) 
 def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
     """Training curves from training/<arm>.csv: SFT loss, and loss, reward margin and log-probabilities of DPO."""
     with style():
-        figure, axes = _grid(2, 2, 6.2, 4.4)
+        figure, axes = grid(2, 2, 6.2, 4.4)
         for axis, title in zip(axes.flat, _PANELS, strict=True):
             axis.set(title=title)
         for name, log in logs.items():
@@ -170,8 +119,8 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
         sft.yaxis.set_major_formatter("{x:g}")
         # a loss with an added SFT term does not start at ln 2: no line that would mislead
         if dpo.lines and abs(dpo.lines[0].get_ydata()[0] - math.log(2)) < 0.05:
-            dpo.axhline(math.log(2), color=_INK, linewidth=0.8, linestyle=":")
-            _aside(dpo, 1, math.log(2), "ln 2: no preference yet", ha="right", va="top")
+            dpo.axhline(math.log(2), color=INK, linewidth=0.8, linestyle=":")
+            aside(dpo, 1, math.log(2), "ln 2: no preference yet", ha="right", va="top")
         handles = {line.get_label(): line for axis in axes.flat for line in axis.lines if line.get_label()[0] != "_"}
         figure.legend(handles.values(), handles, loc="outside upper left", ncols=3)
         for axis in [axis for axis in axes.flat if not axis.lines]:
@@ -181,14 +130,15 @@ def training_figure(logs: Mapping[str, pd.DataFrame]) -> Figure:
         return aggregate(figure)
 
 
-def _grid(rows: int, columns: int, width: float, height: float, **how: Any) -> tuple[Figure, Any]:
+def grid(rows: int, columns: int, width: float, height: float, **how: Any) -> tuple[Figure, Any]:
+    """A figure of so many inches and its axes, by row and column; ``how`` is given to `Figure.subplots`."""
     figure = Figure((width, height), layout="constrained")  # none of pyplot's: a notebook would show that twice
     return figure, figure.subplots(rows, columns, squeeze=False, **how)
 
 
-def _draw(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Arm], line: str = "") -> None:
+def draw(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Arm], line: str = "") -> None:
     """Interval, marker and, on the right, text of every row (columns y, value, low, high, look, text)."""
-    edge = {"s": 34, "edgecolor": _INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
+    edge = {"s": 34, "edgecolor": INK, "linewidth": 0.8, "zorder": 3, "clip_on": False}
     for name, part in rows.groupby("look", sort=False):
         look = looks[name]
         axis.hlines(part["y"], part["low"], part["high"], color=line or look.colour, linewidth=1.5, zorder=2)
@@ -196,7 +146,7 @@ def _draw(axis: Axes, rows: pd.DataFrame, looks: Mapping[str, Arm], line: str = 
         sns.scatterplot(part, x="value", y="y", ax=axis, **shown, **edge)
     axis.set(xlabel="", ylabel="")
     for y, text in zip(rows["y"], rows["text"], strict=True):
-        _aside(axis, 1.04, y, text)
+        aside(axis, 1.04, y, text)
 
 
 def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
@@ -210,25 +160,25 @@ def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
     tall = [0.65 + 0.17 * len(of[title]) for title in titles]
     table = table.assign(text=[_numbers(cell) for cell in table.to_dict("records")], look=table["arm"])
     with style():
-        figure, axes = _grid(len(titles), len(models), width, sum(tall) + 0.6, height_ratios=tall)
+        figure, axes = grid(len(titles), len(models), width, sum(tall) + 0.6, height_ratios=tall)
         for row, title in zip(axes, titles, strict=True):
             arms = [arm for arm in _LOOKS if arm in of[title]]
             for axis, model in zip(row, models, strict=True):
                 here = table[(table["title"] == title) & (table["model"] == model)].set_index("arm").reindex(arms)
                 numbers = here[["value", "low", "high"]].astype(float).dropna(subset=["value"])
                 here = here.assign(y=range(len(arms)), **numbers).fillna({"text": "no value"})
-                _draw(axis, here, _LOOKS, _INK)
+                draw(axis, here, _LOOKS, INK)
                 axis.set_yticks(range(len(arms)), [_LOOKS[arm].label for arm in arms] if axis is row[0] else [])
                 top = here["high"].max()
                 axis.set(ylim=(len(arms) - 0.4, -0.6), xlim=(0, 1.1 * top if top > 1 else 1))
                 axis.grid(axis="y", visible=False)
                 axis.set_title(first_capital(title.replace("_", " ")), pad=11)
                 seeds = here["seeds"].max()
-                counts = f"n = {_range(here['n'])} cases, {seeds:.0f} seed{'s' if seeds > 1 else ''}"
-                _above(axis, "not run" if math.isnan(seeds) else counts, 3, fontsize=_SMALL, color="#555555")
+                counts = f"n = {range_of(here['n'])} cases, {seeds:.0f} seed{'s' if seeds > 1 else ''}"
+                _above(axis, "not run" if math.isnan(seeds) else counts, 3, fontsize=SMALL, color="#555555")
         for axis, model in zip(axes[0], models, strict=True):
-            _above(axis, _model_name(model), 27, fontsize=10, fontweight="bold")
-        figure.supxlabel(said, fontsize=_SMALL, x=0.01, ha="left")
+            _above(axis, model_name(model), 27, fontsize=10, fontweight="bold")
+        figure.supxlabel(said, fontsize=SMALL, x=0.01, ha="left")
         return aggregate(figure)
 
 
@@ -240,72 +190,18 @@ def _numbers(cell: Mapping[str, Any]) -> str:
     return (value_text(cell, digits) or "no value") + interval
 
 
-def _judged(verdicts: pd.DataFrame, scope: str) -> pd.DataFrame:
-    """Rows that are told under a scope, in the order in which contrasts are drawn, under their heading."""
-    told = told_under(verdicts)
-    models = any(of == "cell" for of, _ in told.values())
-    wide = {key for (of, _), key in told.items() if of in ("study", "kind") or not models}
-    drawn = {key: _DRAWN if key in wide else _DRAWN[:2] for key in told.values() if key[0] == scope}
-    places = zip(verdicts["scope"], verdicts["name"], verdicts["contrast"], strict=True)
-    rows = verdicts.loc[[contrast in drawn.get((of, name), ()) for of, name, contrast in places]]
-    rows = rows.dropna(subset=["low", "high"])
-    rows = rows.sort_values("contrast", key=lambda contrasts: contrasts.map(_DRAWN.index), kind="stable")
-    heading = _SCOPES[scope] if models else _SCOPES[scope].removesuffix(", over models")
-    rows = gains(rows).assign(heading=heading, look=rows["contrast"])
-    rows.loc[rows["verdict"] == INVALID, ["difference", "low", "high", "text"]] = *[math.nan] * 3, INVALID
-    return rows
-
-
-def _published(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Published differences of DPO and SFT for a study's tasks; ratings, on another scale, as text alone."""
-    tasks = verdicts.loc[verdicts["scope"] == "task", "name"].unique()
-    known = pd.concat(published(task, "llama mistral") for task in ["", *tasks])
-    wide = known.pivot_table("value", ["task", "outcome", "metric", "model"], "arm", sort=False)
-    rows = wide.reindex(columns=["sft", "dpo"]).dropna().reset_index().rename(columns={"task": "name"})
-    rated, gain = rows["metric"] == "likert_1_5", rows["dpo"] - rows["sft"]
-    units = rated.map({True: ", 1 to 5", False: ""})
-    text = [f"{value:+.2f} {model}{unit}" for value, model, unit in zip(gain, rows["model"], units, strict=True)]
-    rows = rows.assign(difference=gain.mask(rated), low=math.nan, high=math.nan, text=text)
-    return rows.assign(heading="Published, over SFT", look="published")
-
-
-def _forest_name(name: str, outcome: str) -> str:
-    """What stands left of a row: two short lines at most."""
-    if name == BETWEEN:
-        return "Open-ended minus\nclassification"
-    task, _, model = name.partition(", ")
-    part = outcome.removesuffix("_macro_f1")
-    of_triage = part in (*ClinicalTriage.outcomes, *TRIAGE)
-    first = "All tasks" if task == "study" else first_capital(task.removeprefix("clinical_").replace("_", " "))
-    first += f": {part.replace('_', '-')}" if of_triage else ""
-    return f"{first}\n{_model_name(model)}" if model else first
-
-
-def _placed(axis: Axes, rows: pd.DataFrame) -> tuple[pd.Series, float]:
-    """Write headings and labels; return the height at which each row is drawn, and that of the whole."""
-    heights, y = rows["difference"] * 0, 0.0
-    for heading, part in rows.groupby("heading", sort=False):
-        axis.axhline(y - 0.55, color="#BBBBBB", linewidth=0.6, zorder=0)
-        _aside(axis, -0.04, y, heading, ha="right", fontsize=8.5, fontweight="bold")
-        y += 1.2
-        for of, lines in part.groupby(["name", "outcome"], sort=False):
-            tall = max(2, len(lines))
-            _aside(axis, -0.04, y + (tall - 1) / 2, _forest_name(*of), ha="right", fontsize=8.5, linespacing=1)
-            heights[lines.index] = [y + (tall - len(lines)) / 2 + i for i in range(len(lines))]
-            y += tall + 0.3
-    return heights, y
-
-
 def _above(axis: Axes, text: str, points: float, **options: Any) -> None:
     axis.annotate(text, (0, 1), (0, points), "axes fraction", textcoords="offset points", **options)
 
 
-def _aside(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
-    look = {"va": "center", "fontsize": _SMALL, "color": _INK} | options
+def aside(axis: Axes, x: float, y: float, text: str, **options: Any) -> None:
+    """Write beside the axes: ``x`` in widths of them, ``y`` in data."""
+    look = {"va": "center", "fontsize": SMALL, "color": INK} | options
     axis.text(x, y, text, transform=axis.get_yaxis_transform(), **look)
 
 
-def _range(values: pd.Series) -> str:
+def range_of(values: pd.Series) -> str:
+    """Smallest and largest count as words."""
     counted = values[values > 0]  # an arm without a value has none
     low, high = (int(counted.min()), int(counted.max())) if len(counted) else (0, 0)
     return f"{low}" if low == high else f"{low} to {high}"
@@ -316,5 +212,6 @@ def first_capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _model_name(model: str) -> str:
+def model_name(model: str) -> str:
+    """A model's name; of a long one what follows the last slash."""
     return model if len(model) <= 24 else model.split("/")[-1]

@@ -16,7 +16,8 @@ from mock_study import medstudy, write
 
 from medstudy.batch import check, cli
 from medstudy.batch import study as batch
-from medstudy.params import load_study, resolve
+from medstudy.params import resolve
+from medstudy.studies import load_study
 
 CARD = """
 name: fever

@@ -20,8 +20,10 @@ import pytest
 from mock_study import medstudy, record, runs, write
 
 from medstudy.batch import study as batch
+from medstudy.batch.engine import INTERRUPTED, _ask_squeue
 from medstudy.batch.progress import Progress
-from medstudy.params import load_study, resolve
+from medstudy.params import resolve
+from medstudy.studies import load_study
 
 #: The mock results are nothing to report on.
 NO_REPORT = ("--", "--until", "comparison")
@@ -160,10 +162,10 @@ def test_a_slurm_without_accounting_is_asked_by_squeue(
     sacct.write_text(f"#!/bin/sh\n{accounts}\n")
     sacct.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert batch._ask_squeue("slurm", []) == asked
-    assert batch._ask_squeue("default", []) == batch._ask_squeue("slurm", ["--slurm-status-command=sacct"]) == []
+    assert _ask_squeue("slurm", []) == asked
+    assert _ask_squeue("default", []) == _ask_squeue("slurm", ["--slurm-status-command=sacct"]) == []
     sacct.unlink()
-    assert batch._ask_squeue("slurm", []) == ["--slurm-status-command", "squeue"]
+    assert _ask_squeue("slurm", []) == ["--slurm-status-command", "squeue"]
 
 
 def test_slurms_own_reason_is_quoted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +242,7 @@ def test_nothing_outlives_a_start_that_ends_and_the_next_one_finishes(tmp_path: 
     assert wait_for(lambda: pid.is_file() and pid.read_text() != "")
     assert medstudy(root, "status", "params/tiny").stdout.splitlines()[1].split()[-1] == "running"
     start.send_signal(sent)
-    assert start.wait(timeout=30) == (batch.INTERRUPTED if sent == signal.SIGTERM else -sent)
+    assert start.wait(timeout=30) == (INTERRUPTED if sent == signal.SIGTERM else -sent)
     assert wait_for(lambda: not Path("/proc", pid.read_text()).exists())
     write(root / "params" / "tiny" / "text_classification.yaml", data="synthetic_uti", n_test=19)
     again = medstudy(root, *words)
@@ -250,8 +252,8 @@ def test_nothing_outlives_a_start_that_ends_and_the_next_one_finishes(tmp_path: 
 def test_a_terminal_that_closes_does_not_end_a_start_under_nohup(tmp_path: Path) -> None:
     """Its signal was always taken for Ctrl-C."""
     engine = "[sys.executable, '-c', 'import pathlib, time; pathlib.Path(\"up\").touch(); time.sleep(2)']"
-    code = f"import sys, pathlib, medstudy.batch.study as s; sys.exit(s._supervise({engine}, pathlib.Path('log')))"
-    for deaf, ends in ((signal.SIG_IGN, 0), (signal.SIG_DFL, batch.INTERRUPTED)):
+    code = f"import sys, pathlib, medstudy.batch.engine as e; sys.exit(e.supervise({engine}, pathlib.Path('log')))"
+    for deaf, ends in ((signal.SIG_IGN, 0), (signal.SIG_DFL, INTERRUPTED)):
         nohup = lambda how=deaf: signal.signal(signal.SIGHUP, how)  # noqa: E731
         start = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, preexec_fn=nohup)
         assert wait_for((tmp_path / "up").is_file)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from demo.medicine import PROVIDERS, URGENCIES
 from medstudy.data.card import CARDS, DataCard, load_card
 from medstudy.data.cases import DataError
-from medstudy.params import load_study
+from medstudy.studies import load_study
 
 BASE = {
     "name": "ward",

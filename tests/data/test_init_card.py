@@ -13,7 +13,7 @@ from medstudy.data.cases import DataError
 from medstudy.data.init_card import init_card
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
-from medstudy.params import load_study
+from medstudy.studies import load_study
 
 NOTES = pd.DataFrame(
     {

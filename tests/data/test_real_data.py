@@ -11,7 +11,8 @@ from medstudy.data.audit import audit
 from medstudy.data.card import load_card
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
-from medstudy.params import load_study, resolve
+from medstudy.params import resolve
+from medstudy.studies import load_study
 from medstudy.tasks import get_task
 from medstudy.training.preferences import make_pairs
 

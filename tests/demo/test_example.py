@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from medstudy.params import load_study
+from medstudy.studies import load_study
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "example"
 

@@ -11,7 +11,8 @@ from medstudy.data.cases import DataError
 from medstudy.evaluation import plan
 from medstudy.evaluation.comparison import rules_for
 from medstudy.evaluation.verdict import Rules
-from medstudy.params import ParamsError, load_study
+from medstudy.params import ParamsError
+from medstudy.studies import load_study
 
 CASES = {"text_classification": 200, "clinical_reasoning": 200}
 

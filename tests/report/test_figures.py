@@ -12,7 +12,7 @@ from medstudy.arms import ARMS, BASELINES, CONTRASTS
 from medstudy.evaluation import comparison
 from medstudy.evaluation.evaluate import evaluate
 from medstudy.evaluation.verdict import Rules
-from medstudy.report import figures
+from medstudy.report import figures, forest
 from medstudy.show import TAG
 
 PRIMARY = {
@@ -79,7 +79,7 @@ def run_metrics():
 DRAWN = {
     "arms": (lambda: figures.arms_figure(run_metrics(), ["macro_f1", "accuracy_parsed"]), ("n = 120", "95 % inter")),
     "study": (lambda: figures.study_figure(study_table()), ("n = 300", "95 % intervals")),
-    "forest": (lambda: figures.forest_figure(verdicts(), 0.03), ("n = 300", "95 % intervals")),
+    "forest": (lambda: forest.forest_figure(verdicts(), 0.03), ("n = 300", "95 % intervals")),
     "training": (lambda: figures.training_figure(logs()), ()),
     "calibration": (lambda: figures.calibration_figure(sure(), "yes"), ("n = 400",)),
 }
@@ -158,7 +158,7 @@ def test_arms_differ_in_grey_and_in_shape():
 
 
 def test_the_forest_goes_from_the_study_to_the_cells_with_published_values_apart():
-    shown = words(figures.forest_figure(verdicts(), 0.03))
+    shown = words(forest.forest_figure(verdicts(), 0.03))
     heads = ["Study", "Kinds of task", "Tasks, over models", "Each model", "Published, over SFT"]
     assert [text for text in shown if text in heads] == heads
     named = {"← DPO worse      DPO better →", "Triage: under-triage", "Reasoning\nbuiltin/llama"}
@@ -169,7 +169,7 @@ def test_a_forest_of_one_task_and_model_draws_each_contrast_once():
     """The public study's forest drew the same three rows four times while it had one task."""
     public = comparison.finished_runs(Path(__file__).parents[2] / "docs" / "public")
     cells = comparison.study_cells([run for run in public if run.cell[0] == "numeric_classification"])
-    shown = words(figures.forest_figure(comparison.study_tables(cells, Rules())["verdicts.csv"]))
+    shown = words(forest.forest_figure(comparison.study_tables(cells, Rules())["verdicts.csv"]))
     drawn = ["-.011 [-.374, +.352]", "-.051 [-.221, +.118]", "-.208 [-.574, +.157]"]
     assert sorted(text for text in shown if "[" in text) == sorted(drawn)
     assert "Tasks" in shown and not {"Study", "Kinds of task", "Each model"} & set(shown)
@@ -177,12 +177,12 @@ def test_a_forest_of_one_task_and_model_draws_each_contrast_once():
 
 def test_a_forest_without_an_interval_is_drawn_empty():
     table = verdicts().query("scope == 'cell' and name.str.startswith('text_')").assign(low=np.nan, high=np.nan)
-    assert "← DPO worse      DPO better →" in words(figures.forest_figure(table))
+    assert "← DPO worse      DPO better →" in words(forest.forest_figure(table))
 
 
 def test_what_is_not_valid_is_named_in_the_forest_and_not_drawn():
     table = verdicts().query("scope == 'cell'").assign(verdict="not valid", difference=0.01)
-    figure = figures.forest_figure(table)
+    figure = forest.forest_figure(table)
     assert "not valid" in words(figure) and not any("[" in text for text in words(figure))
     drawn = [x for points in figure.axes[0].collections for x, _ in np.atleast_2d(points.get_offsets())]
     assert not any(abs(x) == 0.01 for x in drawn)
@@ -190,7 +190,7 @@ def test_what_is_not_valid_is_named_in_the_forest_and_not_drawn():
 
 def test_right_is_better_in_the_forest_also_where_less_is_better():
     table = verdicts().query("scope == 'task' and outcome in ('under_triage', 'urgency_macro_f1')")
-    shown = words(figures.forest_figure(table.assign(difference=0.05, low=0.01, high=0.08), 0.03))
+    shown = words(forest.forest_figure(table.assign(difference=0.05, low=0.01, high=0.08), 0.03))
     assert shown.count("-.050 [-.080, -.010]") == shown.count("+.050 [+.010, +.080]") == 3
 
 
@@ -198,7 +198,7 @@ def test_one_wide_interval_does_not_hide_the_others():
     table = verdicts()
     wide = table.index[(table["scope"] == "task") & (table["contrast"] == "dpo-sft")][0]
     table.loc[wide, ["difference", "low", "high"]] = [-0.3, -1.0, 0.9]
-    figure = figures.forest_figure(table)
+    figure = forest.forest_figure(table)
     low, high = figure.axes[0].get_xlim()
     assert -0.6 < low < 0 < high < 0.6
     assert any("-.300 [-1.000, +.900]" in text.get_text() for text in figure.findobj(Text))
@@ -209,6 +209,6 @@ def test_no_value_runs_off_a_forest_though_its_interval_may():
     """The first real study: a contrast of -.38 among small ones had neither marker nor line in the legend."""
     table = verdicts()
     table.loc[(table["scope"] == "study") & (table["contrast"] == "dpo-sft_chosen"), ["difference", "low"]] = -0.7, -1.2
-    figure = figures.forest_figure(table, 0.03)
+    figure = forest.forest_figure(table, 0.03)
     drawn = [x for points in figure.axes[0].collections for x, _ in np.atleast_2d(points.get_offsets())]
     assert min(drawn) == -0.7 > figure.axes[0].get_xlim()[0] > -1.2

@@ -23,9 +23,10 @@ from IPython.core.formatters import DisplayFormatter
 from medstudy.arms import TRAINED
 from medstudy.batch.cli import main
 from medstudy.data.cases import Case
-from medstudy.report import privacy
-from medstudy.report.privacy import RELEASED, SOURCE_WITHHELD, WITHHELD, Filter, guard_of, is_private
+from medstudy.report import privacy, withhold
+from medstudy.report.privacy import guard_of, is_private
 from medstudy.report.scan import RULES, Guard
+from medstudy.report.withhold import RELEASED, SOURCE_WITHHELD, WITHHELD, Filter
 from medstudy.runs import Run
 from medstudy.show import aggregate
 from medstudy.training.preferences import TOO_FEW
@@ -218,8 +219,8 @@ def known() -> Guard:
 @pytest.fixture
 def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two cells that the package ships."""
-    (tmp_path / "cells.txt").write_text("\n".join(map(privacy._digest, ("1", "## Data"))))
-    monkeypatch.setattr(privacy, "SHIPPED", tmp_path / "cells.txt")
+    (tmp_path / "cells.txt").write_text("\n".join(map(withhold._digest, ("1", "## Data"))))
+    monkeypatch.setattr(withhold, "SHIPPED", tmp_path / "cells.txt")
 
 
 COPY, WORD, NUMBER = RULES
@@ -320,7 +321,7 @@ def test_only_tagged_outputs_and_shipped_sources_leave(known: Guard, shipped: No
 
 def test_a_mark_of_an_earlier_copy_carries_no_words_of_a_cell(known: Guard) -> None:
     """Whoever can set metadata could have had any text shown as the reason why something was withheld."""
-    mark = {privacy._WHY: "Grobblestone, Ferdinand"}
+    mark = {withhold._WHY: "Grobblestone, Ferdinand"}
     cell = nbformat.v4.new_code_cell("look('Grobblestone')", metadata=mark)
     cell.outputs = [nbformat.v4.new_output("display_data", {"text/plain": "Grobblestone"}, metadata=mark)]
     said = Filter(known).notebook(notebook := nbformat.v4.new_notebook(cells=[cell]))
@@ -429,11 +430,11 @@ def test_cases_keep_every_text_they_hold(params, card) -> None:
 
 
 def test_the_hashes_that_ship_are_those_of_the_notebooks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Red after a change of a notebook: call `privacy.list_shipped(Path("notebooks"))`."""
-    shipped = privacy.SHIPPED.read_text()
-    monkeypatch.setattr(privacy, "SHIPPED", tmp_path / "cells.txt")
-    privacy.list_shipped(ROOT / "notebooks")
-    assert privacy.SHIPPED.read_text() == shipped
+    """Red after a change of a notebook: call `withhold.list_shipped(Path("notebooks"))`."""
+    shipped = withhold.SHIPPED.read_text()
+    monkeypatch.setattr(withhold, "SHIPPED", tmp_path / "cells.txt")
+    withhold.list_shipped(ROOT / "notebooks")
+    assert withhold.SHIPPED.read_text() == shipped
 
 
 def test_a_cell_that_a_user_added_is_withheld_and_a_shipped_one_stays() -> None:

@@ -19,7 +19,7 @@ from medstudy.evaluation.verdict import Rules, verdict_table
 from medstudy.evaluation.views import gains
 from medstudy.params import resolve
 from medstudy.report import pages as report
-from medstudy.report.figures import save_study
+from medstudy.report.forest import save_study
 from medstudy.training.gates import CHECKS
 
 
