@@ -86,11 +86,7 @@ def _models(train: pd.DataFrame, gold: list[str], seed: int, positive: str | Non
     numbers = [name for name in train if name != WORDS]
     standard = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
     parts = [(standard, numbers)] if numbers else []
-    parts += (
-        [(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\w+"), WORDS)]
-        if WORDS in train
-        else []
-    )
+    parts += [(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), WORDS)] if WORDS in train else []
     weighed = LogisticRegression(max_iter=2000, class_weight="balanced")
     regression = make_pipeline(make_column_transformer(*parts), weighed)
     counts = sorted(Counter(gold).values(), reverse=True)
