@@ -19,15 +19,19 @@ UNSURE, INVALID, NOTHING = "inconclusive", "not valid", "nothing to compare"
 ALPHA = 0.05
 #: What `Outcome.label` and `judge` do, in words: a frozen plan holds them, so that a later change of them is said.
 RULES = (
-    "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope. "
+    "DPO worth it: dpo-sft and dpo-sft_more above 0, the larger p below half the level of the look, Holm over a scope; "
+    "not by under-triage, which over-triage may pay for. "
     "DPO harms: dpo-sft below 0, Holm over a scope. "
     "SFT with the same labels is enough: dpo-sft_more below the margin, one-sided at the level of the look, "
     "Holm over a scope. "
     "Scopes: study, kinds, tasks, cells (hence half the level: four scopes, one direction); every task counts alike. "
+    "Of one task, study and kind have its verdict. "
     "Variances between trainings: shared over lines, relative to what is expected of each."
 )
 COLUMNS = ["scope", "name", "contrast", "outcome", "difference", "low", "high", "p", "n_cases", "n_seeds"]
 COLUMNS += ["verdict", "sentence"]
+#: Baselines that read nothing of a case.
+BLIND = ("majority", "always_positive", "lead")
 #: A verdict needs both: better than SFT, and than SFT with the same labels.
 OVER_SFT, OVER_MORE = ("dpo", "sft"), ("dpo", "sft_more")
 #: In the order of a sentence; an arm that has no words here bears its label.
@@ -90,8 +94,10 @@ def verdict_table(cells: Sequence[Cell], rules: Rules) -> pd.DataFrame:
             outcomes = judged.get((scope, name), [])
             # study and kinds are judged by means of F1 and the like, in which harm to the urgent would drown
             tasks = dict.fromkeys(cell.places["task"] for cell in members) if scope in ("study", "kind") else ()
-            watched = [*outcomes, *(outcome for task in tasks for outcome in judged.get(("task", task), []))]
-            label, said = _said(outcomes, watched, members, rules)
+            of_tasks = [outcome for task in tasks for outcome in judged.get(("task", task), [])]
+            # of one task alone a mean of its outcomes would be judged less strictly than the task
+            label, said = _said(outcomes, of_tasks, members, rules, of_tasks if len(tasks) == 1 else outcomes)
+            where += f" (here {next(iter(tasks))} alone)" if scope == "kind" and len(tasks) == 1 else ""
             sentence = f"{where.replace('_', ' ')}, {said}."
         same = {"scope": scope, "name": name, "verdict": label, "sentence": sentence}
         for line in own:
@@ -136,19 +142,23 @@ def judge(lines: Sequence[Scoped], rules: Rules) -> dict[tuple[str, str], list[O
     for scope in dict.fromkeys(scope for scope, _ in found):
         of_scope = (outcome for key, outcomes in found.items() if key[0] == scope for outcome in outcomes.values())
         if tested := [outcome for outcome in of_scope if outcome.complete]:
-            raw = zip(*(_p_values(outcome.rows, rules.margin) for outcome in tested), strict=True)
+            raw = zip(*(_p_values(outcome, rules.margin) for outcome in tested), strict=True)
             corrected = [by * multipletests(p, method="holm")[1] for by, p in zip((2, 2, 0.5), raw, strict=True)]
             for outcome, *p in zip(tested, *corrected, strict=True):
                 outcome.p = dict(zip((WORTH, HARMS, ENOUGH), p, strict=True))
     return {key: list(outcomes.values()) for key, outcomes in found.items()}
 
 
-def _p_values(rows: dict[Pair, Estimate], margin: float) -> list[float]:
-    """Of a gain over both, of harm, and of no gain over the same labels that matters."""
-    over_sft, over_more = rows[OVER_SFT], rows[OVER_MORE]
+def _p_values(outcome: Outcome, margin: float) -> list[float]:
+    """Of a gain over both, of harm, and of no gain over the same labels that matters.
+
+    A fall in under-triage is no gain by itself: over-triage may pay for it.
+    """
+    over_sft, over_more = outcome.rows[OVER_SFT], outcome.rows[OVER_MORE]
     worse, less = replace(over_sft, value=-over_sft.value), replace(over_more, value=margin - over_more.value)
     claims = (over_sft, over_more), (worse,), (less,)
-    return [max(part.p if part.value > 0 else 1.0 for part in claim) for claim in claims]
+    found = [max(part.p if part.value > 0 else 1.0 for part in claim) for claim in claims]
+    return [1.0, *found[1:]] if outcome.name == WATCHED else found
 
 
 def over(outcomes: Sequence[Outcome], rules: Rules) -> str:
@@ -158,8 +168,10 @@ def over(outcomes: Sequence[Outcome], rules: Rules) -> str:
     return first or (ENOUGH if set(labels) == {ENOUGH} else UNSURE)
 
 
-def _said(outcomes: list[Outcome], watched: list[Outcome], members: Sequence[Cell], rules: Rules) -> tuple[str, str]:
-    """Verdict by the ``outcomes``, and its sentence without the place; ``watched`` may add an alarm."""
+def _said(
+    outcomes: list[Outcome], of_tasks: list[Outcome], members: Sequence[Cell], rules: Rules, judged: list[Outcome]
+) -> tuple[str, str]:
+    """Verdict by ``judged``, and its sentence on the ``outcomes`` without the place; ``of_tasks`` may add an alarm."""
     sound = [cell for cell in members if not cell.failed_gates]
     if members and not sound:
         gates = sorted({gate for cell in members for gate in cell.failed_gates})
@@ -167,31 +179,33 @@ def _said(outcomes: list[Outcome], watched: list[Outcome], members: Sequence[Cel
     if not outcomes:
         why = {reason for cell in sound for m in cell.judged() if (reason := cell.nothing(m))}
         return NOTHING, f"there is nothing to compare: {'; '.join(sorted(why)) or 'arms are missing'}"
-    label = over(outcomes, rules)
+    label = over(judged, rules)
     parts = [_evidence(outcome, rules, label) for outcome in outcomes]
     notes = [*_notes(label, outcomes, rules), *_left_out(members)]
-    claim = _claim(label, outcomes)
+    claim = _claim(label, judged)
     if any(outcome.n_seeds < 2 for outcome in outcomes):
         claim = _ONE if all(len(cell.seeds) < 2 for cell in sound) else _SOME
-    alarm = _alarm(watched, sound, rules)
+    alarm = _alarm([*outcomes, *of_tasks], sound, rules)
     return label, "; ".join([f"{claim}{alarm and f'. {alarm}. In numbers'}: {'; '.join(parts)}", *notes])
 
 
 def _claim(label: str, outcomes: Sequence[Outcome]) -> str:
     """What a verdict says in words; the same labels that are surely better are told from those that are as good."""
-    if label == ENOUGH and all(_limits(outcome.rows[OVER_MORE])[1] < 0 for outcome in outcomes):
+    found = [outcome.rows[OVER_MORE] for outcome in outcomes if outcome.name != WATCHED]
+    if label == ENOUGH and found and all(_limits(estimate)[1] < 0 for estimate in found):
         return "SFT with the same labels did better than DPO"
     return _CLAIM[label]
 
 
 def _evidence(outcome: Outcome, rules: Rules, said: str) -> str:
     """Differences of an outcome, and its own claim where that is another than the one ``said`` of all."""
-    label, rows = outcome.label(rules), outcome.rows
-    texts = [f"{_numbers(rows[pair])} against {_SAID[pair[1]]}" for pair in _EVIDENCE if pair in rows]
-    what = "" if outcome.name == MEAN else metric_name(outcome.name).removesuffix(", lower is better") + " "
-    lower = "(+ is better: fewer) " if outcome.name in LOWER_IS_BETTER else ""
-    own = f" - {_claim(label, [outcome])}" if label != said else ""
-    return f"{what}{lower}{', '.join(texts)}{own}"
+    label, fewer = outcome.label(rules), outcome.name in LOWER_IS_BETTER  # in the sentence as they are, not turned
+    rows = {pair: replace(e, value=-e.value) if fewer else e for pair, e in outcome.rows.items()}
+    texts = [f"minus {_SAID[pair[1]]} {_numbers(rows[pair])}" for pair in _EVIDENCE if pair in rows]
+    what = "" if outcome.name == MEAN else metric_name(outcome.name).removesuffix(", lower is better")
+    what += " (more is worse)" if fewer else ""
+    own = f" - {_claim(label, [outcome])}" if label != said and outcome.name != WATCHED else ""
+    return f"{what}{what and ', '}DPO {', '.join(texts)}{own}"
 
 
 def _alarm(outcomes: Sequence[Outcome], cells: Sequence[Cell], rules: Rules) -> str:
@@ -228,15 +242,20 @@ def _left_out(cells: Sequence[Cell]) -> list[str]:
     used = [cell for cell in sound if any(m.metric.primary for m in cell.comparable())]
     counts = {"gates failed": len(cells) - len(sound), "nothing to compare": len(sound) - len(used)}
     counts["other test cases than the first model's"] = len(used) - len(on_same_cases(used))
-    notes = [f"{n} of {len(cells)} task x model left out, {why}" for why, n in counts.items() if n]
-    poor = 0
+    of = f"of {len(cells)} {'tasks' if len({cell.model for cell in cells}) == 1 else 'task x model'}"
+    notes = [f"{n} {of} left out, {why}" for why, n in counts.items() if n]
+    poor = rather = 0
     for cell in used:
-        simple = [cell.baselines.get(name, {}) for name in ("majority", "always_positive", "lead")]
         names = [m.metric.name for m in cell.judged() if m.metric.primary]
-        poor += any(cell.value(name, "dpo") <= of.get(name, -1.0) for name in names for of in simple)
+        best = {name: np.nanmax([cell.value(name, arm) for arm in ARMS]) for name in names}
+        read, blind = ([x for name, x in cell.baselines.items() if (name in BLIND) == same] for same in (False, True))
+        poor += any(cell.value(name, "dpo") <= simple.get(name, -1.0) for name in names for simple in blind)
+        rather += any(all(simple.get(name, -1.0) > best[name] for name in names) for simple in read)
+    where = f"in {{}} {of} " if len(cells) > 1 else ""
     if poor:
-        which = "DPO" if len(cells) == 1 else f"in {poor} of {len(cells)} task x model DPO"
-        notes.append(f"{which} does not beat a baseline that reads nothing")
+        notes.append(f"{where.format(poor)}DPO is no better than an answer without reading (commonest, or first words)")
+    if rather:
+        notes.append(f"{where.format(rather)}a classifier without a language model did better than every arm")
     return notes
 
 

@@ -7,7 +7,7 @@ from made_up import rows, study
 
 from medstudy.evaluation import verdict
 from medstudy.evaluation.evaluate import measure
-from medstudy.evaluation.scopes import BETWEEN, Cell, Scoped, contrasts_table, metrics_table, variances_table
+from medstudy.evaluation.scopes import BETWEEN, WATCHED, Cell, Scoped, contrasts_table, metrics_table, variances_table
 from medstudy.evaluation.statistics import Estimate
 from medstudy.evaluation.verdict import ENOUGH, HARMS, INVALID, NOTHING, UNSURE, WORTH, Rules, verdict_table
 from medstudy.evaluation.views import published, verdicts
@@ -76,7 +76,13 @@ def test_enough_is_corrected_for_the_names_of_its_scope():
 
 @pytest.mark.parametrize(
     ("provider", "urgency", "under", "expected"),
-    [(0.1, 0.0, 0.0, WORTH), (0.1, -0.1, 0.0, HARMS), (0.0, 0.0, 0.0, ENOUGH), (0.0, 0.0, 0.1, HARMS)],
+    [
+        (0.1, 0.0, 0.0, WORTH),
+        (0.1, -0.1, 0.0, HARMS),
+        (0.0, 0.0, 0.0, ENOUGH),
+        (0.0, 0.0, 0.1, HARMS),
+        (0.0, 0.0, -0.1, UNSURE),  # "more urgent" for everybody: over-triage may pay for it
+    ],
 )
 def test_triage_combines_its_outcomes_and_fewer_under_triaged_is_better(provider, urgency, under, expected):
     values = {"provider_macro_f1": provider, "urgency_macro_f1": urgency, "under_triage": under}
@@ -184,12 +190,33 @@ def test_a_gain_that_raises_under_triage_says_so():
     )
     assert alarm in sentence and sentence.index(alarm) < sentence.index("macro-F1")
     assert all(alarm in said for said in verdict_table([of, cell()], Rules()).query("scope == 'study'")["sentence"])
-    # a reader's table has the sign of the sentence; verdicts.csv that of the number
+    assert "under-triage (more is worse), DPO minus SFT with the same labels +0.060 [" in sentence
+    # a reader's table turns the sign, and says so; verdicts.csv does not
     table = verdict_table([of], Rules())
     shown = verdicts(table, "task").xs(("under_triage (+: fewer)", "dpo-sft"), level=("outcome", "contrast"))
     assert shown["difference"].tolist() == ["-0.060"]
     rose = table.query("scope == 'task' and outcome == 'under_triage' and contrast == 'dpo-sft'")
     assert rose["difference"].tolist() == pytest.approx([0.06])
+
+
+def test_a_kind_and_a_study_of_one_task_are_judged_as_the_task_is():
+    """Of triage the mean over both F1 was known well enough, urgency alone was not: two verdicts on the same cases."""
+    found = lines(0.0, 0.0, half=0.01, outcome="mean", name="open-ended", scope="kind")
+    found += lines(0.0, 0.0, half=0.01, outcome="provider_macro_f1", name="clinical_triage", scope="task")
+    found += lines(0.0, 0.0, half=0.06, outcome="urgency_macro_f1", name="clinical_triage", scope="task")
+    judged = verdict.judge(found, Rules())
+    mean, of_task = judged["kind", "open-ended"], judged["task", "clinical_triage"]
+    assert verdict.over(mean, Rules()) == ENOUGH and verdict.over(of_task, Rules()) == UNSURE
+    assert verdict._said(mean, of_task, [], Rules(), of_task)[0] == UNSURE
+    one = verdict_table([cell("clinical_reasoning"), cell()], Rules())
+    assert "On open-ended tasks (here clinical reasoning alone), " in first(one, "kind", "open-ended")["sentence"]
+
+
+def test_labels_that_did_better_are_told_also_where_under_triage_is_open():
+    rows = [*lines(0.1, -0.1, half=0.02, outcome="urgency_macro_f1"), *lines(0.0, 0.0, half=0.02, outcome=WATCHED)]
+    outcomes = verdict.judge(rows, Rules())["cell", "here"]
+    label, said = verdict._said(outcomes, [], [], Rules(), outcomes)
+    assert label == ENOUGH and said.startswith("SFT with the same labels did better than DPO: ")
 
 
 def test_of_one_training_nothing_is_concluded():
@@ -205,9 +232,18 @@ def test_of_one_training_nothing_is_concluded():
 def test_a_verdict_beside_a_model_below_the_majority_says_so():
     low, high = (cell(baselines={"majority": {"macro_f1": value}}) for value in (0.9, 0.2))
     said = first(verdict_table([low], Rules()), "cell", low.places["cell"])["sentence"]
-    assert "DPO does not beat a baseline that reads nothing" in said
-    assert "baseline" not in "".join(verdict_table([high], Rules())["sentence"])
+    assert said.endswith("; DPO is no better than an answer without reading (commonest, or first words).")
+    assert "without reading" not in "".join(verdict_table([high], Rules())["sentence"])
     assert metrics_table([high]).query("arm == 'majority'")["value"].tolist() == [0.2]
+
+
+def test_a_regression_that_beats_every_arm_is_told():
+    better = cell(baselines={"logistic_regression": {"macro_f1": 0.99}})
+    table = verdict_table([better, cell("clinical_reasoning")], Rules())
+    why = "a classifier without a language model did better than every arm"
+    assert why in first(table, "cell", better.places["cell"])["sentence"]
+    assert f"in 1 of 2 tasks {why}" in first(table, "study", "study")["sentence"]
+    assert "language model" not in first(table, "task", "clinical_reasoning")["sentence"]
 
 
 def test_controls_that_are_one_training_are_told():
