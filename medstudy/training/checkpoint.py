@@ -1,5 +1,6 @@
 """Where a model's files are, which version of them, and what is wrong with them: before any weight is read."""
 
+import hashlib
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -54,13 +55,21 @@ def _commit(hub_id: str) -> str:
 
 
 def model_fingerprint(params: RunParams) -> str:
-    """Changes when the weights do: a built-in model's hash, a folder's files, or the hub's commit."""
+    """Changes when the weights do, on every machine alike: of a folder what its files hold, of a hub id its commit."""
     source = Path(locate(params))
     if not source.is_dir():
         return fingerprint([str(source), revision(params)])
     if recipe := read_json(source / "recipe.json"):
         return str(recipe["sha256"])
-    return fingerprint([(p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in sorted(source.glob("*.*"))])
+    files = [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(source.glob("*.*"))]
+    return fingerprint([(path.name, _content(path, *changed)) for path, *changed in files if path.is_file()])
+
+
+@cache
+def _content(path: Path, *changed: int) -> str:
+    """Hash of a file, read once a process; 16 GB take about as long as to load them."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def note_model(run: Run) -> str:

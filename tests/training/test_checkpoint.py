@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,21 @@ def test_a_hub_model_is_pinned_to_the_commit_in_the_cache(
     (cache / "refs" / "main").write_text("c" * 40)  # moved while a run goes on, which stays with its commit
     assert load_chat(params).context == 512 and load_model(params).num_parameters() > 0
     checkpoint._commit.cache_clear()
+
+
+def test_a_folder_is_known_by_what_it_holds(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
+    """By times and sizes the same model had another revision on each machine, and new weights could have the old one."""
+    keys = []
+    for name in ("one", "other", "trained on"):
+        folder = shutil.copytree(tiny_model, tmp_path / name, copy_function=shutil.copy)
+        weights = folder / "model.safetensors"
+        if name == "trained on":
+            content, before = bytearray(weights.read_bytes()), weights.stat()
+            content[-1] ^= 1
+            weights.write_bytes(content)
+            os.utime(weights, ns=(before.st_atime_ns, (tmp_path / "other" / weights.name).stat().st_mtime_ns))
+        keys.append(model_fingerprint(params.model_copy(update={"model": str(folder)})))
+    assert keys[0] == keys[1] != keys[2]
 
 
 def test_dropout_is_off_in_every_arm(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
