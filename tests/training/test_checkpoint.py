@@ -114,7 +114,7 @@ def test_a_hub_model_is_pinned_to_the_commit_in_the_cache(
 
 
 def test_a_folder_is_known_by_what_it_holds(params: RunParams, tiny_model: Path, tmp_path: Path) -> None:
-    """By times and sizes the same model had another revision on each machine, and new weights could have the old one."""
+    """By times and sizes a model had another revision on each machine, and new weights could have the old one."""
     keys = []
     for name in ("one", "other", "trained on"):
         folder = shutil.copytree(tiny_model, tmp_path / name, copy_function=shutil.copy)
