@@ -10,6 +10,7 @@ import ast
 import difflib
 import importlib.util
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -255,6 +256,8 @@ def explained(error: ValidationError, where: Mapping[str, str], allowed: Sequenc
             said = f"unknown parameter '{name}'{nearest(name, allowed)} (allowed: {', '.join(allowed)})"
         elif fault["type"] == "missing":
             said = f"'{name}' is missing"
+        elif quoting := re.match(r"columns\.(.*?\.)?(map|missing)\b", name):  # cells of patients, in a data card
+            said = f"{quoting[0]}: {said}"
         elif name:  # the content of a whole section is no help
             said = f"{name}: {said}" if isinstance(fault["input"], dict) else f"{name} = {fault['input']!r}: {said}"
         yield f"{where.get(name.partition('.')[0], next(reversed(where.values()), 'parameters'))}: {said}"

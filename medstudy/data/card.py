@@ -263,11 +263,18 @@ def load_card(name_or_path: str | Path) -> DataCard:
     try:
         card = DataCard.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML: {error}") from None
+        raise DataError(f"{path} is not valid YAML: {_unquoted(error)}") from None
     except ValidationError as error:
         raise DataError("\n".join(explained(error, {"": str(path)}))) from None
     card._folder = path.resolve().parent
     return card
+
+
+def _unquoted(error: Any) -> str:
+    """What is wrong with a file and where, without the words of it that the error quotes: they may be a patient's."""
+    if mark := getattr(error, "problem_mark", None):
+        return re.sub(r" '[\w!-]{2,}'", "", error.problem) + f" (line {mark.line + 1})"
+    return f"{error.reason} (position {getattr(error, 'position', getattr(error, 'start', ''))})"
 
 
 class _TextLoader(yaml.BaseLoader):
@@ -275,7 +282,7 @@ class _TextLoader(yaml.BaseLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
-        twice = next((key for key in keys if keys.count(key) > 1), None)
+        twice = next((key for n, (key, _) in enumerate(node.value) if key.value in keys[:n]), None)
         if twice is not None:
-            raise yaml.MarkedYAMLError(problem=f"key '{twice}' is given twice", problem_mark=node.start_mark)
+            raise yaml.MarkedYAMLError(problem="a key is given twice", problem_mark=twice.start_mark)
         return super().construct_mapping(node, deep)

@@ -114,10 +114,13 @@ class Row:
     def _mapped(self, column: str, mapping: Mapping[str, str], remedy: str) -> str:
         codes = {code_key(key): answer for key, answer in mapping.items()}
         key = code_key(str(self.cells[column]))
-        remedy = f"extend {remedy}, or leave it out by columns.missing.{column}"
         if key in codes:
             return codes[key]
-        return self._fault(column, f"is not among the allowed ({', '.join(mapping)}); {remedy}")
+        # codes may be what other patients' cells hold; labels stand in every report
+        told = self.card.shareable or mapping.keys() <= {*SPLITS}.union(*self.card.labels.values())
+        allowed = f"allowed ({', '.join(mapping)})" if told else f"{len(mapping)} values of {remedy}"
+        remedy = f"extend {remedy}, or leave it out by columns.missing.{column}"
+        return self._fault(column, f"is not among the {allowed}; {remedy}")
 
     def _answer(self, kind: str, outcome: str, spec: Gold) -> str:
         """The answer that the row's value means: labels map to themselves, an open outcome takes any."""

@@ -188,6 +188,9 @@ def test_options_must_hold_the_answer_once(tmp_path):
         ({}, "Grobblestone,1\nb,0\n"),
         ({"text": "{Grobble stone}"}, "Grobblestone,1\nb,0\n"),
         ({}, '{"note": "Grobblestone", "uti": 1\n'),
+        # what other patients' cells are mapped to
+        ({"text": "{fields}", "fields": [{"column": "note", "map": {"Grobblestone": "x"}}]}, "note,uti\nb,1\nb,0\n"),
+        ({"gold": {"label": {"column": "uti", "map": {"Grobblestone": "yes", "b": "no"}}}}, "note,uti\na,b\nb,c\n"),
     ],
 )
 def test_errors_of_a_private_source_show_no_cell(tmp_path, columns, content):
@@ -195,6 +198,14 @@ def test_errors_of_a_private_source_show_no_cell(tmp_path, columns, content):
     with pytest.raises(DataError, match="ward") as error:
         cases_of(tmp_path, content, columns, load, shareable=False)
     assert "grobblestone" not in (str(error.value) + str(error.value.__cause__ or "")).casefold()
+
+
+def test_a_private_source_tells_how_many_values_are_allowed_and_names_labels(tmp_path):
+    columns = {"text": "{fields}", "fields": [{"column": "note", "map": {"a": "x", "b": "y"}}]}
+    with pytest.raises(DataError, match="is not among the 2 values of columns.fields map; extend columns.fields map"):
+        cases_of(tmp_path, "note,uti\na,1\nc,0\n", columns, {}, shareable=False)
+    with pytest.raises(DataError, match=re.escape("is not among the allowed (no, yes)")):
+        cases_of(tmp_path, "note,uti\na,yes\nb,x\n", {"gold": {"label": {"column": "uti"}}}, {}, shareable=False)
 
 
 def test_a_private_source_shows_values_that_are_nobodys_own(tmp_path):

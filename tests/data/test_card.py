@@ -109,7 +109,7 @@ BROKEN = {
      {"urgency": {"column": "nurse", "map": {"1": "nov"}}}), ["columns.rejected.urgency.map", "did you mean 'now'"]),
     "splits of the files and of a column": (edited("load.files.0.split", "train")
      | {"columns": BASE["columns"] | {"split": {"column": "site"}}}, ["columns.split", "keep one"]),
-    "key given twice": ("name: a\nname: b\n", ["key 'name' is given twice"]),
+    "key given twice": ("name: a\nname: b\n", ["a key is given twice (line 2)"]),
 }  # fmt: skip
 
 
@@ -119,6 +119,26 @@ def test_broken_cards_are_refused_and_the_fault_is_named(tmp_path, card, said):
     with pytest.raises(DataError) as error:
         load_card(path)
     assert all(words in str(error.value) for words in [str(path), *said]), str(error.value)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "columns:\n  missing: {uti: [see Mrs. Grobblestone\n",
+        "map:\n  Grobblestone: yes\n  Grobblestone: no\n",
+        "missing: *Grobblestone\n",
+        "- Grobblestone\n\x07",
+        edited("columns.missing", {"pulse": "Grobblestone"}),
+        edited("columns.gold.urgency.map", {"Grobblestone": ["now"]}),
+    ],
+)
+def test_faults_of_a_card_show_none_of_the_values_that_it_quotes(tmp_path, fault):
+    """They may be cells of patients, and whether the card is shareable is not known yet."""
+    path = tmp_path / "card.yaml"
+    path.write_text(fault if isinstance(fault, str) else yaml.safe_dump(fault))
+    with pytest.raises(DataError, match=r"line \d|position \d|columns\.") as error:
+        load_card(path)
+    assert "Grobble" not in str(error.value)
 
 
 def test_several_faults_are_all_listed(tmp_path):
