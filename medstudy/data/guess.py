@@ -23,6 +23,8 @@ NAMES = {
     "diagnosis": r"^answer$|diagnos|\bdx\b|correct",
     "label": r"label|class|outcome|target|categor|diagnos|status|result|\bdx\b",
 }
+#: A name that says no more than that it is the answer; others may only hold a word of it, as marital_status does.
+ANSWER = r"((expert|gold|final)[-_. ]*)?(label|outcome|class|diagnos[ei]s?|target)([-_. ]*(expert|gold|final))?"
 #: Columns that are often written when the answer is known already, and dates.
 AFTER = r"diagnos|dispos|expert|error|mistriage|outcome|stay|duration|discharge|final|\bicd|result|correct|date|datum"
 #: A column with more different values than this is no label, and one with more than these is no code.
@@ -49,9 +51,13 @@ class Guess:
         kind = TASK_TYPES[self.task]
         found: dict[str, Any] = {}
         for part in ("group_id", "case_id"):
-            once = [name for name in self._named(part) if self.values[name].nunique() == self.rows]
-            for name in (self._named(part) if part == "group_id" else once)[:1]:
+            # a hospital's number may be its own
+            named = sorted(self._named(part), key=lambda name: not re.search("pat|subj|person|mrn|pid", name.lower()))
+            once = [name for name in named if self.values[name].nunique() == self.rows]
+            for name in (named if part == "group_id" else once)[:1]:
                 found[part] = self._take(name, part, "by its name" + ", each there once" * (name in once))
+        others = self._named("group_id")  # an id is no value to show
+        self.free = [name for name in self.free if name not in others]
         if "group_id" not in found:
             several = {name: cells.nunique() for name, cells in self.values.items()}
             repeated = [f"'{name}' ({n} values)" for name, n in several.items() if 20 < n < self.rows]
@@ -84,6 +90,7 @@ class Guess:
         fit = [name for name, n in many.items() if n > 1 and (is_open or n <= min(MOST_LABELS, self.rows - 1))]
         named = [name for name in self._named(outcome) if name in fit]
         named.sort(key=lambda name: not re.search("expert|gold|final", name, re.IGNORECASE))
+        named.sort(key=lambda name: not re.fullmatch(ANSWER, name, re.IGNORECASE))
         if not fit:
             raise DataError(f"no column looks like the answer '{outcome}' (columns: {', '.join(self.values)})")
         why = "by its name" if named else "A GUESS: the last that could be it; see columns.gold"

@@ -110,6 +110,23 @@ def test_a_remark_in_the_labels_column_is_no_label(tmp_path: Path) -> None:
     assert "['unsure']" in asked and "columns.missing" in asked
 
 
+@pytest.mark.parametrize("hospital", ["hospital_id", "Hospital No"])
+@pytest.mark.parametrize("patient", ["patient_id", "subject_id", "MRN"])
+def test_the_patient_wins_over_the_hospital_and_ids_are_no_values(hospital: str, patient: str, tmp_path: Path) -> None:
+    ids = pd.DataFrame({hospital: [1, 2] * 20, patient: [f"p{i // 2}" for i in range(40)]})
+    said, cases = guessed(csv(ids.join(VALUES), sep=";")(tmp_path), "numeric_classification", tmp_path / "mine")
+    assert cases[3].group_id == "p1" and f"not shown to the model (exclude): {hospital}" in said
+
+
+@pytest.mark.parametrize("name", ["label", "Outcome", "class", "diagnosis", "target", "final label"])
+def test_a_name_that_says_answer_wins_over_one_that_holds_a_word_of_it(name: str, tmp_path: Path) -> None:
+    frame = NOTES.rename(columns={"Diagnose": name})
+    frame.insert(0, "marital_status", ["single", "married"] * 20)
+    frame.insert(1, "final_result", ["a", "b"] * 20)
+    _, cases = guessed(csv(frame)(tmp_path), "text_classification", tmp_path / "mine")
+    assert {case.gold["label"] for case in cases} == {"yes", "no"}
+
+
 def test_what_is_written_when_the_answer_is_known_is_not_shown(tmp_path: Path) -> None:
     """Seen once: the diagnosis was taken for the text, the expert's level and the nurse's error for numbers."""
     n = range(40)
