@@ -112,8 +112,7 @@ class Guess:
             self.missing[column] = none
             self.why.append(f"{outcome}: {none} taken for no value; see columns.missing")
         counts = values[~values.isin(none)].value_counts()
-        # a label stands in every report; words that one or two rows have may tell of a patient
-        remarks = [value for value, n in counts.items() if n < FEWEST_OF_A_LABEL and " " in value]
+        remarks = _remarks(counts)  # a label stands in every report
         if remarks and len(counts) - len(remarks) > 1:
             self.missing[column] = none + remarks
             self.why.append(f"{outcome}: TAKEN FOR REMARKS, their rows are left out: {remarks}; see columns.missing")
@@ -153,10 +152,20 @@ class Guess:
                 none += sorted(set(given[~is_number]))
                 field["decimals"] = min(3, max(len(n.partition(self.decimal)[2]) for n in given[is_number]))
             elif 1 < given.nunique() <= MOST_CODES:
-                field["map"] = {value: value for value in sorted(set(given.map(code_key)))}
+                codes = given.map(code_key).value_counts()
+                if remarks := _remarks(codes):
+                    told = "rows have words of their own, which may be remarks; see columns.fields"
+                    self.why.append(f"{name}: NOT SHOWN, as {codes[remarks].sum()} {told}")
+                    continue
+                field["map"] = {value: value for value in sorted(codes.index)}
             else:
                 continue
             fields.append(field)
             self.missing |= {name: none} if none else {}
             self._take(name, "number" if "decimals" in field else "code", f"no value: {none}" if none else "its values")
         return fields
+
+
+def _remarks(counts: pd.Series) -> list[str]:
+    """Of values with their numbers of rows, several words that one or two rows have: they may tell of a patient."""
+    return [value for value, n in counts.items() if n < FEWEST_OF_A_LABEL and " " in value]

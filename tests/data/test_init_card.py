@@ -110,6 +110,16 @@ def test_a_remark_in_the_labels_column_is_no_label(tmp_path: Path) -> None:
     assert "['unsure']" in asked and "columns.missing" in asked
 
 
+def test_a_remark_in_a_column_of_codes_is_not_shown(tmp_path: Path) -> None:
+    """It was a key of the card's map, and the model was shown it. Words of several rows are codes."""
+    lives = ["home", "nursing home"] * 19 + ["home", "with Mrs. Huber"]
+    frame = VALUES.assign(lives=lives, ward=["acute ward", "acute care"] * 20)
+    said, cases = guessed(csv(frame, sep=";")(tmp_path), "numeric_classification", tmp_path / "mine")
+    assert "Huber" not in (tmp_path / "mine" / "card.yaml").read_text() + "\n".join(said)
+    assert "lives: NOT SHOWN, as 1 rows have words of their own, which may be remarks; see columns.fields" in said
+    assert "not shown to the model (exclude): lives" in said and cases[0].details["features"]["ward"] == 1.0
+
+
 @pytest.mark.parametrize("hospital", ["hospital_id", "Hospital No"])
 @pytest.mark.parametrize("patient", ["patient_id", "subject_id", "MRN"])
 def test_the_patient_wins_over_the_hospital_and_ids_are_no_values(hospital: str, patient: str, tmp_path: Path) -> None:
