@@ -51,7 +51,7 @@ def near_duplicates(table: pd.DataFrame) -> int:
 
 
 def _not_known(card: DataCard, loaded: Loaded) -> Iterator[str]:
-    """Declared numbers whose least or largest value often means "not known"."""
+    """Declared numbers whose least or largest value often means "not known", or that rounding makes alike."""
     for spec in (field for field in card.columns.fields if field.is_number):
         values = pd.Series([case.details["features"][spec.column] for case in loaded.cases], dtype=float).dropna()
         middle = values.median()
@@ -62,6 +62,10 @@ def _not_known(card: DataCard, loaded: Loaded) -> Iterator[str]:
             if gap if v == 0 else v < 0 < middle or abs(v) > 3 * abs(middle):
                 times = masked(int((values == v).sum()), card.shareable, "fewer than")
                 yield f"{spec.column}: does {v:g} ({times} times) mean 'not known'? See columns.missing"
+        digits = 12 if spec.decimals is None else spec.decimals
+        read, made = (values.map(f"{{:.{how}}}".format).nunique() for how in (f"{digits}f", "12g"))
+        if read < min(made, 10):  # who rounds 200 temperatures to 20 means it
+            yield f"{spec.column}: decimals: {digits} makes different values read alike; see columns.fields"
 
 
 def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:

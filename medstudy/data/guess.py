@@ -1,6 +1,7 @@
 """What part each column of an undescribed table plays, by names and values, and why it is thought."""
 
 import re
+from decimal import Decimal
 from typing import Any
 
 import pandas as pd
@@ -146,11 +147,15 @@ class Guess:
         for name in list(self.free):
             none = sorted({value for value in self.values[name] if value.casefold() in NO_VALUE})
             given = self.values[name][~self.values[name].isin(none)]
-            is_number = given.map(lambda value: as_number(value.lstrip("<>≤≥~= "), self.decimal) is not None)
+            numbers = given.map(lambda value: as_number(value.lstrip("<>≤≥~= "), self.decimal))
+            is_number = numbers.notna()
             field: dict[str, Any] = {"column": name, "wording": name.replace("_", " ")}
             if len(given) and is_number.mean() > 0.7 and given[~is_number].nunique() <= 5:
                 none += sorted(set(given[~is_number]))
-                field["decimals"] = min(3, max(len(n.partition(self.decimal)[2]) for n in given[is_number]))
+                written = max(len(n.partition(self.decimal)[2]) for n in given[is_number])
+                # six leading digits of small numbers; what is behind them is noise of arithmetic
+                places = (-int(Decimal(f"{number:.6g}").as_tuple().exponent) for number in numbers[is_number])
+                field["decimals"] = min(12, max(min(3, written), *places))
             elif 1 < given.nunique() <= MOST_CODES:
                 codes = given.map(code_key).value_counts()
                 if remarks := _remarks(codes):

@@ -144,6 +144,10 @@ NOTED = {
      {"text": "{note}\n{fields}", "fields": NUMBER["fields"]}, "does 0 (3 times) mean 'not known'?"),
     "999 years": (table((f"{w},{i % 2},{999 if i < 3 else 30 + i % 40}" for i, w in enumerate(WORDS)), "note,uti,x"),
      {"text": "{note}\n{fields}", "fields": NUMBER["fields"]}, "does 999 (3 times) mean 'not known'?"),
+    "small numbers that all read 0": (
+     table((f"{w},{i % 2},0.0000{i % 9 + 1}" for i, w in enumerate(WORDS)), "note,uti,x"),
+     {"text": "{note}\n{fields}", "fields": [{"column": "x", "decimals": 3}]},
+     "x: decimals: 3 makes different values read alike"),
     "a rare label": (table(f"{w},{int(i % 10 == 0)}" for i, w in enumerate(WORDS)), {}, "label 'yes' is rare"),
     "a label word in the text": (table(f"{w} {'yes' if i % 2 else ''},{i % 2}" for i, w in enumerate(WORDS)), {},
      "'yes' alone tells label"),

@@ -120,6 +120,23 @@ def test_a_remark_in_a_column_of_codes_is_not_shown(tmp_path: Path) -> None:
     assert "not shown to the model (exclude): lives" in said and cases[0].details["features"]["ward"] == 1.0
 
 
+@pytest.mark.parametrize(
+    ("cells", "texts"),
+    [
+        (["0,00001", "0,00002"], ["0.00001", "0.00002"]),
+        (["5e-05", "3e-05"], ["0.00005", "0.00003"]),
+        (["0,30000000000000004", "1"], ["0.300", "1.000"]),
+        (["1,50", "2"], ["1.50", "2.00"]),
+        (["<0,0625", "12,5"], ["<0,0625", "12.5000"]),
+    ],
+)
+def test_small_numbers_stay_apart(cells: list[str], texts: list[str], tmp_path: Path) -> None:
+    """They were rounded to three decimals, and all read 0."""
+    frame = VALUES.assign(sodium=cells * 20)
+    _, cases = guessed(csv(frame, sep=";")(tmp_path), "numeric_classification", tmp_path / "mine")
+    assert [case.text.split("sodium: ")[1] for case in cases[:2]] == texts
+
+
 @pytest.mark.parametrize("hospital", ["hospital_id", "Hospital No"])
 @pytest.mark.parametrize("patient", ["patient_id", "subject_id", "MRN"])
 def test_the_patient_wins_over_the_hospital_and_ids_are_no_values(hospital: str, patient: str, tmp_path: Path) -> None:
