@@ -13,7 +13,7 @@ from medstudy.data.card import Files, load_card
 from medstudy.data.cases import DataError
 from medstudy.data.guess import Guess
 from medstudy.data.load import load_cases
-from medstudy.data.tables import decoded, sheet_cells, table_of, unpacked
+from medstudy.data.tables import UNREADABLE, decoded, sheet_cells, table_of, unpacked
 from medstudy.params import resolve
 from medstudy.tasks import TASK_TYPES, get_task
 
@@ -84,7 +84,7 @@ def _read(paths: list[Path], root: Path) -> tuple[dict[str, Any], pd.DataFrame, 
         load = {"kind": "files"} | how | {"files": files}
         read = Files.model_validate(load)
         frame = pd.concat([table_of(*pair, read) for pair in zip(contents, read.files, strict=True)])
-    except (ValueError, OSError) as error:
+    except UNREADABLE as error:
         remedy = "make a table of it in ten lines: load.prepare"
         raise DataError(f"{', '.join(map(str, paths))} cannot be read: {error}; or {remedy}") from error
     frame.columns = frame.columns.map(str).str.strip()

@@ -9,6 +9,7 @@ import re
 import runpy
 import traceback
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
@@ -23,6 +24,10 @@ from medstudy.data.card import DataCard, File, Files, Hub, Prepare
 from medstudy.data.cases import DataError
 from medstudy.files import from_root
 from medstudy.runs import project_root
+
+#: What readers of files raise where these are broken, or of another kind.
+UNREADABLE = (ValueError, TypeError, LookupError, OSError, EOFError, ImportError, SyntaxError)
+UNREADABLE += (zipfile.BadZipFile, zlib.error)
 
 
 @dataclass
@@ -127,7 +132,7 @@ def _read(file: File, load: Files, card: DataCard, data_root: str) -> Table:
         raise DataError(f"{file.path}: the content is not what the card was written for; correct or remove sha256")
     try:
         frame = table_of(content, file, load)
-    except (ValueError, OSError, EOFError, LookupError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         raise DataError(f"{file.path} cannot be read as {load.format}: {error}; check format, sep, encoding") from error
     # of an absolute path, which may name a patient, the last part
     return Table(Path(file.path).name if Path(file.path).is_absolute() else file.path, file.split, frame)
@@ -152,8 +157,17 @@ def find_file(path: str, data_root: str, beside: Path) -> Path:
     raise DataError(f"no file {where}; set data_root to the folder that holds it, or {fetch}")
 
 
+def _refuse_books(content: bytes) -> None:
+    """ValueError for a workbook that only other libraries read."""
+    if content.startswith(b"\xd0\xcf\x11\xe0"):
+        raise ValueError("it is an old (.xls) or password-protected workbook: save it as .xlsx without a password")
+    if content.startswith(b"PK") and (b"opendocument" in content[:99] or b"xl/workbook.bin" in content):
+        raise ValueError("it is a workbook of LibreOffice (.ods) or a binary one (.xlsb): save it as .xlsx")
+
+
 def unpacked(content: bytes) -> bytes:
     """What a gzip file holds; anything else as it is."""
+    _refuse_books(content)
     if content.startswith(b"PK\x03\x04"):
         raise ValueError("it is a workbook (say `format: xlsx`) or a zip archive (unpack it)")
     return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
@@ -215,8 +229,16 @@ def _sheet(content: bytes, file: File) -> pd.DataFrame:
 
 def sheet_cells(content: bytes) -> dict[str, pd.DataFrame]:
     """Sheet -> its cells, of a workbook. NA may be sodium; #N/A and its like are faults of a formula, and no value."""
+    _refuse_books(content)
     how = {"na_values": ["", "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!"], "dtype": object}
-    return pd.read_excel(BytesIO(content), sheet_name=None, header=None, keep_default_na=False, **how)
+    how |= {"engine": "openpyxl", "header": None, "keep_default_na": False}
+    try:
+        sheets = pd.read_excel(BytesIO(content), sheet_name=None, **how)
+    except UNREADABLE as error:
+        told = f"it is no .xlsx workbook, or only a part of one ({type(error).__name__})"
+        raise ValueError(f"{told}: download it again, or save the table as .xlsx") from None
+    written = {"_x000[Dd]_": "\r", "_x000[Aa]_": "\n"}  # line ends of other programs
+    return {name: cells.replace(written, regex=True) for name, cells in sheets.items()}
 
 
 def _headed(cells: pd.DataFrame, names: list[str]) -> pd.DataFrame:

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+import zipfile
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from made_up import ward_card as card
 
 from medstudy.data import audit
 from medstudy.data.cases import DataError
+from medstudy.data.init_card import init_card
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
 
@@ -29,6 +31,15 @@ def xlsx(**sheets):
         return buffer.getvalue()
 
 
+def archive(**files):
+    """A zip archive of texts by name."""
+    with io.BytesIO() as buffer:
+        with zipfile.ZipFile(buffer, "w") as made:
+            for name, text in files.items():
+                made.writestr(name, text)
+        return buffer.getvalue()
+
+
 def told(decimal=".", **file):
     """How a workbook is read."""
     return {"files": [{"path": "ward.csv"} | file], "format": "xlsx", "decimal": decimal}
@@ -42,6 +53,18 @@ def table(rows, header="note,uti"):
 PLAIN = "note,uti\na,1\nb,0\n"
 SHEET = [["note", "uti"], ["a", 1], ["b", 0]]
 LINES = {"format": "jsonl"}
+#: Files that are no workbook which can be read, and words of the error.
+NO_BOOKS = {
+    "LibreOffice": (archive(mimetype="application/vnd.oasis.opendocument.spreadsheet"), "LibreOffice (.ods)"),
+    "old, or encrypted": (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1" + bytes(600), "password-protected workbook: save it"),
+    "binary": (archive(**{"[Content_Types].xml": "<a/>", "xl/workbook.bin": ""}), "(.xlsb): save it as .xlsx"),
+    "an archive": (archive(**{"ward.csv": PLAIN}), "no .xlsx workbook"),
+    "Word": (archive(**{"[Content_Types].xml": "<a/>", "word/document.xml": "<a/>"}), "no .xlsx workbook"),
+    "half of one": (xlsx(A=SHEET)[:3000], "no .xlsx workbook, or only a part of one"),
+    "broken inside": (archive(**{"[Content_Types].xml": "<a", "xl/workbook.xml": "<a/>"}), "no .xlsx workbook"),
+    "half of a gzip file": (gzip.compress(PLAIN.encode())[:20], "cannot be read"),
+    "a broken gzip file": (gzip.compress(PLAIN.encode())[:12] + b"no more of it", "cannot be read"),
+}
 #: content, columns, load, and the texts that are right
 RIGHT = {
     "byte order mark": (("\ufeff" + PLAIN).encode(), {}, {}, ["a", "b"]),
@@ -60,6 +83,8 @@ RIGHT = {
      ["x: 36.5 u", "x: 1000 u"]),
     "faults of formulas": (xlsx(A=[["x", "uti"], ["#N/A", 1], [2, 0]]), NUMBER, told(),
      ["x: not recorded", "x: 2 u"]),
+    "line ends of other programs": (xlsx(A=[["note", "uti"], ["a_x000D_\nb_x000d_c", 1], ["d_x000D__x000A_e", 0]]),
+     {}, told(), ["a\nb\nc", "d\ne"]),
     "decimal commas": ('x,uti\n"36,5",1\n"1234,5",0\n', NUMBER, {"decimal": ","}, ["x: 36.5 u", "x: 1234.5 u"]),
     "below and above the range": ("x,uti\n<0.3,1\n> 100,0\n", NUMBER, {}, ["x: <0.3 u", "x: > 100 u"]),
     "a list of words": ('{"note": ["a", "b"], "uti": 1}\n{"note": "c", "uti": 0}\n', {}, LINES, ["a, b", "c"]),
@@ -126,6 +151,20 @@ def test_refused_and_named(tmp_path, content, columns, load, said):
     with pytest.raises(DataError) as error:
         split_cases(cases_of(tmp_path, content, columns, load).cases, asked(20, 8, 16, 0, 0, n_prefer=10))
     assert all(words in str(error.value) for words in said), str(error.value)
+
+
+@pytest.mark.parametrize("form", ["xlsx", "csv", ""])
+@pytest.mark.parametrize(("content", "said"), NO_BOOKS.values(), ids=NO_BOOKS)
+def test_files_that_are_no_workbook_are_named_by_check_and_init_card(tmp_path, content, said, form):
+    """Most were tracebacks of an import, a key or a broken archive."""
+    with pytest.raises(DataError) as error:
+        if form:
+            cases_of(tmp_path, content, {}, {"format": form})
+        (tmp_path / "ward.csv").write_bytes(content)
+        list(init_card([tmp_path / "ward.csv"], "text_classification", tmp_path / "mine"))
+    hint = "say `format: xlsx`" if form == "csv" and "no .xlsx" in said else said
+    hint = "no .xlsx workbook" if form == "xlsx" and content.startswith(b"\x1f") else hint
+    assert "ward.csv" in str(error.value) and hint in str(error.value)
 
 
 WORDS = [f"word{i} on day{i % 7}" for i in range(60)]
