@@ -263,18 +263,14 @@ def load_card(name_or_path: str | Path) -> DataCard:
     try:
         card = DataCard.model_validate(yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not valid YAML: {_unquoted(error)}") from None
+        told = str(error)
+        if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark:  # what it quotes may be a patient's
+            told = re.sub(r" '[\w!-]{2,}'", "", f"{error.problem} (line {error.problem_mark.line + 1})")
+        raise DataError(f"{path} is not valid YAML: {told}") from None
     except ValidationError as error:
         raise DataError("\n".join(explained(error, {"": str(path)}))) from None
     card._folder = path.resolve().parent
     return card
-
-
-def _unquoted(error: Any) -> str:
-    """What is wrong with a file and where, without the words of it that the error quotes: they may be a patient's."""
-    if mark := getattr(error, "problem_mark", None):
-        return re.sub(r" '[\w!-]{2,}'", "", error.problem) + f" (line {mark.line + 1})"
-    return f"{error.reason} (position {getattr(error, 'position', getattr(error, 'start', ''))})"
 
 
 class _TextLoader(yaml.BaseLoader):

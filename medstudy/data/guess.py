@@ -57,8 +57,7 @@ class Guess:
             once = [name for name in named if self.values[name].nunique() == self.rows]
             for name in (named if part == "group_id" else once)[:1]:
                 found[part] = self._take(name, part, "by its name" + ", each there once" * (name in once))
-        others = self._named("group_id")  # an id is no value to show
-        self.free = [name for name in self.free if name not in others]
+        self.free = [name for name in self.free if not re.search(NAMES["group_id"], name, re.I)]  # no id is a value
         if "group_id" not in found:
             several = {name: cells.nunique() for name, cells in self.values.items()}
             repeated = [f"'{name}' ({n} values)" for name, n in several.items() if 20 < n < self.rows]
@@ -153,14 +152,15 @@ class Guess:
             if len(given) and is_number.mean() > 0.7 and given[~is_number].nunique() <= 5:
                 none += sorted(set(given[~is_number]))
                 written = max(len(n.partition(self.decimal)[2]) for n in given[is_number])
-                # six leading digits of small numbers; what is behind them is noise of arithmetic
+                # six leading digits: behind them is noise of arithmetic
                 places = (-int(Decimal(f"{number:.6g}").as_tuple().exponent) for number in numbers[is_number])
                 field["decimals"] = min(12, max(min(3, written), *places))
             elif 1 < given.nunique() <= MOST_CODES:
                 codes = given.map(code_key).value_counts()
                 if remarks := _remarks(codes):
-                    told = "rows have words of their own, which may be remarks; see columns.fields"
-                    self.why.append(f"{name}: NOT SHOWN, as {codes[remarks].sum()} {told}")
+                    self.why.append(
+                        f"{name}: NOT SHOWN, as {codes[remarks].sum()} rows hold remarks; see columns.fields"
+                    )
                     continue
                 field["map"] = {value: value for value in sorted(codes.index)}
             else:

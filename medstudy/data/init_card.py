@@ -13,7 +13,7 @@ from medstudy.data.card import Files, load_card
 from medstudy.data.cases import DataError
 from medstudy.data.guess import Guess
 from medstudy.data.load import load_cases
-from medstudy.data.tables import UNREADABLE, decoded, sheet_cells, table_of, unpacked
+from medstudy.data.tables import OLD, PACKED, UNREADABLE, decoded, sheet_cells, table_of, unpacked
 from medstudy.params import resolve
 from medstudy.tasks import TASK_TYPES, get_task
 
@@ -106,7 +106,7 @@ def _has_decimals(cells: pd.Series, sign: str) -> bool:
 
 def _looked_at(content: bytes) -> tuple[dict[str, Any], dict[str, Any], str]:
     """How a file is read, where in a workbook the table stands, and what to say of it."""
-    if content.startswith(b"PK"):
+    if content.startswith((PACKED, OLD)):
         sheets = sheet_cells(content)
         sheet = max(sheets, key=lambda name: int(sheets[name].notna().sum(axis=None)))
         filled = sheets[sheet].notna().sum(axis=1)

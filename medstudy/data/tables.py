@@ -8,7 +8,6 @@ import json
 import re
 import runpy
 import traceback
-import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
+from zipfile import BadZipFile
 
 import pandas as pd
 
@@ -26,8 +26,9 @@ from medstudy.files import from_root
 from medstudy.runs import project_root
 
 #: What readers of files raise where these are broken, or of another kind.
-UNREADABLE = (ValueError, TypeError, LookupError, OSError, EOFError, ImportError, SyntaxError)
-UNREADABLE += (zipfile.BadZipFile, zlib.error)
+UNREADABLE = (ValueError, TypeError, LookupError, OSError, EOFError, ImportError, SyntaxError, BadZipFile, zlib.error)
+#: How workbooks begin: .xlsx, as other zip archives; old ones (.xls), as those with a password.
+PACKED, OLD = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"
 
 
 @dataclass
@@ -157,18 +158,9 @@ def find_file(path: str, data_root: str, beside: Path) -> Path:
     raise DataError(f"no file {where}; set data_root to the folder that holds it, or {fetch}")
 
 
-def _refuse_books(content: bytes) -> None:
-    """ValueError for a workbook that only other libraries read."""
-    if content.startswith(b"\xd0\xcf\x11\xe0"):
-        raise ValueError("it is an old (.xls) or password-protected workbook: save it as .xlsx without a password")
-    if content.startswith(b"PK") and (b"opendocument" in content[:99] or b"xl/workbook.bin" in content):
-        raise ValueError("it is a workbook of LibreOffice (.ods) or a binary one (.xlsb): save it as .xlsx")
-
-
 def unpacked(content: bytes) -> bytes:
     """What a gzip file holds; anything else as it is."""
-    _refuse_books(content)
-    if content.startswith(b"PK\x03\x04"):
+    if content.startswith((PACKED, OLD)):
         raise ValueError("it is a workbook (say `format: xlsx`) or a zip archive (unpack it)")
     return gzip.decompress(content) if content.startswith(b"\x1f\x8b") else content
 
@@ -229,14 +221,12 @@ def _sheet(content: bytes, file: File) -> pd.DataFrame:
 
 def sheet_cells(content: bytes) -> dict[str, pd.DataFrame]:
     """Sheet -> its cells, of a workbook. NA may be sodium; #N/A and its like are faults of a formula, and no value."""
-    _refuse_books(content)
     how = {"na_values": ["", "#N/A", "#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "#NUM!", "#NULL!"], "dtype": object}
-    how |= {"engine": "openpyxl", "header": None, "keep_default_na": False}
     try:
-        sheets = pd.read_excel(BytesIO(content), sheet_name=None, **how)
+        sheets = pd.read_excel(BytesIO(content), sheet_name=None, header=None, keep_default_na=False, **how)
     except UNREADABLE as error:
-        told = f"it is no .xlsx workbook, or only a part of one ({type(error).__name__})"
-        raise ValueError(f"{told}: download it again, or save the table as .xlsx") from None
+        what = f"an old, password-protected or broken workbook, or none ({type(error).__name__})"
+        raise ValueError(f"it is {what}: save it as .xlsx without a password, also .ods and .xlsb") from None
     written = {"_x000[Dd]_": "\r", "_x000[Aa]_": "\n"}  # line ends of other programs
     return {name: cells.replace(written, regex=True) for name, cells in sheets.items()}
 

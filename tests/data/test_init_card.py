@@ -116,7 +116,7 @@ def test_a_remark_in_a_column_of_codes_is_not_shown(tmp_path: Path) -> None:
     frame = VALUES.assign(lives=lives, ward=["acute ward", "acute care"] * 20)
     said, cases = guessed(csv(frame, sep=";")(tmp_path), "numeric_classification", tmp_path / "mine")
     assert "Huber" not in (tmp_path / "mine" / "card.yaml").read_text() + "\n".join(said)
-    assert "lives: NOT SHOWN, as 1 rows have words of their own, which may be remarks; see columns.fields" in said
+    assert "lives: NOT SHOWN, as 1 rows hold remarks; see columns.fields" in said
     assert "not shown to the model (exclude): lives" in said and cases[0].details["features"]["ward"] == 1.0
 
 
