@@ -8,6 +8,7 @@ from collections.abc import Generator, Iterator
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 from huggingface_hub import constants, get_session, try_to_load_from_cache
 
 from medstudy.arms import TRAINED
@@ -17,10 +18,10 @@ from medstudy.batch.engine import wanted_gpus
 from medstudy.batch.machine import visible_gpus
 from medstudy.data import audit
 from medstudy.data.card import DataCard, Hub, load_card
-from medstudy.data.cases import Case, DataError
+from medstudy.data.cases import Case, DataError, masked
 from medstudy.data.load import Loaded, load_cases
 from medstudy.data.splits import Splits, split_cases
-from medstudy.evaluation.views import show_counts
+from medstudy.evaluation.views import show_counts, unsolved
 from medstudy.files import from_root
 from medstudy.params import BUILTIN, ParamsError, RunParams, refuse_missing, resolve
 from medstudy.studies import StudyParams, load_study
@@ -83,11 +84,13 @@ def check_task(study: StudyParams, name: str, faults: list[str]) -> Iterator[str
     except (DataError, ParamsError) as error:
         return _add(faults, name, error)
     yield f"{name}: {card.title} ({first.data})"
-    yield f"  {loaded.rows_in} rows, {len(loaded.cases)} cases"
+    counts = {"": len(loaded.cases)} | dict(Counter(dropped.reason for dropped in loaded.dropped).most_common())
+    shown = {what: masked(n, card.shareable) for what, n in counts.items()}
+    rows = f"{loaded.rows_in} rows, " if shown == counts else ""  # from which a masked count would follow
+    yield f"  {rows}{shown.pop('')} cases"
     if "urgency" in card.labels:
         yield f"  urgency, from the least to the most urgent: {', '.join(card.labels['urgency'])}"
-    for reason, n in Counter(dropped.reason for dropped in loaded.dropped).most_common():
-        yield f"  left out: {n} x {reason}"
+    yield from (f"  left out: {n} x {reason}" for reason, n in shown.items())
     splits = None
     for model, its in runs.items():
         gpus = int(study.tasks[name].get("gpu", 0))
@@ -133,15 +136,18 @@ def _check_model(
     except DataError as error:
         faults.append(f"{run.task}, {run.model}: {error}")
         return None
-    yield f"  {run.model}: " + ", ".join(f"{part} {len(drawn)}" for part, drawn in vars(splits).items())
+    counts = {part: len(drawn) for part, drawn in vars(splits).items()} | {"out": lengths.excluded if lengths else 0}
+    shown = unsolved(pd.Series({part: masked(n, task.card.shareable) for part, n in counts.items()}, dtype=object))
+    yield f"  {run.model}: " + ", ".join(f"{part} {shown[part]}" for part in vars(splits))
     if not any(run.model in fault for fault in faults) and lengths is None:
         yield "    taken for a hub id, whose files are not on this machine yet: tokens, memory and time are not known"
     if lengths:
         yield (
             f"    {statistics.mean(lengths.prompt):.0f} tokens a prompt, longest {max(lengths.prompt)}, longest answer "
-            f"{max(lengths.answer)}; {lengths.excluded} cases left out, {lengths.truncated} cut (overlong)"
+            f"{max(lengths.answer)}; {shown['out']} cases left out, "
+            f"{masked(lengths.truncated, task.card.shareable)} cut (overlong)"
         )
-        yield "    " + forecast.needs(run, lengths, {part: len(drawn) for part, drawn in vars(splits).items()}, gpus)
+        yield "    " + forecast.needs(run, lengths, counts, gpus)
         labels = [label for names in task.labels.values() for label in names]
         if run.model in BUILTIN and (words := unknown_words(chat, labels)):
             which = ", ".join(f"'{word}'" for word in words)
@@ -199,4 +205,4 @@ def _audited(run: RunParams, card: DataCard, loaded: Loaded, splits: Splits) -> 
         yield f"{row['topic']} '{row['measure']}': {row['source']} ({counts})"
     yield from (f"note: {note}" for note in audit.notes(card, loaded, table))
     if few := too_few(run, len(splits.prefer) * run.pairs_per_case):
-        yield f"note: at most {few}"
+        yield f"note: at most {few}" if card.shareable else f"note: pairs and steps{few[few.index(':') :]}"

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -75,19 +76,20 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
     hide = table["topic"].eq("leak?") & table["measure"].str.startswith(WORDING) & (not card.shareable)
     hidden = table["source"][hide].tolist()
     parts = [name for name in table.columns[3:] if name != "validation" and table[name].notna().any()]
+    shown = partial(masked, shareable=card.shareable)
     for row in table[~hide].to_dict("records"):
         topic, what, count = row["topic"], row["measure"], row["source"]
         rare = [name for name in parts if topic in loaded.labels and row[name] < RARE]
         if topic == "leak?":
-            yield f"{what}: {count}; does it give the answer away? See columns.exclude"
+            yield f"{what}: {shown(count)}; does it give the answer away? See columns.exclude"
         elif topic == "repeats" and count:
-            yield f"{what}: {count}; see columns.repeats"
+            yield f"{what}: {shown(count)}; see columns.repeats"
         elif topic == "missing values" and count == len(loaded.cases):
             yield f"{what} has no value in any case"
         elif topic == "overlap" and max(row["validation"], row["test"]) > 0:
-            yield f"{what}: {row['validation']} of validation, {row['test']} of test"
+            yield f"{what}: {shown(row['validation'])} of validation, {shown(row['test'])} of test"
         elif rare:
-            counts = (f"{masked(row[name], card.shareable, 'fewer than')} in {name}" for name in rare)
+            counts = (f"{shown(row[name], below='fewer than')} in {name}" for name in rare)
             yield f"{topic} '{what}' is rare: {', '.join(counts)}"
     if hidden:
         told = f"wordings that alone tell the answer (not shown): {len(hidden)}, the best {max(hidden)}"
@@ -96,7 +98,7 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
         yield "no columns.group_id: if patients have several rows, one may be in two splits; name the patient's column"
     largest = Counter(case.group_id for case in loaded.cases).most_common(1)[0][1]
     if largest > len(loaded.cases) / 10:
-        yield f"one group holds {largest} of {len(loaded.cases)} cases: is columns.group_id the patient's column?"
+        yield f"one group holds {shown(largest)} of {shown(len(loaded.cases))} cases: is columns.group_id the patient's?"
 
 
 def _counts(cases: list[Case], loaded: Loaded) -> dict[tuple[str, str], int]:

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 import pandas as pd
 
 from medstudy.data.card import SPLITS, DataCard, load_card
-from medstudy.data.cases import SMALLEST_COUNT, Case, DataError
+from medstudy.data.cases import SMALLEST_COUNT, Case, DataError, masked
 from medstudy.data.rows import Row, RowDropped, answers_by_text, loose, text_key
 from medstudy.data.tables import Table, read_tables
 from medstudy.params import nearest
@@ -151,7 +151,7 @@ def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
         cells = pd.concat([t.frame[name] for t in tables if name in t.frame], ignore_index=True).dropna().astype(str)
         none = {value.casefold() for value in card.columns.no_value(name)}
         empty = cells[cells.str.strip().str.casefold().isin(NO_VALUE - none)].value_counts()
-        if said := ", ".join(f"'{value}' ({n})" for value, n in empty.items()):
+        if said := ", ".join(f"'{value}' ({masked(n, card.shareable)})" for value, n in empty.items()):
             yield f"column '{name}': {said} is shown as it is; if it means no value, see columns.missing"
         row = rf"\n(?:[^,;\t\n]+[,;\t](?! )){{{max(2, tables[0].frame.shape[1] - 1)}}}[^,;\t\n]*(?:\n|$)"
         odd = {
@@ -159,18 +159,20 @@ def _odd_cells(card: DataCard, tables: list[Table]) -> Iterator[str]:
             "have just the length at which spreadsheets and databases cut": cells.str.len().isin((32767, 65535)),
             "hold a line that looks like a row; is a quote left open?": cells.str.contains(row),
         }
-        yield from (f"column '{name}': {there.sum()} cells {what}" for what, there in odd.items() if there.any())
+        counts = {what: masked(int(there.sum()), card.shareable) for what, there in odd.items()}
+        yield from (f"column '{name}': {n} cells {what}" for what, n in counts.items() if n)
 
 
 def _check_answers(card: DataCard, cases: list[Case], dropped: list[Dropped]) -> None:
     if not cases:
-        reasons = "; ".join(f"{n} x {reason}" for reason, n in Counter(d.reason for d in dropped).items())
-        raise DataError(f"data card '{card.name}': no case is left of {len(dropped)} rows ({reasons})")
+        counts = Counter(d.reason for d in dropped).items()
+        reasons = "; ".join(f"{masked(n, card.shareable)} x {reason}" for reason, n in counts)
+        raise DataError(f"data card '{card.name}': no case is left ({reasons})")
     given = {case.split for case in cases}
     if card.columns.split and not {"train", "test"} <= given:
         raise DataError(f"data card '{card.name}': columns.split leaves cases for {sorted(map(str, given))} only")
     for outcome in card.labels:
         answers = {case.gold[outcome] for case in cases}
         if len(answers) < 2:
-            what = f"all {len(cases)} cases have one {outcome}, '{answers.pop()}'; there is nothing to tell apart"
-            raise DataError(f"data card '{card.name}': {what}, check columns.gold and the file")
+            what = f"all {masked(len(cases), card.shareable)} cases have one {outcome}, '{answers.pop()}'"
+            raise DataError(f"data card '{card.name}': {what}; nothing to tell apart: check columns.gold and the file")

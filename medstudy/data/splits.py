@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 
-from medstudy.data.cases import Case, DataError
+from medstudy.data.cases import Case, DataError, masked
 from medstudy.params import RunParams
 
 #: Shares taken where the source fixes no split and the number asked for is 0.
@@ -65,8 +65,8 @@ def split_cases(cases: Sequence[Case], params: RunParams) -> Splits:
     for outcome in sorted(cases[0].gold.keys() - cases[0].open_outcomes):
         for name, split in (("train", train), ("test", test)):
             if len(answers := {case.gold[outcome] for case in split}) == 1:
-                told = f"all {len(split)} cases of the {name} split have one {outcome}, '{answers.pop()}'"
-                raise DataError(f"{told}; raise n_{name}, or check the source's own splits")
+                told = f"all {masked(len(split), False)} cases of the {name} split have one {outcome}"
+                raise DataError(f"{told}, '{answers.pop()}'; raise n_{name}, or check the source's own splits")
     return Splits(train, prefer, validation, test)
 
 
@@ -94,7 +94,9 @@ def _stratum(cases: list[Case]) -> str:
 def _take(name: str, cases: list[Case], n: int) -> list[Case]:
     name = {"validation": "valid"}.get(name, name)
     if n > len(cases) or not cases:
-        told = f"n_{name} = {n}, but there are {len(cases)} cases (in {len({c.group_id for c in cases})} groups) for it"
+        # whether the source is private is not known here
+        there, groups = (masked(len(found), False) for found in (cases, {c.group_id for c in cases}))
+        told = f"n_{name} = {n}, but there are {there} cases (in {groups} groups) for it"
         remedy = "ask for fewer, here or in a split drawn before (first test, then validation, train, prefer)"
         raise DataError(f"{told}; {remedy}")
     return cases[:n] if n else cases

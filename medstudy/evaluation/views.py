@@ -112,10 +112,10 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
         table["measure"] = wording
         for outcome in card.labels:
             for name in counted:
-                table[name] = table[name].mask(topics == outcome, _unsolved(table.loc[topics == outcome, name]))
+                table[name] = table[name].mask(topics == outcome, unsolved(table.loc[topics == outcome, name]))
         for row in table.index:
-            table.loc[row, [*SPLITS]] = _unsolved(table.loc[row, [*SPLITS]])
-        table["source"] = table["source"].mask(topics == "rows", _unsolved(table.loc[topics == "rows", "source"], max))
+            table.loc[row, [*SPLITS]] = unsolved(table.loc[row, [*SPLITS]])
+        table["source"] = table["source"].mask(topics == "rows", unsolved(table.loc[topics == "rows", "source"], max))
     return aggregate(table, ["", "topic", "measure", "pairs audit"])  # the package's own words
 
 
@@ -127,7 +127,7 @@ def _count(value: Any, whole: bool) -> Any:
     return masked(int(value), whole)
 
 
-def _unsolved(counts: pd.Series, which: Callable[..., Any] = min) -> pd.Series:
+def unsolved(counts: pd.Series, which: Callable[..., Any] = min) -> pd.Series:
     """Counts of which a single one is masked, with another one hidden: the smallest, or ``which``."""
     others = {i: value for i, value in counts.items() if isinstance(value, int) and value > 0}
     if counts.isin([masked(1, False), HIDDEN]).sum() == 1 and others:

@@ -8,7 +8,7 @@ from itertools import accumulate
 
 import pandas as pd
 
-from medstudy.data.cases import Case, DataError
+from medstudy.data.cases import Case, DataError, masked
 from medstudy.params import RunParams
 from medstudy.show import own
 from medstudy.tasks.base import Message, Task
@@ -96,8 +96,9 @@ def _tokens(cases: list[Case], task: Task, chat: Chat, params: RunParams) -> lis
     longest = max(sizes, default=0)
     if longest > few and params.overlong == "error":
         name = f", that of case {cases[sizes.index(longest)].case_id}," if task.card.shareable else ""
+        over, of = (masked(n, task.card.shareable) for n in (sum(size > few for size in sizes), len(sizes)))
         raise DataError(
-            f"{sum(size > few for size in sizes)} of {len(sizes)} gold answers could never be given: the longest{name}"
+            f"{over} of {of} gold answers could never be given: the longest{name}"
             f" needs {longest} tokens with its end token, max_new_tokens is {few}; set max_new_tokens = {longest}"
         )
     return found

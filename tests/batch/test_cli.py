@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def root(tmp_path: Path) -> Path:
     root = mock_study.make(tmp_path, seeds=(0, 1))
     rows = [f"note {i} on the ward,{('no', 'yes')[i % 2]}" for i in range(40)] + ["note 99,unknown"]
     (root / "fever.csv").write_text("\n".join(["note,fever", *rows]))
-    (root / "fever.yaml").write_text(CARD)
+    (root / "fever.yaml").write_text(CARD + "shareable: true\n")
     study = root / "params" / "tiny"
     write(study / "study.yaml", models=["mock/a"], seeds=[0, 1], tasks={"text_classification": {}})
     write(study / "text_classification.yaml", data="fever.yaml", n_train=6, n_prefer=4, n_valid=4, n_test=12)
@@ -78,8 +79,32 @@ def test_check_says_what_would_run(root: Path) -> None:
     assert "taken for a hub id, whose files are not on this machine yet" in done.stdout
     assert "left out: 1 x" in done.stdout
     assert "note: at most 4 pairs give 1 optimiser steps: too few" in done.stdout
+    assert "label 'no' is rare: 3 in train" in done.stdout
     assert "runs: 2 not started" in done.stdout
     assert not (root / "results").exists()
+
+
+def test_check_of_a_private_source_masks_small_counts_and_what_they_follow_from(root: Path, tiny_model: Path) -> None:
+    """Rows less cases were the one row that is left out, splits and pairs the patients in them."""
+    study = root / "params" / "tiny"
+    (root / "fever.yaml").write_text(CARD)
+    write(study / "study.yaml", models=[str(tiny_model)], seeds=[0], tasks={"text_classification": {}})
+    rows = [f"note {i} on the ward,{('no', 'yes')[i % 2]}" for i in range(80)]
+    rows += ["note 1 on the ward,yes", "a note,unknown", f"{'long ' * 600},yes"]
+    (root / "fever.csv").write_text("\n".join(["note,fever", *rows]))
+    task = study / "text_classification.yaml"
+    sizes = {"n_train": 0, "n_prefer": 0, "n_valid": 0, "n_test": 0}
+    write(task, data="fever.yaml", **sizes, overlong="exclude", max_new_tokens=16)
+    done = medstudy(root, "check", "params/tiny")
+    assert done.returncode == 0, done.stderr
+    said = done.stdout
+    assert "\n  82 cases\n" in said and "left out: < 11 x no answer for 'label'" in said
+    assert "; < 11 cases left out, 0 cut" in said and "hidden" not in said
+    assert re.search(r": train \d\d, prefer \d\d, validation < 11, test \d\d\n", said), said
+    assert "cases that repeat a text: < 11;" in said and "note: pairs and steps: too few" in said
+    write(task, data="fever.yaml", **sizes, overlong="truncate", max_new_tokens=16, few_shot_k=0)
+    said = medstudy(root, "check", "params/tiny").stdout  # all cases are in a split now
+    assert "; 0 cases left out, < 11 cut" in said and ", validation < 11, test hidden\n" in said
 
 
 def test_check_refuses_what_cannot_run(root: Path) -> None:

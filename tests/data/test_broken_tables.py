@@ -138,7 +138,7 @@ REFUSED = {
     "not one of the labels": ("note,uti\na,yes\nb,Yes!\n", {"gold": {"label": {"column": "uti"}}}, {},
      ["'Yes!'", "allowed (no, yes)"]),
     "one class only": ("note,uti\na,1\nb,1\n", {}, {}, ["all 2 cases have one label, 'yes'"]),
-    "nothing left": ("note,uti\n,1\nb,\n", {}, {}, ["no case is left of 2 rows", "1 x no text in column 'note'"]),
+    "nothing left": ("note,uti\n,1\nb,\n", {}, {}, ["no case is left (1 x no text", "1 x no text in column 'note'"]),
     "case id twice": ("id,note,uti\n1,x,1\n1.0,y,0\n", {"case_id": "id"}, {}, ["case id '1'", "row 1", "row 2"]),
     "leading zeros": ("id,note,uti\n0012,x,1\n12,y,0\n", GROUPS, {}, ["'0012' and '12'", "leading zeros"]),
     "ids in two cases": ("id,note,uti\np1,x,1\nP1,y,0\n", GROUPS, {}, ["'p1' and 'P1'", "two patients"]),
@@ -199,6 +199,31 @@ def test_noted_by_check(tmp_path, content, columns, said):
     mine = card(columns)
     lines = list(audit.notes(mine, loaded, audit.audit(loaded, splits)))
     assert any(said in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (NOTED["texts that say nothing"][0], "'none' (< 11) is shown as it is"),
+        (NOTED["wrong signs"][0], ": < 11 cells hold signs of a wrong encoding"),
+        (table(f"{w if i > 7 else WORDS[0]},{i % 2}" for i, w in enumerate(WORDS)), "that repeat a text: < 11; see"),
+        (table(f"{w if i > 7 else WORDS[0]},{i % 2}" for i, w in enumerate(WORDS)), "group holds < 11 of 60 cases"),
+    ],
+)
+def test_notes_on_a_private_source_mask_small_counts(tmp_path, content, said):
+    loaded = cases_of(tmp_path, content, {}, {}, shareable=False)
+    splits = split_cases(loaded.cases, asked(20, 8, 16, 0, 0, n_prefer=10))
+    lines = list(audit.notes(card(shareable=False), loaded, audit.audit(loaded, splits)))
+    assert any(said in line for line in lines), lines
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("note,uti\n,1\nb,\n", "no case is left (< 11 x no text"), ("note,uti\na,1\nb,1\n", "all < 11 cases have")],
+)
+def test_errors_of_a_private_source_mask_small_counts(tmp_path, content, said):
+    with pytest.raises(DataError, match=re.escape(said)):
+        cases_of(tmp_path, content, {}, {}, shareable=False)
 
 
 def test_one_rule_for_ids_in_all_files(tmp_path):

@@ -107,7 +107,8 @@ def test_given_splits_are_kept_and_validation_is_carved_out_of_train():
         (make(100, group=100), (10, 10, 10), r"n_valid = 10, but there are 0 cases \(in 0 groups\)"),
         (make(100, split="test"), (10, 10, 10), "n_valid = 10, but there are 0 cases"),
         (make(100), (0, 50, 50), "n_prefer = 1, but there are 0 cases"),
-        (make(101), (10, 10, 1), "all 1 cases of the test split have one label, 'no'; raise n_test"),
+        (make(101), (10, 10, 1), "all < 11 cases of the test split have one label, 'no'; raise n_test"),
+        (make(100), (10, 10, 95), r"n_valid = 10, but there are < 11 cases \(in < 11 groups\)"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(cases, sizes, said):

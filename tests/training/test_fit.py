@@ -368,6 +368,10 @@ def test_an_answer_that_could_never_be_given_is_an_error_or_counted(
     recorded = [dataclasses.replace(case, demonstration={"label": "no, surely not"}) for case in cases[:2]]
     with pytest.raises(DataError, match="2 of 2 gold answers could never be given"):  # SFT would learn to be cut off
         fit_context(recorded, task, chat, params)
+    private = copy.copy(task)
+    private.card = task.card.model_copy(update={"shareable": False})
+    with pytest.raises(DataError, match="^< 11 of < 11 gold answers .* the longest needs"):
+        fit_context(recorded, private, chat, params)
 
 
 def test_worked_examples_are_of_training_as_recorded_or_refused(
