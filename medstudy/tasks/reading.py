@@ -34,8 +34,9 @@ _REVISED = re.compile(r"\b(?:actually|wait|correction|sorry|second thought|inste
 
 def said(text: str) -> str:
     """What stands after a thinking block; nothing, where the block was never closed."""
-    after = re.split(r"</think(?:ing)?>", text, flags=re.IGNORECASE)[-1]
-    return re.split(r"<think(?:ing)?>", after, flags=re.IGNORECASE)[0].strip()
+    begins, ends = (rf"[\[<]{slash}(?:\w+:)?think(?:ing)?[\]>]" for slash in ("", "/"))
+    after = re.split(ends, text, flags=re.IGNORECASE)[-1]
+    return re.split(begins, after, flags=re.IGNORECASE)[0].strip()
 
 
 def plain(text: str) -> str:

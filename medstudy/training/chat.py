@@ -54,7 +54,7 @@ class Chat:
         self, tokenizer: PreTrainedTokenizerBase, stops: tuple[int, ...] = (), source: str = "", context: int = 0
     ) -> None:
         self.tokenizer, self.context, self._source = tokenizer, context, source
-        added = {token.content: token.special for token in tokenizer.added_tokens_decoder.values()}
+        added = {t.content: t.special for t in tokenizer.added_tokens_decoder.values() if t.content.strip()}
         control = [re.escape(text) for text, special in added.items() if special or re.fullmatch(r"<\S+>", text)]
         self._control = re.compile("|".join(sorted(control, key=len, reverse=True)) or "(?!)")
         asked, row = self._examine()
@@ -100,7 +100,7 @@ class Chat:
         """The answer in generated token ids: up to the first stop token, without special tokens and thoughts."""
         end = next((i for i, token in enumerate(ids) if token in self.stops), len(ids))
         added = self.tokenizer.added_tokens_decoder
-        special = {i for i, token in added.items() if token.special and "think" not in token.content}
+        special = {i for i, t in added.items() if t.special and t.content.strip() and "think" not in t.content.lower()}
         kept = [i for i in ids[:end] if i not in special]
         return said(self.tokenizer.decode(kept, clean_up_tokenization_spaces=False))
 
@@ -148,14 +148,15 @@ class Chat:
     def _find_end(self, after: str, stops: tuple[int, ...]) -> tuple[int, str]:
         """The first token behind an answer that stands for itself, an added one or the checkpoint's; all up to it.
 
-        Where there is none, the next turn may begin with a token at which the checkpoint stops (GLM 4).
+        White space never does, as answers hold it. Where there is none, the next turn may begin with a token at which
+        the checkpoint stops (GLM 4).
         """
         added = self.tokenizer.added_tokens_decoder
         following = self._render(_TURNS).partition(_ANSWERED)[2]
         for behind, ends in ((after, {*added, *stops}), (following, set(stops))):
             for token in self.ids(behind):
                 text = added[token].content if token in added else self.tokenizer.decode([token]).strip()
-                if token in ends and token != self.tokenizer.unk_token_id and text in behind:
+                if token in ends and token != self.tokenizer.unk_token_id and text.strip() and text in behind:
                     return token, behind[: behind.index(text) + len(text)]
         raise self.refused(
             "it ends no answer with a token of its own, so that the model would never learn to stop",

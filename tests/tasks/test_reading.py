@@ -50,6 +50,8 @@ ONE_LABEL = [
     (MASS, "<think>Could be benign. Benign?</think>\nmalignant", "malignant"),
     (MASS, "Benign or not? </think> malignant", "malignant"),
     (MASS, "<think>\n\n</think>\n\nThe mass is malignant.", "malignant"), (MASS, "<think>It is malignant", None),
+    (MASS, "[THINK]Benign?[/THINK]malignant", "malignant"), (MASS, "[THINK]It is malignant", None),
+    (MASS, "<seed:think>Benign?</seed:think>malignant", "malignant"), (MASS, "<seed:think>It is malignant", None),
     # labels within labels and within other words
     (URGENCY, "This is non-urgent.", "non-urgent"), (URGENCY, "This is less urgent.", "less urgent"),
     (URGENCY, "This case is urgent.", "urgent"), (URGENCY, "Treat urgently", None),

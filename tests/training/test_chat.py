@@ -74,9 +74,11 @@ REFUSED = {
 }
 
 
-def tokenizer(template: str, kind: str = "bytes", special: bool = True, **given: str) -> PreTrainedTokenizerFast:
+def tokenizer(
+    template: str, kind: str = "bytes", special: bool = True, more: tuple[str, ...] = (), **given: str
+) -> PreTrainedTokenizerFast:
     """Words as they come, of bytes or of pieces with a leading blank; the turns' tokens are added."""
-    added = ["<s>", "</s>", "<pad>", "<think>", "</think>"]
+    added = ["<s>", "</s>", "<pad>", "<think>", "</think>", *more]
     added += [f"<|{name}|>" for name in ("user", "assistant", "end", "channel", "message")]
     letters = sorted({*pre_tokenizers.ByteLevel.alphabet(), *string.printable, "▁"})
     bpe = Tokenizer(models.BPE({letter: i for i, letter in enumerate(["<unk>", *letters])}, [], unk_token="<unk>"))
@@ -145,6 +147,28 @@ def test_no_thought_is_an_answer() -> None:
     chat = Chat(tokenizer(KINDS["plain"]))
     ids = chat.tokenizer("<think>malignant? no</think>\n\nbenign<|end|>yes", add_special_tokens=False)["input_ids"]
     assert (chat.read(ids), chat.read(ids[:12])) == ("benign", "")
+
+
+@pytest.mark.parametrize("name", ["[{}THINK]", "<{}seed:think>", "<{}Thinking>"])
+@pytest.mark.parametrize("special", [True, False])
+def test_a_thought_in_another_form_is_no_answer(name: str, special: bool) -> None:
+    """Magistral's were read as the answer, as its tokens are special and in capitals."""
+    marks = name.format(""), name.format("/")
+    made = tokenizer(KINDS["plain"], special=special)
+    made.add_tokens([AddedToken(mark, special=special, normalized=False) for mark in marks], special_tokens=special)
+    chat = Chat(made)
+    ids = chat.ids(f"{marks[0]}malignant? no{marks[1]}benign<|end|>")
+    assert made.convert_tokens_to_ids(marks[1]) in ids
+    assert (chat.read(ids), chat.read(ids[: ids.index(made.convert_tokens_to_ids(marks[1]))])) == ("benign", "")
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_an_added_token_of_white_space_ends_no_answer(special: bool) -> None:
+    """Answers of two lines were cut to one where the template writes a newline before its end token."""
+    chat = Chat(tokenizer(KINDS["plain"].replace("'<|end|>'", "'\n<|end|>'"), special=special, more=("\n",)))
+    _, completion = chat.row(asked("Well?"), "Provider: nurse\nUrgency: high")
+    assert chat.tokenizer.convert_ids_to_tokens(chat.end) == "<|end|>"
+    assert chat.read(completion) == "Provider: nurse\nUrgency: high"
 
 
 def test_the_built_in_models_are_asked_and_trained_in_the_tokens_they_were_made_with(
