@@ -146,7 +146,9 @@ class Measured:
 
     def few_differ(self, pair: Pair) -> bool:
         """Whether, of a private source, few answers differ in a training: an exact error would tell how many."""
-        told = (n for gained, lost in self.changed(pair) for n in (gained, lost, gained + lost))
+        both = zip(*(self.terms[arm] for arm in pair), strict=True)
+        differ = [int((first != second).any(axis=(1, 2)).sum()) for first, second in both]
+        told = (*differ, *(n for changed in self.changed(pair) for n in changed))
         return not self.answers.shareable and any(0 < n < SMALLEST_COUNT for n in told)
 
     def row(self, pair: Pair, estimate: Estimate | None = None) -> dict[str, Any]:

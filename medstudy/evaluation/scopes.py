@@ -214,8 +214,8 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
     """tables/variances.csv: what trainings and what cases add to the error of a contrast, for `medstudy plan`.
 
     The squared error of a mean over seeds is ``seed_sd``² / seeds + ``case_sd``². Of the first, ``own_sd``² comes from
-    other cases in one training alone; it and the second fall with the number of test cases. Lines of scope "cell" are
-    means over the models; "task": of the mean over the models.
+    other cases in one training alone (0: not told); it and the second fall with the number of test cases. Lines of
+    scope "cell" are means over the models; "task": of the mean over the models.
     """
     columns = ["scope", "task", "outcome", "contrast", "seed_sd", "own_sd", "case_sd", "n_cases", "n_seeds", "n_models"]
     rows = []
@@ -224,8 +224,8 @@ def variances_table(cells: Sequence[Cell]) -> pd.DataFrame:
         by_model = [_over_models(outcome, pair, [cell]) for cell in of] if outcome != MEAN else []
         for scope, lines in (("task", [line]), ("cell", by_model)):
             if lines:
-                spread = [[x.seed_variance for x in lines], [x.own_variance for x in lines]]
                 told = _tells(of, outcome, pair)
+                spread = [[x.seed_variance for x in lines], [0.0 if told else x.own_variance for x in lines]]
                 found = [estimates([x], hidden=[told])[0] for x in lines]
                 spread.append([x.coarse().case if told else x.case for x in found])
                 digits = 2 if told else 5

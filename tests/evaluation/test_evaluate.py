@@ -208,6 +208,31 @@ def test_answers_that_differ_in_one_seed_of_a_private_source_are_counted_seed_by
         assert told.equals(told.round(2)) is not shareable
 
 
+@pytest.mark.parametrize("task", ["text_classification", "clinical_triage"])
+def test_few_differing_answers_are_counted_for_an_f1_too(task: str) -> None:
+    """Errors of an F1 were exact: those of 1 to 10 changed answers of 100 are its square roots, case by case."""
+    names = ["label"] if task == "text_classification" else ["provider", "urgency"]
+    labels = {name: ["a", "b"] for name in names}
+
+    def tables(changed: int, shareable: bool) -> list[pd.DataFrame]:
+        gold, made = [dict.fromkeys(labels, g) for g in "ab" * 50], []
+        for seed in range(2):
+            answers = {"sft": gold[:90] + [{}] * 10, "sft_more": gold[:60] + [{}] * 40, "dpo": gold[:90] + [{}] * 10}
+            answers["dpo"][30 * seed : 30 * seed + changed] = [dict.fromkeys(labels, "b")] * changed
+            made.append(pd.concat([rows(arm, gold, said) for arm, said in answers.items()]))
+            made[-1].attrs["shareable"] = shareable
+        return made
+
+    for changed, shareable, hidden in ((4, False, True), (4, True, False), (25, False, False)):
+        cell = Cell(task, "m", measure(tables(changed, shareable), task, labels, None), (0, 1))
+        shown = contrasts_table([cell]).query("primary and contrast == 'dpo-sft'")
+        assert shown["test"].str.endswith("error rounded up").all() == hidden
+        told = variances_table([cell]).query("contrast == 'dpo-sft' and outcome != 'under_triage'")
+        assert "mean" in set(told["outcome"])
+        deviations = told[["seed_sd", "own_sd", "case_sd"]]
+        assert (told["own_sd"] == 0).all() == deviations.equals(deviations.round(2)) == hidden
+
+
 def test_few_differing_answers_are_told_by_no_interval_of_their_own_nor_of_another_cell() -> None:
     """The same differences, training by training, from 12, 18 or 30 answers: nothing that is shown may tell which."""
 
