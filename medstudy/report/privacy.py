@@ -118,11 +118,15 @@ def guard_of(folders: Iterable[Path]) -> Guard:
     for folder in folders:
         if _is_known(folder) and is_private(folder):
             said = _source(folder)
-            card = json.loads(said["known"]) | {"load": None}  # the file's name, and what rows held, may be a patient's
-            card["columns"] = {key: value for key, value in card["columns"].items() if key not in ("gold", "missing")}
+            card = json.loads(said["known"], object_hook=_without_cells)
             named = " ".join((json.dumps(card), *folder.parts[-4:]))  # study, model and task are said everywhere
             guard.add(pd.read_parquet(folder / "private" / "cases.parquet"), said["card"], named)
     return guard
+
+
+def _without_cells(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of a card without what may be a patient's: the file's name, and what rows held."""
+    return {key: value for key, value in part.items() if key not in ("load", "gold", "map", "missing")}
 
 
 def is_private(run: Path) -> bool:

@@ -22,6 +22,7 @@ from IPython.core.formatters import DisplayFormatter
 
 from medstudy.arms import TRAINED
 from medstudy.batch.cli import main
+from medstudy.data.card import DataCard
 from medstudy.data.cases import Case
 from medstudy.report import privacy, withhold
 from medstudy.report.privacy import guard_of, is_private
@@ -370,13 +371,19 @@ def test_a_notebook_that_ran_elsewhere_can_be_shared(tmp_path: Path, params, car
         assert not (tmp_path / "copy.ipynb").exists()
 
 
-def test_words_of_a_cards_missing_values_are_still_a_patients(tmp_path: Path, params, card) -> None:
+@pytest.mark.parametrize("where", ["missing", "fields", "split", "rejected", "demonstration"])
+def test_words_of_a_cards_missing_values_and_maps_are_a_patients(where: str, tmp_path: Path, params, card) -> None:
     """A remark that init-card put there counted as a word that everybody may read."""
     run = Run(params.model_copy(update={"results": str(tmp_path / "results")}))
-    columns = card.columns.model_copy(update={"missing": {"label": ["wife of mayor Grabowska called"]}})
-    private = card.model_copy(update={"shareable": False, "columns": columns})
-    run.keep_source(private, [Case("c1", "g1", "Grabowska called again", {"label": "yes"}, {})])
-    assert "rare word of a case" in guard_of([run.folder]).rules_broken("seen: Grabowska")
+    remark = "wife of mayor Grabowska called"
+    mapped = {"column": "ward", "map": {remark: "train" if where == "split" else "yes"}}
+    held = {"missing": {"label": [remark]}, "fields": [mapped | {"wording": "seen on"}], "split": mapped}
+    columns = card.columns.model_dump() | {"text": "{fields}" if where == "fields" else "{note}"}
+    columns |= {where: held.get(where, {"label": mapped})}
+    private = DataCard.model_validate(card.model_dump() | {"shareable": False, "load": None, "columns": columns})
+    run.keep_source(private, [Case("c1", "g1", "Grabowska called again from the ward", {"label": "yes"}, {})])
+    guard = guard_of([run.folder])
+    assert guard.rules_broken("seen: Grabowska") == ["rare word of a case"] and not guard.rules_broken("the ward")
 
 
 def test_a_private_notebook_is_not_shared_whole_where_its_folder_holds_a_public_run_by_now(
