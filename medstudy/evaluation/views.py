@@ -90,9 +90,9 @@ def show_text(card: DataCard, text: str) -> str:
 def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()) -> pd.DataFrame:
     """A table of counts to look at; of a source that may not be shown, counts of 1 to 10 read ``< 11``.
 
-    Where that masks one label of an outcome alone, or one split of a line, the next smallest reads ``hidden``, as the
-    first would follow from the total. Only tables as the package made them (`show.own`) are tagged: a user's may be
-    counts of names.
+    Where that masks one label of an outcome alone, or one split of a line, or several whose sum tells them, the next
+    smallest reads ``hidden``, as they would follow from the total. Only tables as the package made them (`show.own`)
+    are tagged: a user's may be counts of names.
 
     ``columns``: where the counts of cases are; everywhere, if empty.
     """
@@ -101,6 +101,7 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
     of_cases = ~topics.astype(str).str.startswith("words")  # lengths of texts are no counts of cases
     # as objects: beside a mean, pandas would turn a count of 168 into 168.00
     table = table.rename(columns=str).astype(object)
+    exact = table.copy()
     for name in counted:
         values = zip(table[name], of_cases, strict=True)
         shown = [_count(value, card.shareable or not counts) for value, counts in values]
@@ -110,12 +111,16 @@ def show_counts(card: DataCard, table: pd.DataFrame, columns: Sequence[str] = ()
     if not card.shareable and "topic" in table:
         wording = table["measure"].str.replace(rf"^{WORDING}'.*?' alone", "a wording (not shown) alone", regex=True)
         table["measure"] = wording
-        for outcome in card.labels:
-            for name in counted:
-                table[name] = table[name].mask(topics == outcome, unsolved(table.loc[topics == outcome, name]))
-        for row in table.index:
-            table.loc[row, [*SPLITS]] = unsolved(table.loc[row, [*SPLITS]])
-        table["source"] = table["source"].mask(topics == "rows", unsolved(table.loc[topics == "rows", "source"], max))
+        before = None
+        while not table.equals(before):  # what is hidden in a line may be alone in its column
+            before = table.copy()
+            for of in (topics == outcome for outcome in card.labels):
+                for name in counted:
+                    table.loc[of, name] = unsolved(table.loc[of, name], exact.loc[of, name])
+            for row in table.index:
+                table.loc[row, [*SPLITS]] = unsolved(table.loc[row, [*SPLITS]], exact.loc[row, [*SPLITS]])
+        of = topics == "rows"
+        table.loc[of, "source"] = unsolved(table.loc[of, "source"], exact.loc[of, "source"], max)
     return aggregate(table, ["", "topic", "measure", "pairs audit"])  # the package's own words
 
 
@@ -127,11 +132,16 @@ def _count(value: Any, whole: bool) -> Any:
     return masked(int(value), whole)
 
 
-def unsolved(counts: pd.Series, which: Callable[..., Any] = min) -> pd.Series:
-    """Counts of which a single one is masked, with another one hidden: the smallest, or ``which``."""
+def unsolved(counts: pd.Series, exact: pd.Series, which: Callable[..., Any] = min) -> pd.Series:
+    """Counts of which those that are masked follow from their sum, with another one hidden: the smallest, or ``which``.
+
+    So do a single one, few cases together, and counts that are all as small or as large as such can be.
+    """
     others = {i: value for i, value in counts.items() if isinstance(value, int) and value > 0}
-    if counts.isin([masked(1, False), HIDDEN]).sum() == 1 and others:
-        return counts.where(counts.index != which(others, key=others.__getitem__), HIDDEN)
+    of = exact[counts.isin([masked(1, False), HIDDEN])]
+    edge = of.isin([1, SMALLEST_COUNT]).all() or (of == SMALLEST_COUNT - 1).all()
+    if others and len(of) and (len(of) == 1 or of.sum() < SMALLEST_COUNT or edge):
+        return counts.where(counts.index != which(others, key=others.get), HIDDEN)
     return counts
 
 

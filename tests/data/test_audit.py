@@ -130,6 +130,35 @@ def test_a_masked_count_does_not_follow_from_the_others_of_its_line(card):
     assert show_counts(private, lengths, ["source", *parts])["source"].tolist() == [7]
 
 
+def test_several_masked_counts_do_not_follow_from_their_total(card):
+    """98 beside two masked ones of 100 said that both are 1."""
+    private, parts = card.model_copy(update={"shareable": False}), ["train", "prefer", "validation", "test"]
+    few, line = "< 11", ["source", *parts]
+
+    def shown(*rows: list) -> list[list]:
+        made = own(pd.DataFrame(rows, columns=["topic", "measure", *line]).astype(dict.fromkeys(line, "Int64")))
+        return show_counts(private, made, line)[line].to_numpy().tolist()
+
+    def labels(*counts: int) -> list:
+        rows = [["label", f"label {i}", count, None, None, None, None] for i, count in enumerate(counts)]
+        return [source for source, *_ in shown(*rows)]
+
+    assert labels(98, 1, 1) == ["hidden", few, few] and labels(60, 38, 1, 1) == [60, "hidden", few, few]
+    assert labels(80, 10, 10) == ["hidden", few, few]  # no other two counts below 11 make 20
+    assert labels(40, 11, 1) == ["hidden", "hidden", few]  # nor do others make 12
+    assert labels(88, 5, 7) == [88, few, few] and labels(98, 2, 0) == ["hidden", few, 0]
+    assert shown(["label", "yes", 60, 57, 0, 1, 2]) == [[60, "hidden", 0, few, few]]
+    kinds = (("in the source", 100), ("kept", 97), ("dropped: no text", 1), ("dropped: no answer", 2))
+    rows = [["rows", what, count, None, None, None, None] for what, count in kinds]
+    assert [source for source, *_ in shown(*rows)] == ["hidden", 97, few, few]
+    # one that was hidden for its line does not follow from the other label's in its split
+    rows = shown(["label", "yes", 103, 50, 28, 20, 5], ["label", "no", 397, 150, 72, 80, 95])
+    assert {tuple(shown == 0 or isinstance(shown, str) for shown in of) for of in zip(*rows, strict=True)} == {
+        (False, False),
+        (True, True),
+    }
+
+
 def test_a_table_that_somebody_added_to_is_not_the_packages(card):
     made = own(pd.DataFrame({"value": {"pairs": 168}}).rename_axis("pairs audit"))
     assert hasattr(show_counts(card, made), "_repr_mimebundle_")
