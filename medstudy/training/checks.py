@@ -13,7 +13,7 @@ from operator import eq
 from typing import TYPE_CHECKING, Any
 
 from medstudy.arms import ARMS, TRAINED
-from medstudy.data.cases import masked
+from medstudy.data.cases import SMALLEST_COUNT, masked
 from medstudy.params import MARGIN
 from medstudy.tasks.reading import normalise
 from medstudy.training.decoding import ROUNDING
@@ -34,6 +34,8 @@ MOVED = 0.02
 #: Arms that answer the question what DPO's gain is worth.
 CONTROLS = tuple(arm for arm in TRAINED if ARMS[arm].start == "sft" and ARMS[arm].trainer == "SFTTrainer")
 ANSWERED = tuple(f"answers_{arm}" for arm in ("base", *TRAINED))
+#: Stands where the score of few validation cases of a private source would stand.
+FEW = f"not told: fewer than {SMALLEST_COUNT} cases"
 DRAWN = {"adapter of SFT": True, "sampled": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 
 Judged = tuple[Any, Any]
@@ -53,6 +55,11 @@ def gate(name: str, expected: str, *stages: str) -> Callable[[Any], Any]:
 
 def _sum(measured: dict[str, dict[str, Any]], fact: str) -> int:
     return sum(facts[fact] for facts in measured.values())
+
+
+def _counts(seen: Seen, value: dict[str, int]) -> dict[str, int | str]:
+    """Counts of cases as they may be shown; what is judged stays exact."""
+    return {what: masked(n, seen.shareable) for what, n in value.items()}
 
 
 @gate("reference is the SFT model", "no difference (in plain DPO a loss of ln 2 = 0.6931)", "dpo")
@@ -160,7 +167,8 @@ def _controls(seen: Seen) -> Judged:
             value[arm]["validation"] = "not looked at, as SFT or this arm had one setting"
         else:
             own, sft = (row["score"] for row in scored)
-            value[arm]["validation"] = f"{own:.3f}, SFT {sft:.3f}"
+            few = not seen.shareable and scored[0]["n"] < SMALLEST_COUNT
+            value[arm]["validation"] = FEW if few else f"{own:.3f}, SFT {sft:.3f}"
             error = math.sqrt(sum(row["score"] * (1 - row["score"]) / row["n"] for row in scored))
             good &= sft - own <= max(MARGIN, 3 * error)
     return good, value
@@ -214,7 +222,7 @@ def _pairs(seen: Seen) -> Judged:
     """Pairs teach nothing, or DPO has seen cases that it is tested on: make pairs of splits.prefer alone."""
     names = ["identical pairs left", "pairs from other cases", "pairs from groups of other splits"]
     value = {name: int(seen.pairs_audit.loc[name, "value"]) for name in names}
-    return not any(value.values()), value
+    return not any(value.values()), _counts(seen, value)
 
 
 @gate("chosen is right, rejected is wrong", "own errors: all; else most", *TRAINED, "samples")
@@ -234,10 +242,11 @@ def _sides(seen: Seen) -> Judged:
     if seen.own_errors:
         unlike = sum(normalise(text) not in seen.samples.get(case.case_id, ()) for case, text in said[1::2])
         wrong = value["chosen scored wrong"] or value["rejected scored right"] or unlike
-        return not wrong, value | {"rejected is no sample": unlike}
+        return not wrong, _counts(seen, value | {"rejected is no sample": unlike})
     # raters may prefer what is not right, but not more often the other way round, nor set answers against gibberish
     good = max(value["rejected scored right"], value["rejected is no answer"]) <= max(1, len(both)) / 2
-    return good and value["the wrong way round"] <= sum(chosen and not other for chosen, other in both), value
+    good &= value["the wrong way round"] <= sum(chosen and not other for chosen, other in both)
+    return good, _counts(seen, value)
 
 
 @gate("splits are disjoint", "0 shared")
@@ -247,7 +256,7 @@ def _disjoint(seen: Seen) -> Judged:
     for key in ("case_id", "group_id"):
         names = [{getattr(case, key) for case in part} for part in vars(seen.splits).values()]
         shared += sum(map(len, names)) - len(set().union(*names))
-    return not shared, {"shared cases or groups": shared}
+    return not shared, _counts(seen, {"shared cases or groups": shared})
 
 
 @gate("no test text is trained on", f"0 the same, near-duplicates <= {NEAR_TOLERANCE:.0%} of the test", *TRAINED)
@@ -256,8 +265,7 @@ def _copies(seen: Seen) -> Judged:
     trained = {prompt for arm in seen.trained for prompt, _ in seen.learnt[arm]}
     same = sum(seen.prompt[case.case_id] in trained for case in seen.splits.test)
     value = {"test prompts that were trained": same, "near-duplicates of test cases in training": seen.near}
-    shown = {what: masked(n, seen.shareable) for what, n in value.items()}
-    return not same and seen.near <= NEAR_TOLERANCE * len(seen.splits.test), shown
+    return not same and seen.near <= NEAR_TOLERANCE * len(seen.splits.test), _counts(seen, value)
 
 
 @gate("the prompt holds no answer", "neither")

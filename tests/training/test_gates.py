@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
 from test_fit import spoilt
@@ -332,6 +333,29 @@ def test_a_dpo_that_moved_nothing_is_no_measure_of_the_controls(clean: Study, tm
     study = clean.elsewhere(tmp_path)
     told(study, "dpo", moved=0.0)
     assert study.gates()["the controls learnt"].passed
+
+
+def test_few_cases_of_a_private_source_are_counted_by_no_gate() -> None:
+    """One rejected answer that could not be read, one shared patient and a score of 8 cases stood in gates.json."""
+    cases, few = made_up(0, 40), "< 11"
+    rejected = ["xq zz", *({"yes": "no", "no": "yes"}[TASK.target(case)] for case in cases[1:])]
+    sides = [(case, text) for case, wrong in zip(cases, rejected, strict=True) for text in (TASK.target(case), wrong)]
+    facts = {"first_loss": 1.0, "last_loss": 0.5, "moved": 1.0}
+    audit = {"identical pairs left": 1, "pairs from other cases": 0, "pairs from groups of other splits": 12}
+    seen = {"task": TASK, "own_errors": False, "taught": {"dpo": sides}, "learnt": {"dpo": sides}}
+    seen |= {"pairs_audit": pd.DataFrame({"value": audit}), "splits": Splits(cases, [], [], cases[:1])}
+    seen |= {"trained": {"sft_more": facts}}
+    seen |= {"tried": {arm: [SCORE | {"n": 8}] for arm in ("sft", "sft_more")}}
+    told = {
+        "chosen is right, rejected is wrong": {"pairs": 40, "rejected is no answer": few},
+        "pairs from preference cases only": {"identical pairs left": few, "pairs from groups of other splits": 12},
+        "splits are disjoint": {"shared cases or groups": few},
+        "the controls learnt": {"sft_more": {"loss on its rows": "1.000 to 0.500", "validation": checks.FEW}},
+    }
+    for name, value in told.items():
+        private, public = (checks.CHECKS[name][2](SimpleNamespace(**seen, shareable=s)) for s in (False, True))
+        assert private[0] == public[0] and few not in str(public[1]) and checks.FEW not in str(public[1])
+        assert {what: one for what, one in private[1].items() if one} == value
 
 
 @pytest.mark.parametrize("offered", [True, False])
