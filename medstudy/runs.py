@@ -99,6 +99,7 @@ class Run:
         self.kept: dict[str, Any] = {}
         self._saved: dict[str, Any] = {}
         self.tried: dict[str, list[dict[str, Any]]] = {}
+        self.told: dict[str, list[dict[str, Any]]] = {}
         self._card = "private"  # its name, once it is known
         self._source: set[str] = set()
         self._started = datetime.now(UTC)
@@ -115,10 +116,10 @@ class Run:
         self.status(name, state="reused" if stage.done else "running")
         return stage
 
-    def settle(self, stage: Stage, tried: list[dict[str, Any]]) -> None:
-        """Take one of several trainings of a name as that arm, and note what was ``tried``."""
+    def settle(self, stage: Stage, tried: list[dict[str, Any]], told: list[dict[str, Any]]) -> None:
+        """Take one of several trainings of a name as that arm; note what was ``tried``, and is ``told`` in run.json."""
         self.stages[stage.name] = stage
-        self.tried[stage.name] = tried
+        self.tried[stage.name], self.told[stage.name] = tried, told
 
     def keep_source(self, card: DataCard, cases: list[Case]) -> None:
         """Keep all texts and identifiers of the cases in ``private/``, for the scan before a report; note the card."""
@@ -184,7 +185,7 @@ class Run:
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": {name: stage.facts.get("seconds") for name, stage in self.stages.items()},
             "stages": {name: {"key": stage.key, **self._facts_of(stage)} for name, stage in self.stages.items()},
-            "tried": [row for rows in self.tried.values() for row in rows],
+            "tried": [row for rows in self.told.values() for row in rows],
             **provenance(),
             **facts,
         }

@@ -42,6 +42,12 @@ def test_the_best_on_validation_becomes_the_arm_and_all_is_written_down(
     assert stage is run.stages["sft"] is trials[1][1]
     assert stage.made_with["sft_learning_rate"] == 1e-3
     assert not list((Path(run.private) / "stages").glob("answers_*"))  # no test case was answered
+    private = get_task("text_classification", card.model_copy(update={"shareable": False}))
+    given = iter([0.2, 0.6, 0.6])  # the scores of 4 patients
+    stage, table = choose(run, "sft", private, splits.validation, trials)
+    assert set(table["score"]) == {"hidden"} and set(table["n"]) == {"< 11"} and hasattr(table, "_repr_mimebundle_")
+    assert [row["score"] for row in run.tried["sft"]] == [0.2, 0.6, 0.6] and stage is trials[1][1]  # the gate knows it
+    assert {row["score"] for row in run.told["sft"]} == {"hidden"}
     alone, table = choose(run, "sft", task, splits.validation, trials[:1])  # nothing to choose from, nothing answered
     assert alone is trials[0][1] and list(table) == ["sft_learning_rate", "sft_epochs"]
 
