@@ -45,7 +45,7 @@ def is_own(table: pd.DataFrame) -> bool:
     return table.attrs.get(OWN) == table.to_csv()
 
 
-def aggregate(made: Made, words: Sequence[str] = ()) -> Made:
+def aggregate(made: Made, words: Sequence[str] = (), enough: bool = True) -> Made:
     """Tag what holds only counts, rates and tests, so that it may leave ``private/``; returns it.
 
     Mask first: counts below `SMALLEST_COUNT` are shown as they stand.
@@ -54,6 +54,7 @@ def aggregate(made: Made, words: Sequence[str] = ()) -> Made:
         made: a DataFrame or its Styler, a matplotlib Figure, or a Markdown object that the package worded.
         words: columns, and names of the index ("" where it has none), that hold the package's own words. With text
             in any other column, which may be a case's, a table gets no tag.
+        enough: it is of so many cases that it tells of no single patients; else it gets no tag.
     """
     if hasattr(made, "savefig"):
         seen, changed = _drawn(made), lambda: made.stale
@@ -67,7 +68,7 @@ def aggregate(made: Made, words: Sequence[str] = ()) -> Made:
         seen, changed = {"text/markdown": text}, lambda: made.data != text
 
     def bundle(**_: Any) -> tuple[dict[str, str], dict[str, Any]] | None:
-        return None if changed() else (seen, {TAG: list(seen)})
+        return None if changed() else (seen, {TAG: list(seen)} if enough else {})
 
     made._repr_mimebundle_ = bundle
     return made

@@ -207,7 +207,8 @@ def values(table: pd.DataFrame) -> pd.DataFrame:
     text = table.assign(text=[value_text(cell) for cell in table.to_dict("records")])
     wide = text.pivot_table("text", names, "arm", aggfunc="first", sort=False).fillna("")
     labels = {arm: look.label for arm, look in (ARMS | BASELINES).items() if arm in wide}
-    return aggregate(wide[[*labels]].rename(columns=labels), names)
+    few = table.groupby(_CELL)["n"].max() < SMALLEST_COUNT
+    return aggregate(wide[[*labels]].rename(columns=labels), names, enough=not few.any())
 
 
 def costs(table: pd.DataFrame) -> pd.DataFrame:

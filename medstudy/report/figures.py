@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from medstudy.arms import ARMS, BASELINES, Arm
+from medstudy.data.cases import SMALLEST_COUNT
 from medstudy.evaluation.metrics import metric_name, small_count
 from medstudy.evaluation.views import value_text
 from medstudy.show import aggregate
@@ -179,7 +180,8 @@ def _panels(table: pd.DataFrame, width: float, said: str) -> Figure:
         for axis, model in zip(axes[0], models, strict=True):
             _above(axis, model_name(model), 27, fontsize=10, fontweight="bold")
         figure.supxlabel(said, fontsize=SMALL, x=0.01, ha="left")
-        return aggregate(figure)
+        few = table.groupby(["title", "model"])["n"].max().between(1, SMALLEST_COUNT - 1)
+        return aggregate(figure, enough=not few.any())
 
 
 def _numbers(cell: Mapping[str, Any]) -> str:

@@ -9,8 +9,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.text import Text
 
 from medstudy.arms import ARMS, BASELINES, CONTRASTS
-from medstudy.evaluation import comparison
-from medstudy.evaluation.evaluate import evaluate
+from medstudy.evaluation import comparison, views
+from medstudy.evaluation.evaluate import evaluate, measure, values
+from medstudy.evaluation.scopes import Cell, metrics_table
 from medstudy.evaluation.verdict import Rules
 from medstudy.report import figures, forest
 from medstudy.show import TAG
@@ -135,6 +136,17 @@ def test_few_cases_of_a_private_source_stand_in_no_calibration_point():
     drawn = (figures.calibration_figure(sure(shareable), "yes").axes[0].lines for shareable in (True, False))
     public, private = (sum(len(line.get_xdata()) for line in lines) for lines in drawn)
     assert 2 < private < public == 2 + 2 * 5
+
+
+def test_values_of_few_cases_are_shown_and_not_tagged():
+    """Those of 9 patients left a private run as a picture, and in the comparison's table."""
+    predictions = [study({"sft": 0.6, "sft_more": 0.6, "dpo": 0.8}, n=n) for n in (9, 40)]
+    for table, tagged in zip(predictions, (False, True), strict=True):
+        measured = measure([table], "text_classification", {"label": list("abcd")}, None)
+        seen = figures.arms_figure(values(measured), ["macro_f1", "accuracy_parsed"])._repr_mimebundle_()
+        assert "image/png" in seen[0] and (TAG in seen[1]) is tagged
+        rows = metrics_table([Cell("text_classification", "m", measured, (0,))])
+        assert (TAG in views.values(rows)._repr_mimebundle_()[1]) is tagged
 
 
 def test_training_curves_can_be_read():
