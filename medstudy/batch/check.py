@@ -137,7 +137,8 @@ def _check_model(
         faults.append(f"{run.task}, {run.model}: {error}")
         return None
     counts = {part: len(drawn) for part, drawn in vars(splits).items()} | {"out": lengths.excluded if lengths else 0}
-    shown = unsolved(pd.Series({part: masked(n, task.card.shareable) for part, n in counts.items()}, dtype=object))
+    exact = pd.Series(counts, dtype=object)
+    shown = unsolved(exact.map(lambda n: masked(n, task.card.shareable)), exact)
     yield f"  {run.model}: " + ", ".join(f"{part} {shown[part]}" for part in vars(splits))
     if not any(run.model in fault for fault in faults) and lengths is None:
         yield "    taken for a hub id, whose files are not on this machine yet: tokens, memory and time are not known"
