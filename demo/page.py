@@ -29,7 +29,7 @@ Another machine gives slightly other numbers; docs/controls.md says how often a 
 #: What each page is no evidence of.
 _LIMITS = {
     "demo": "The models have 2 million parameters, the cases are synthetic: this is no evidence about a clinic.",
-    "public": "The model has 135 million parameters, a sixtieth of what a hospital would use.",
+    "public": "The model has 135 million parameters, a fiftieth of those of the published study.",
 }
 
 
