@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 FORESEEN = {"study": 0.02, "task": 0.05}
 _HEAD = """# What the {name} {kind}gave
 
-*Written by `python -m demo.page` from {study}/verdicts.csv: {n} runs of version {commit},
-{date}, {minutes:.0f} minutes of computing on {threads} thread(s) a run.
+*Written by `python -m demo.page` from {study}/verdicts.csv: {n} runs of version
+{commit}, {date}, {minutes:.0f} minutes of computing on {threads} thread(s) a run.
 Another machine gives slightly other numbers; docs/controls.md says how often a verdict errs.
 {limit}*
 """
@@ -93,6 +93,7 @@ def main(results: Path, docs: Path) -> None:
     """Write both files."""
     import pandas as pd
 
+    from medstudy.report.figures import style
     from medstudy.report.forest import forest_figure
 
     verdicts = pd.read_csv(results / "verdicts.csv", keep_default_na=False, na_values=["nan"])
@@ -107,7 +108,8 @@ def main(results: Path, docs: Path) -> None:
         metrics, contrasts = (pd.read_csv(results / "tables" / f"{name}.csv") for name in ("metrics", "contrasts"))
         text += "\n" + _values(metrics, contrasts[contrasts["primary"]])
     (docs / f"{results.name}.md").write_text(text, encoding="utf-8")
-    forest_figure(verdicts).savefig(docs / f"{results.name}.svg", metadata={"Date": None, "Creator": None})
+    with style():  # the same ids for the same figure
+        forest_figure(verdicts).savefig(docs / f"{results.name}.svg", metadata={"Date": None, "Creator": None})
 
 
 if __name__ == "__main__":

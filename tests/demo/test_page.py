@@ -23,7 +23,7 @@ def test_the_page_is_what_the_study_gave(tmp_path: Path) -> None:
     pd.DataFrame(lines, columns=COLUMNS).to_csv(study / "verdicts.csv", index=False)
     main(study, tmp_path)
     text = (tmp_path / "demo.md").read_text()
-    assert "1 runs of version abcdef0,\n2026-11-26, 1 minutes" in text
+    assert "1 runs of version\nabcdef0, 2026-11-26, 1 minutes" in text
     assert all(f"- **unsure.** {name} said." in text for _, name, _ in rows)
     assert "| study | mean | 0.015 | 0.02 |" in text and "triage | mean | 0.060 | 0.05, not reached |" in text
     assert "<svg" in (tmp_path / "demo.svg").read_text()
