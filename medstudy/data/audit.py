@@ -98,7 +98,7 @@ def notes(card: DataCard, loaded: Loaded, table: pd.DataFrame) -> Iterator[str]:
         yield "no columns.group_id: if patients have several rows, one may be in two splits; name the patient's column"
     largest = Counter(case.group_id for case in loaded.cases).most_common(1)[0][1]
     if largest > len(loaded.cases) / 10:
-        yield f"one group has {shown(largest)} of {shown(len(loaded.cases))} cases: is columns.group_id the patient's?"
+        yield f"a group holds {shown(largest)} of {shown(len(loaded.cases))} cases: is columns.group_id the patient's?"
 
 
 def _counts(cases: list[Case], loaded: Loaded) -> dict[tuple[str, str], int]:
