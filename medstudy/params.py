@@ -50,8 +50,11 @@ def _tasks() -> dict[str, dict[str, Any]]:
 
 @cache
 def _cell_tagged_parameters(file: Path, changed: int) -> dict[str, Any]:
-    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
-    tagged = (cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", []))
+    try:
+        cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
+        tagged = iter([cell["source"] for cell in cells if "parameters" in cell["metadata"].get("tags", [])])
+    except (ValueError, KeyError, TypeError):  # half a notebook, or one of old: no task's
+        return {}
     return {name: value for name, value in assigned("".join(next(tagged, ""))).items() if value is not ...}
 
 

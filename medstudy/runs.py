@@ -19,9 +19,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from IPython import get_ipython
+
 from medstudy.arms import ARMS, BASELINES, CONTRASTS
 from medstudy.files import as_json, code_fingerprint, fingerprint, private_folder, read_json, slug, write_json
-from medstudy.params import RunParams, project_root
+from medstudy.params import RunParams, assigned, project_root
 from medstudy.provenance import provenance
 
 if TYPE_CHECKING:
@@ -170,6 +172,7 @@ class Run:
 
     def finish(self, **facts: Any) -> dict[str, Any]:
         """Write run.json, the end marker, and return it; RunError if anything is not of this start and parameters."""
+        self._refuse_unread_values()
         self._refuse_mixtures()
         self.status("finished", state="ok")
         parameters, facts = self.params.model_dump(), self.facts | facts
@@ -203,6 +206,17 @@ class Run:
 
     def _answered(self) -> dict[str, str]:
         return {name: stage.key for name, stage in self.stages.items() if name.startswith("answers_")}
+
+    def _refuse_unread_values(self) -> None:
+        """A parameters cell that was run after the values were collected shows others than the run has."""
+        shell = get_ipython()
+        for cell in reversed(shell.user_ns.get("In", []) if shell else []):
+            if "from_notebook" in cell:
+                return
+            for name, value in assigned(cell).items():
+                if name in RunParams.model_fields and value is not ... and value != getattr(self.params, name):
+                    was = f"a parameters cell says {name} = {value!r}, but this run has {getattr(self.params, name)!r}"
+                    raise RunError(f"{was}: run the cell with from_notebook, and those below it")
 
     def _refuse_mixtures(self) -> None:
         """Cells can be run in any order: what run.json says must be what everything was made with."""

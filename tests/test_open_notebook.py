@@ -74,6 +74,8 @@ def test_cells_are_edited_and_run_in_any_order(opened: Opened) -> None:
     # another beta, and only the last cells run again
     opened.cells[1] += "\ndpo_beta = 0.5"
     opened.run(opened.cells[1])
+    with pytest.raises(CellExecutionError, match="a parameters cell says dpo_beta = 0.5, but this run has 0.1"):
+        opened.run(opened.cells[finish])
     opened.run(opened.cells[collect])
     with pytest.raises(CellExecutionError, match="the splits are of an earlier start"):
         opened.run(opened.cells[finish])

@@ -207,3 +207,13 @@ def test_the_notebooks_share_one_skeleton_within_its_budget(task: str) -> None:
     imported = [name for line in ast.walk(ast.parse(source)) if isinstance(line, ast.ImportFrom) for name in line.names]
     assert len(imported) <= 25
     assert not any(c.get("outputs") for c in notebook.cells)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"worksheets": []}', '{"cells": [{"source": "x = 1"}]}'])
+def test_half_a_notebook_beside_the_others_is_no_task(tmp_path: Path, monkeypatch, content: str) -> None:
+    """It broke every command, and study.yaml was blamed."""
+    for folder in ("notebooks", "params"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "notebooks" / "Untitled.ipynb").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    assert resolve({"task": "summarization"}).task == "summarization"

@@ -170,6 +170,8 @@ class Columns(Section):
             raise ValueError("fields go where text says {fields}: give both, or a text with {Column} placeholders")
         if not self.shown:
             raise ValueError(f"text {self.text!r} names no {{Column}}: every case would read the same")
+        if named := {self.group_id, self.case_id}.intersection(self.shown) - {""}:
+            raise ValueError(f"column '{min(named)}' names a patient or case (group_id, case_id): not for the text")
         leaks = {*self.exclude, *self.answers}.intersection(self.shown)
         if leaks:
             told = f"column '{min(leaks)}' gives the answer away (gold or exclude) but is in text or details"

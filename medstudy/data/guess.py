@@ -14,9 +14,9 @@ from medstudy.tasks import TASK_TYPES
 
 #: What columns are called, by the part that they play.
 NAMES = {
-    "group_id": r"^(mrn|pid)$|(^|[-_. ])(pat(ient(en)?)?|subject|person)[-_. ]*(id|n[ro]|num(mer|ber)|key)?$"
-    r"|(^|[-_. ])hospital[-_. ]*(id|n[ro]|num(mer|ber)|key)$",
-    "case_id": r"(^|[-_. ])(id|nr|no|number|key)$|nummer$",
+    "group_id": r"^(mrn|pid)$|(^|[-_. ])(pat(ient(en)?)?|subject|person)[-_. ]*(id|n[ro]|num(mer|ber)|key)?\.?$"
+    r"|(^|[-_. ])(hospital|fall)[-_. ]*(id|n[ro]|num(mer|ber)|key)\.?$",
+    "case_id": r"(^|[-_. ])(id|nr|no|number|key)\.?$|nummer$",
     "text": r"complain|text|note|message|nachricht|report|question|dialog|convers|histor|abstract|narrat|vignet|reason",
     "urgency": r"urgen|acuity|triage|esi\b|ktas|mts\b|priorit|level|dringlich",
     "provider": r"provider|dispos|destination|special|department|seen[_ ]by|referr|team|fachgr|abteilung",

@@ -58,7 +58,7 @@ def _study(task: str, folder: Path, root: Path) -> Iterator[str]:
     # some go lost where a patient's cases would be in two splits
     few = len(loaded.cases) < 1.1 * sum(getattr(usual, name) for name in names)
     sizes = dict.fromkeys(names, 0) if few else {}
-    tokens = max(8, longest // 2 + 4)
+    tokens = max(8, min(longest + 4, longest // 2 + 34))  # words that the built-in models do not know cost more
     _write(folder / "study.yaml", {"models": ["builtin/llama"], "seeds": [0, 1, 2], "tasks": {task: {}}})
     _write(folder / "shared.yaml", {"data_root": str(root)} | sizes)
     _write(folder / f"{task}.yaml", {"data": str(folder / "card.yaml"), "max_new_tokens": tokens})

@@ -77,7 +77,9 @@ def finished_runs(study: Path) -> list[FinishedRun]:
 
 
 def study_cells(runs: list[FinishedRun]) -> list[Cell]:
-    """One cell per task and model, over its seeds, computed from the predictions alone."""
+    """One cell per task and model, over its seeds, computed from the predictions alone; DataError without any run."""
+    if not runs:
+        raise DataError("no finished run of this study: look at `study` and `results`, and at medstudy status")
     return [_cell(*cell, [run for run in runs if run.cell == cell]) for cell in dict.fromkeys(r.cell for r in runs)]
 
 

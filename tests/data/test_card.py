@@ -95,6 +95,7 @@ BROKEN = {
     "unknown positive": (edited("positive", "yes"), ["positive 'yes'"]),
     "leak column in the text": (edited("columns.text", "{diagnosis} {fields}"), ["'diagnosis' gives the answer away"]),
     "leak column in a field": (edited("columns.exclude", ["pulse"]), ["'pulse' gives the answer away"]),
+    "patient in the text": (edited("columns.group_id", "pulse"), ["'pulse' names a patient or case"]),
     "answer in the text": (edited("columns.text", "{level}\n{fields}"), ["'level' gives the answer away"]),
     "fields without their place": (edited("columns.text", "{complaint}"), ["{fields}"]),
     "the same text for all": (edited("columns", BASE["columns"] | {"text": "Hm", "fields": []}), ["read the same"]),

@@ -178,7 +178,9 @@ def test_words_of_urgency_are_to_be_put_in_order_by_hand(tmp_path: Path) -> None
     assert "urgency from the least: Later, now, soon (BY THE ALPHABET: order labels.urgency by hand)" in said
 
 
-@pytest.mark.parametrize("name", ["Pat-Nr", "PatNr", "Patientennummer", "Hospital No", "patient_id", "MRN"])
+@pytest.mark.parametrize(
+    "name", ["Pat-Nr", "Pat.-Nr.", "Patienten-Nr.", "PatNr", "Patientennummer", "Hospital No", "patient_id", "MRN"]
+)
 def test_the_patients_column_is_found_or_its_absence_said(name: str, tmp_path: Path) -> None:
     labels = ["Refill", "refill", "clinical question", "Clinical  question", "?", "N/A"]
     frame = pd.DataFrame({name: [f"P{i % 60}" for i in range(120)], "clerk": [f"c{i % 30}" for i in range(120)]})

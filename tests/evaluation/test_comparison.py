@@ -73,3 +73,8 @@ def test_runs_that_differ_in_more_than_their_seed_are_not_pooled(study: Path, tm
         comparison.recompute(study)
     with pytest.raises(DataError, match="no finished run; see: medstudy status"):
         comparison.recompute(tmp_path / "none")
+
+
+def test_a_study_without_a_finished_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no finished run of this study: look at `study`"):
+        comparison.study_cells(comparison.finished_runs(tmp_path))
