@@ -19,8 +19,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from IPython import get_ipython
-
 from medstudy.arms import ARMS, BASELINES, CONTRASTS
 from medstudy.files import as_json, code_fingerprint, fingerprint, private_folder, read_json, slug, write_json
 from medstudy.params import RunParams, assigned, project_root
@@ -209,6 +207,8 @@ class Run:
 
     def _refuse_unread_values(self) -> None:
         """A parameters cell that was run after the values were collected shows others than the run has."""
+        from IPython import get_ipython  # not needed by commands that read runs
+
         shell = get_ipython()
         for cell in reversed(shell.user_ns.get("In", []) if shell else []):
             if "from_notebook" in cell:

@@ -181,7 +181,7 @@ def _said(
         return NOTHING, f"there is nothing to compare: {'; '.join(sorted(why)) or 'arms are missing'}"
     label = over(judged, rules)
     parts = [_evidence(outcome, rules, label) for outcome in outcomes]
-    notes = [*_notes(label, outcomes, rules), *_left_out(members)]
+    notes = [*_notes(label, outcomes, rules), *_left_out(members, rules)]
     claim = _claim(label, judged)
     if any(outcome.n_seeds < 2 for outcome in outcomes):
         claim = _ONE if all(len(cell.seeds) < 2 for cell in sound) else _SOME
@@ -236,8 +236,8 @@ def _notes(label: str, outcomes: Sequence[Outcome], rules: Rules) -> list[str]:
     return notes + ([rules.note] if rules.note else [])
 
 
-def _left_out(cells: Sequence[Cell]) -> list[str]:
-    """Which cells do not count, and whether those that do are better than a baseline that reads nothing."""
+def _left_out(cells: Sequence[Cell], rules: Rules) -> list[str]:
+    """Which cells do not count, and how those that do stand beside baselines (means over seeds, no test)."""
     sound = [cell for cell in cells if not cell.failed_gates]
     used = [cell for cell in sound if any(m.metric.primary for m in cell.comparable())]
     counts = {"gates failed": len(cells) - len(sound), "nothing to compare": len(sound) - len(used)}
@@ -250,7 +250,7 @@ def _left_out(cells: Sequence[Cell]) -> list[str]:
         best = {name: np.nanmax([cell.value(name, arm) for arm in ARMS]) for name in names}
         read, blind = ([x for name, x in cell.baselines.items() if (name in BLIND) == same] for same in (False, True))
         poor += any(cell.value(name, "dpo") <= simple.get(name, -1.0) for name in names for simple in blind)
-        rather += any(all(simple.get(name, -1.0) > best[name] for name in names) for simple in read)
+        rather += any(all(simple.get(name, -1.0) > best[name] + rules.margin for name in names) for simple in read)
     where = f"in {{}} {of} " if len(cells) > 1 else ""
     if poor:
         notes.append(f"{where.format(poor)}DPO is no better than an answer without reading (commonest, or first words)")

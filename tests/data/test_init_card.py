@@ -14,6 +14,9 @@ from medstudy.data.init_card import init_card
 from medstudy.data.load import load_cases
 from medstudy.data.splits import split_cases
 from medstudy.studies import load_study
+from medstudy.tasks import get_task
+from medstudy.training.chat import load_chat
+from medstudy.training.prompts import fit_context
 
 NOTES = pd.DataFrame(
     {
@@ -216,3 +219,18 @@ def test_a_first_study_asks_for_no_more_cases_than_there_are(tmp_path, n):
     _, cases = guessed(csv(notes)(tmp_path), "text_classification", tmp_path / "study")
     drawn = split_cases(cases, load_study(tmp_path / "study").runs()[0])
     assert all(vars(drawn).values())
+
+
+def test_answers_in_words_that_the_built_in_model_does_not_know_have_room(tmp_path: Path) -> None:
+    """28 tokens were written for answers of 31, and the first `check` refused the study."""
+    rows = [
+        f"{i};Seit {i} Tagen Fieber;{('Fachärztin für Übergewicht', 'Pflegekräfte')[i % 2]};nächste Woche"
+        for i in range(30)
+    ]
+    rows += [f"{i};Seit {i} Tagen Husten;Notaufnahme;sofort" for i in range(30, 60)]
+    (tmp_path / "portal.csv").write_text("\n".join(["Pat.-Nr.;Nachricht;Provider;Urgency", *rows]))
+    [*_] = init_card([tmp_path / "portal.csv"], "clinical_triage", tmp_path / "study")
+    run, card = load_study(tmp_path / "study").runs()[0], load_card(tmp_path / "study" / "card.yaml")
+    assert card.columns.group_id == "Pat.-Nr."
+    cases, lengths = fit_context(load_cases(card, tmp_path).cases, get_task(run.task, card), load_chat(run), run)
+    assert len(cases) == 60 and max(lengths.answer) == run.max_new_tokens

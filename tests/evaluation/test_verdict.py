@@ -244,6 +244,10 @@ def test_a_regression_that_beats_every_arm_is_told():
     assert why in first(table, "cell", better.places["cell"])["sentence"]
     assert f"in 1 of 2 tasks {why}" in first(table, "study", "study")["sentence"]
     assert "language model" not in first(table, "task", "clinical_reasoning")["sentence"]
+    best = max(better.value("macro_f1", arm) for arm in SHARES)
+    for lead, told in ((0.02, False), (0.04, True)):  # less than the margin is no better
+        near = cell(baselines={"logistic_regression": {"macro_f1": best + lead}})
+        assert (why in first(verdict_table([near], Rules()), "cell", near.places["cell"])["sentence"]) is told
 
 
 def test_controls_that_are_one_training_are_told():
